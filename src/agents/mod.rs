@@ -1,0 +1,3 @@
+//! Who speaks to the model, and what it is told. Pure.
+
+pub mod executor;

@@ -1,0 +1,322 @@
+//! The composition root: the only file that names ports and adapters alike. Starts everything in the
+//! order that durability wants, waits, and stops it in reverse.
+
+use std::{
+    fs::{self, OpenOptions, Permissions},
+    io::{self, Write as _},
+    net::SocketAddr,
+    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    net::{TcpListener, UnixListener},
+    sync::{mpsc, watch},
+};
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::{service::Routes, transport::Server};
+use tonic_health::{ServingStatus, server::HealthReporter};
+
+use crate::{
+    backend::ResponsesBackend,
+    config::Config,
+    domain::{
+        ids::ToolName,
+        journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
+        redact::Redactor,
+    },
+    engine::{Engine, World},
+    grpc::{self, Door, HEALTH_NAMES, Info},
+    policy_files::{self, Sources},
+    ports::{Clock as _, Journal},
+    sandbox::LocalSandbox,
+    sqlite,
+    system::{SystemChance, SystemClock},
+    tasks::Tasks,
+    telemetry, tools,
+};
+
+/// How long steps under way may take when the daemon stops.
+const GRACE: Duration = Duration::from_secs(10);
+/// How long open connections may take after that.
+const CONNECTIONS: Duration = Duration::from_secs(2);
+/// Calls that one connection may have under way at the same time.
+const CALLS_A_CONNECTION: u32 = 256;
+/// File names in the state directory.
+const SOCKET: &str = "agentd.sock";
+const TOKEN: &str = "token";
+
+/// Why the daemon did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    #[error("the state directory {path} cannot be used; create it, or choose another with --state-dir")]
+    State { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Policy(#[from] policy_files::PolicyErrors),
+    #[error(transparent)]
+    Store(#[from] sqlite::OpenError),
+    #[error(transparent)]
+    Sandbox(#[from] crate::ports::SandboxError),
+    #[error("backend: {0}")]
+    Backend(String),
+    #[error("the address {address} cannot be listened on; is another agentd running? Choose another with --listen")]
+    Listen { address: String, source: io::Error },
+    #[error("signals cannot be heard")]
+    Signals(io::Error),
+    #[error("the API description cannot be served")]
+    Reflection(#[from] tonic_reflection::server::Error),
+    #[error(transparent)]
+    Journal(#[from] crate::ports::JournalError),
+    #[error(transparent)]
+    Engine(#[from] crate::engine::EngineError),
+    #[error("the daemon stopped itself: {0}")]
+    Fatal(String),
+}
+
+/// Runs the daemon until SIGTERM or SIGINT. `ready` is told the addresses once all is served.
+pub async fn run(config: Config, launcher: PathBuf, ready: impl FnOnce(&str)) -> Result<(), DaemonError> {
+    let mut signals = signals()?;
+    let parts = assemble(&config, launcher).await?;
+    let servers = serve(&config, &parts).await?;
+    ready(&format!(
+        "agentd is ready: grpc {} and unix:{}",
+        servers.address,
+        config.state_directory.join(SOCKET).display()
+    ));
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut fatal = parts.engine.fatal();
+    let why = tokio::select! {
+        signal = signals.recv() => Ok(signal.unwrap_or("the end of the signals")),
+        message = failed(&mut fatal) => Err(message),
+    };
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    match why {
+        Ok(signal) => {
+            tracing::info!(signal, "stopping");
+            // A second signal means: at once. What is under way is left to the next daemon.
+            tokio::select! {
+                stopped = stop(&config, parts, servers, signal) => stopped,
+                _ = signals.recv() => Ok(()),
+            }
+        }
+        Err(message) => Err(DaemonError::Fatal(message)),
+    }
+}
+
+/// Why the journal failed, once it has.
+async fn failed(fatal: &mut watch::Receiver<Option<String>>) -> String {
+    let message = fatal.wait_for(Option::is_some).await;
+    message.ok().and_then(|message| message.clone()).unwrap_or_default()
+}
+
+/// What the daemon is made of.
+struct Parts {
+    engine: Engine,
+    journal: Arc<sqlite::SqliteJournal>,
+    clock: Arc<SystemClock>,
+    info: Info,
+    token: Arc<str>,
+}
+
+async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonError> {
+    let state = &config.state_directory;
+    create_private(state).map_err(|source| DaemonError::State { path: state.clone(), source })?;
+    let chance = Arc::new(SystemChance::default());
+    let clock = Arc::new(SystemClock::default());
+    let token = token(state, &chance)
+        .map_err(|source| DaemonError::State { path: state.join(TOKEN), source })?;
+    let policy = Arc::new(policy(config)?);
+    let secrets = config.backend.api_key.iter().cloned().chain([token.to_string()]);
+    // The journal first: its lock says that this state directory is ours.
+    let journal = Arc::new(sqlite::open(state, Redactor::new(secrets))?);
+    // Then the sandbox: what the last daemon left running is dead before anything is decided.
+    let sandbox = Arc::new(LocalSandbox::open(launcher, state, &config.workspace_root)?);
+    let backend = ResponsesBackend::new(&config.backend).map_err(DaemonError::Backend)?;
+    let started = clock.now();
+    let info = Info {
+        started,
+        backend_url: backend.url().to_owned(),
+        model: config.model.clone(),
+        workspace_root: config.workspace_root.display().to_string(),
+        state_directory: state.display().to_string(),
+        sqlite_version: sqlite::version().to_owned(),
+    };
+    let record = DaemonStarted {
+        version: env!("CARGO_PKG_VERSION").into(),
+        epoch: journal.epoch(),
+        sqlite: sqlite::version().into(),
+        policy_revision: policy.revision.clone(),
+    };
+    note(&*journal, &clock, record.into(), Some(policy.revision.clone())).await?;
+    let world = World {
+        model: Arc::new(backend),
+        default_model: config.model.clone(),
+        sandbox,
+        journal: journal.clone(),
+        clock: clock.clone(),
+        chance,
+        policy,
+        epoch: journal.epoch(),
+    };
+    let engine = Engine::new(world, config.limits);
+    let resumed = engine.resume().await?;
+    if resumed > 0 {
+        tracing::info!(runs = resumed, "runs go on");
+    }
+    Ok(Parts { engine, journal, clock, info, token })
+}
+
+fn policy(config: &Config) -> Result<crate::domain::policy::Policy, policy_files::PolicyErrors> {
+    let mut sources = match &config.policy_directory {
+        Some(directory) => Sources::from_directory(directory)?,
+        None => Sources::built_in(),
+    };
+    sources.extra_commands = config.allow_commands.clone();
+    let known: Vec<ToolName> = tools::SPECS.iter().map(|spec| spec.name.clone()).collect();
+    policy_files::compile(&sources, &known)
+}
+
+async fn note(
+    journal: &dyn Journal,
+    clock: &SystemClock,
+    record: Record,
+    policy_revision: Option<crate::domain::ids::PolicyRevision>,
+) -> Result<(), DaemonError> {
+    Ok(journal.append_daemon(NewEntry { time: clock.now(), record, policy_revision }).await?)
+}
+
+/// What serves callers.
+struct Servers {
+    tasks: Tasks,
+    health: Vec<HealthReporter>,
+    address: SocketAddr,
+}
+
+async fn serve(config: &Config, parts: &Parts) -> Result<Servers, DaemonError> {
+    let owner = rustix::process::geteuid().as_raw();
+    let socket_path = config.state_directory.join(SOCKET);
+    let listen = |address: String| move |source| DaemonError::Listen { address, source };
+    let socket =
+        bind_socket(&socket_path).map_err(listen(socket_path.display().to_string()))?;
+    let tcp = TcpListener::bind(config.listen).await.map_err(listen(config.listen.to_string()))?;
+    let address = tcp.local_addr().map_err(listen(config.listen.to_string()))?;
+
+    let tasks = Tasks::default();
+    let door = Door::Socket { owner };
+    let (routes, socket_health) = grpc::services(&parts.engine, parts.info.clone(), door).await?;
+    tasks.spawn("grpc-socket", serve_on(routes, UnixListenerStream::new(socket), tasks.token()));
+    let door = Door::Token { owner, token: parts.token.clone() };
+    let (routes, tcp_health) = grpc::services(&parts.engine, parts.info.clone(), door).await?;
+    let incoming = tonic::transport::server::TcpIncoming::from(tcp).with_nodelay(Some(true));
+    tasks.spawn("grpc-tcp", serve_on(routes, incoming, tasks.token()));
+    Ok(Servers { tasks, health: vec![socket_health, tcp_health], address })
+}
+
+async fn serve_on<I, IO>(routes: Routes, incoming: I, stopping: tokio_util::sync::CancellationToken)
+where
+    I: futures_util::Stream<Item = io::Result<IO>>,
+    IO: tokio::io::AsyncRead
+        + tokio::io::AsyncWrite
+        + tonic::transport::server::Connected
+        + Unpin
+        + Send
+        + 'static,
+{
+    let served = Server::builder()
+        .max_concurrent_streams(CALLS_A_CONNECTION)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stopping.cancelled())
+        .await;
+    if let Err(error) = served {
+        tracing::error!(error = %telemetry::chain(&error), "a gRPC server ended");
+    }
+}
+
+async fn stop(
+    config: &Config,
+    parts: Parts,
+    servers: Servers,
+    signal: &str,
+) -> Result<(), DaemonError> {
+    for health in &servers.health {
+        for name in HEALTH_NAMES.into_iter().filter(|name| *name != "liveness").chain([""]) {
+            health.set_service_status(name, ServingStatus::NotServing).await;
+        }
+    }
+    if !parts.engine.stop(GRACE).await {
+        tracing::warn!("some steps had not finished; they are left to the next daemon");
+    }
+    servers.tasks.stop(CONNECTIONS).await;
+    let record = DaemonStopped { why: signal.into() };
+    note(&*parts.journal, &parts.clock, record.into(), None).await?;
+    let _ = fs::remove_file(config.state_directory.join(SOCKET));
+    Ok(())
+}
+
+/// SIGTERM and SIGINT as they come.
+fn signals() -> Result<mpsc::Receiver<&'static str>, DaemonError> {
+    use signal_hook::{
+        consts::{SIGINT, SIGTERM},
+        iterator::Signals,
+    };
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(DaemonError::Signals)?;
+    let (heard, receiver) = mpsc::channel(2);
+    std::thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            for signal in signals.forever() {
+                let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
+                // More than two say nothing new.
+                let _ = heard.try_send(name);
+            }
+        })
+        .map_err(DaemonError::Signals)?;
+    Ok(receiver)
+}
+
+fn create_private(directory: &Path) -> io::Result<()> {
+    if !directory.is_dir() {
+        fs::create_dir_all(directory)?;
+        fs::set_permissions(directory, Permissions::from_mode(0o700))?;
+    }
+    Ok(())
+}
+
+/// The owner's bearer token; made at the first start.
+fn token(state: &Path, chance: &SystemChance) -> io::Result<Arc<str>> {
+    let path = state.join(TOKEN);
+    match fs::read_to_string(&path) {
+        Ok(token) if token.trim().len() >= 32 => return Ok(token.trim().into()),
+        Ok(_) => return Err(io::Error::other("the token is too short; delete the file to make a new one")),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let token: String = chance.bytes::<32>().iter().map(|byte| format!("{byte:02x}")).collect();
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
+    writeln!(file, "{token}")?;
+    file.sync_all()?;
+    Ok(token.into())
+}
+
+fn bind_socket(path: &Path) -> io::Result<UnixListener> {
+    // The state directory's lock is ours: a socket that lies here belongs to a dead daemon.
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    let socket = UnixListener::bind(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(socket)
+}
+
+/// The launcher: `AGENTD_SANDBOX`, else beside the running program.
+pub fn launcher(named: Option<PathBuf>) -> PathBuf {
+    named.unwrap_or_else(|| {
+        let beside = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
+        beside.unwrap_or_default().join("agentd-sandbox")
+    })
+}

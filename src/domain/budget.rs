@@ -1,0 +1,63 @@
+//! Limits, each with its unit. Who enforces which: the run's limits in `domain::run`, the bounds of
+//! bodies and texts where they enter.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest task text that is accepted, in bytes.
+pub const TASK_BYTES: usize = 1 << 20;
+/// Most bytes of one stream of output (stdout, stderr, a file) that the model is shown: half from
+/// the head, half from the tail.
+pub const OUTPUT_TEXT_BYTES: usize = 32 * 1024;
+/// Most tool calls that one answer of the model may ask for.
+pub const CALLS_PER_TURN: usize = 64;
+
+/// Limits of one run. Reaching one suspends the run; it loses nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Budget {
+    /// Answers of the model.
+    pub max_turns: u32,
+    /// Tool calls, refused ones included.
+    pub max_tool_calls: u32,
+    /// Input and output tokens together, as the backend counts them.
+    pub max_tokens: u64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { max_turns: 100, max_tool_calls: 500, max_tokens: 5_000_000 }
+    }
+}
+
+/// What a run has used so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Requests to the model that were answered.
+    pub turns: u32,
+    pub tool_calls: u32,
+    pub input_tokens: u64,
+    pub cached_input_tokens: u64,
+    pub output_tokens: u64,
+    pub reasoning_tokens: u64,
+    /// Requests that were lost with the daemon or the connection: they may have cost something.
+    pub turns_of_unknown_cost: u32,
+}
+
+impl Usage {
+    pub fn add_tokens(&mut self, tokens: &TokenCount) {
+        self.input_tokens += tokens.input;
+        self.cached_input_tokens += tokens.cached_input;
+        self.output_tokens += tokens.output;
+        self.reasoning_tokens += tokens.reasoning;
+    }
+}
+
+/// Tokens of one answer, as the backend counts them; a backend that does not count reports zeros.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TokenCount {
+    pub input: u64,
+    /// Of `input`, those served from the backend's cache.
+    pub cached_input: u64,
+    pub output: u64,
+    /// Of `output`, those spent on reasoning.
+    pub reasoning: u64,
+}

@@ -1,0 +1,141 @@
+//! What a tool call would do to the world, as data, before it is done; and what was found when it was
+//! resolved. Nothing here touches the world: see `ports::Sandbox`.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::ids::RuleId;
+
+/// What a tool call wants, in the model's own words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    ReadFile { path: String },
+    WriteFile { path: String, content: Arc<str> },
+    Spawn { argv: Vec<String> },
+}
+
+/// Path of a file relative to the workspace, resolved: no `.`, no `..`, no symlink left in it.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct WorkspacePath(String);
+
+impl WorkspacePath {
+    /// Takes what the kernel said the path is. Empty is the workspace itself.
+    pub fn from_resolved(path: impl Into<String>) -> Self {
+        Self(path.into())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for WorkspacePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Debug for WorkspacePath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.0)
+    }
+}
+
+/// What policy is asked about: the effect with every name replaced by what it stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "effect", rename_all = "snake_case")]
+pub enum Facts {
+    ReadFile {
+        path: WorkspacePath,
+        bytes: u64,
+    },
+    WriteFile {
+        path: WorkspacePath,
+        bytes: u64,
+        /// SHA-256 of the new content, 64 hexadecimal digits.
+        sha256: String,
+    },
+    Spawn {
+        argv: Vec<String>,
+        /// Absolute path of the program that `argv[0]` stands for.
+        executable: String,
+        /// SHA-256 of that program, 64 hexadecimal digits.
+        sha256: String,
+    },
+}
+
+/// Something that policy can be asked about.
+pub trait Factual {
+    fn facts(&self) -> &Facts;
+}
+
+impl Factual for Facts {
+    fn facts(&self) -> &Facts {
+        self
+    }
+}
+
+/// What a tool's effect gave back, before a tool turns it into words for the model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EffectResult {
+    Read { path: WorkspacePath, content: Captured, file_bytes: u64 },
+    Written { path: WorkspacePath, bytes: u64, before: Before },
+    Ran(Ran),
+    /// The world said no (no such file, disk full); the text is for the model.
+    Failed { message: String },
+}
+
+/// What a written file was before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Before {
+    Absent,
+    Replaced,
+    /// The content was already there, from an attempt that a crash cut off.
+    AlreadyDone,
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ran {
+    pub exit: Exit,
+    pub stdout: Captured,
+    pub stderr: Captured,
+    /// CPU time of the whole process tree, in milliseconds.
+    pub cpu_ms: u64,
+    /// Largest resident memory of any single process, in KiB.
+    pub peak_memory_kib: u64,
+    pub wall_ms: u64,
+}
+
+/// Why a program is no longer running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    Code(i32),
+    Signal(i32),
+    /// The wall-clock limit was reached; the whole tree was killed.
+    TimedOut,
+    /// The memory limit was reached; the kernel killed it.
+    OutOfMemory,
+    /// The caller stopped it.
+    Stopped,
+}
+
+/// One stream of output: its head and its tail, when it was longer than the cap.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Captured {
+    pub head: Vec<u8>,
+    pub tail: Vec<u8>,
+    /// Bytes between head and tail that were counted and dropped.
+    pub dropped: u64,
+}
+
+/// Why an effect could not be resolved to facts. The model hears it; nothing was touched.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unresolved {
+    /// A built-in rule forbids it whatever the policy says.
+    Refused { rule: RuleId, message: String },
+    /// There is no such thing.
+    Missing { message: String },
+}

@@ -1,0 +1,146 @@
+//! What was said in a conversation. The backend's own JSON rides along untouched, so that it can be
+//! replayed as it came; only what agentd acts on is read out of it, by `backend::wire`.
+
+use std::{collections::HashMap, sync::Arc};
+
+use crate::domain::{
+    budget,
+    ids::{CallId, ToolName},
+    journal::{AnsweredItem, AskedCall},
+};
+
+/// One thing said, in the order it was said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Item {
+    User { text: Arc<str> },
+    /// Said by the model: the backend's JSON, verbatim.
+    Model { raw: Arc<str> },
+    ToolOutput { call_id: CallId, output: Arc<str> },
+}
+
+/// Why an answer of the model cannot be acted on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum AnswerFault {
+    #[error("the backend gave the call id {0} to two different calls in one answer")]
+    AmbiguousCallId(CallId),
+    #[error(
+        "the model asked for {0} tool calls in one answer, {max} are accepted",
+        max = budget::CALLS_PER_TURN
+    )]
+    TooManyCalls(usize),
+}
+
+/// The items of an answer that count: a call that is repeated word for word counts once.
+///
+/// The order is the model's. Errors: see [`AnswerFault`]; nothing of such an answer may be acted on.
+pub fn settle(items: Vec<AnsweredItem>) -> Result<Vec<AnsweredItem>, AnswerFault> {
+    let mut seen: HashMap<CallId, AskedCall> = HashMap::new();
+    let mut settled = Vec::with_capacity(items.len());
+    for item in items {
+        if let Some(call) = &item.call {
+            match seen.get(&call.call_id) {
+                Some(earlier) if earlier == call => continue,
+                Some(_) => return Err(AnswerFault::AmbiguousCallId(call.call_id.clone())),
+                None => seen.insert(call.call_id.clone(), call.clone()),
+            };
+        }
+        settled.push(item);
+    }
+    match seen.len() {
+        calls if calls > budget::CALLS_PER_TURN => Err(AnswerFault::TooManyCalls(calls)),
+        _ => Ok(settled),
+    }
+}
+
+/// Where a conversation breaks the rule that every call has its output and every output its call.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PairingFault {
+    #[error("call {0} has no output")]
+    CallWithoutOutput(CallId),
+    #[error("output for {0} has no call before it")]
+    OutputWithoutCall(CallId),
+}
+
+/// What pairing needs to know of one item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Paired {
+    Call(CallId),
+    Output(CallId),
+    Other,
+}
+
+/// Checks that each call is followed by exactly one output before the conversation goes on.
+///
+/// Ids may come again in a later turn, since local servers repeat theirs: an output belongs to the
+/// last open call of its id.
+pub fn check_pairing(items: impl IntoIterator<Item = Paired>) -> Result<(), PairingFault> {
+    let mut open: Vec<CallId> = Vec::new();
+    for item in items {
+        match item {
+            Paired::Call(id) => open.push(id),
+            Paired::Output(id) => match open.iter().position(|call| *call == id) {
+                Some(found) => drop(open.swap_remove(found)),
+                None => return Err(PairingFault::OutputWithoutCall(id)),
+            },
+            Paired::Other => {}
+        }
+    }
+    match open.into_iter().next() {
+        Some(id) => Err(PairingFault::CallWithoutOutput(id)),
+        None => Ok(()),
+    }
+}
+
+/// Names of tools for a sentence, in the order given.
+pub fn names<'a>(tools: impl IntoIterator<Item = &'a ToolName>) -> String {
+    tools.into_iter().map(ToolName::as_str).collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(id: &str, arguments: &str) -> AnsweredItem {
+        AnsweredItem {
+            raw: serde_json::value::RawValue::from_string("{}".into()).unwrap().into(),
+            call: Some(AskedCall {
+                call_id: CallId::new(id),
+                tool: ToolName::new("read_file"),
+                arguments: arguments.into(),
+            }),
+        }
+    }
+
+    #[test]
+    fn a_call_repeated_word_for_word_counts_once() {
+        let settled = settle(vec![asked("a", "{}"), asked("b", "{}"), asked("a", "{}")]).unwrap();
+        let ids: Vec<_> = settled.into_iter().map(|item| item.call.unwrap().call_id).collect();
+        assert_eq!(ids, [CallId::new("a"), CallId::new("b")]);
+    }
+
+    #[test]
+    fn one_id_for_two_different_calls_is_a_fault() {
+        let fault = settle(vec![asked("a", "{}"), asked("a", r#"{"path":"x"}"#)]).unwrap_err();
+        assert_eq!(fault, AnswerFault::AmbiguousCallId(CallId::new("a")));
+    }
+
+    #[test]
+    fn more_calls_than_the_bound_are_a_fault() {
+        let items = (0..=budget::CALLS_PER_TURN).map(|n| asked(&format!("c{n}"), "{}")).collect();
+        assert_eq!(settle(items).unwrap_err(), AnswerFault::TooManyCalls(budget::CALLS_PER_TURN + 1));
+    }
+
+    #[test]
+    fn pairing_wants_one_output_for_each_call_and_one_call_for_each_output() {
+        let (a, b) = (CallId::new("a"), CallId::new("b"));
+        let call = |id: &CallId| Paired::Call(id.clone());
+        let output = |id: &CallId| Paired::Output(id.clone());
+        assert_eq!(check_pairing([call(&a), call(&b), output(&b), output(&a)]), Ok(()));
+        assert_eq!(check_pairing([call(&a), output(&a), Paired::Other, call(&a), output(&a)]), Ok(()));
+        assert_eq!(check_pairing([call(&a)]), Err(PairingFault::CallWithoutOutput(a.clone())));
+        assert_eq!(
+            check_pairing([call(&a), output(&a), output(&a)]),
+            Err(PairingFault::OutputWithoutCall(a))
+        );
+    }
+}

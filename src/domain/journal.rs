@@ -1,0 +1,513 @@
+//! What the journal remembers: kinds of entries with versioned shapes, and the hash chain over them.
+//! The only serde shapes of the domain. Where they are kept: `ports::Journal`. What they mean:
+//! [`crate::domain::run::fold`].
+//!
+//! Invariant: a shape that has been released never changes. A new shape gets a new version, and
+//! [`Record::decode`] reads both.
+
+use std::{collections::BTreeMap, fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use sha2::{Digest as _, Sha256};
+
+use crate::domain::{
+    budget::{Budget, TokenCount},
+    effect::Facts,
+    ids::{
+        Caller, CallId, CallKey, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence,
+        Timestamp, ToolName,
+    },
+    redact::Redactor,
+    run::{Ending, Suspension},
+    tool::{EffectClass, OutcomeKind},
+};
+
+/// One thing that happened to a run, as the engine reads it back.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    pub sequence: Sequence,
+    pub time: Timestamp,
+    pub record: Record,
+}
+
+/// An entry before it has a place.
+#[derive(Debug, Clone)]
+pub struct NewEntry {
+    pub time: Timestamp,
+    pub record: Record,
+    /// The policy that applied, where one did.
+    pub policy_revision: Option<PolicyRevision>,
+}
+
+/// Declares [`Record`]: each kind with its name, its version and its shape.
+macro_rules! records {
+    ($($(#[$doc:meta])* $name:literal $version:literal => $variant:ident),+ $(,)?) => {
+        /// What happened, by kind.
+        #[derive(Debug, Clone)]
+        pub enum Record {
+            $($(#[$doc])* $variant($variant),)+
+        }
+
+        impl Record {
+            /// Every kind's name, in the order of a run's life.
+            pub const KINDS: &'static [&'static str] = &[$($name),+];
+
+            /// The kind's name, as stored and shown.
+            pub fn kind(&self) -> &'static str {
+                match self { $(Self::$variant(_) => $name,)+ }
+            }
+
+            /// Version of the kind's shape that this build writes.
+            pub fn version(&self) -> u32 {
+                match self { $(Self::$variant(_) => $version,)+ }
+            }
+
+            /// The whole record as a JSON object.
+            pub fn encode(&self) -> Result<String, serde_json::Error> {
+                match self { $(Self::$variant(shape) => serde_json::to_string(shape),)+ }
+            }
+
+            /// Reads back what [`Self::encode`] wrote.
+            ///
+            /// Errors: a kind or version that this build does not know, or JSON of another shape.
+            pub fn decode(kind: &str, version: u32, json: &str) -> Result<Self, DecodeError> {
+                match (kind, version) {
+                    $(($name, $version) => serde_json::from_str(json)
+                        .map(Self::$variant)
+                        .map_err(|source| DecodeError::Shape { kind: $name, source }),)+
+                    _ => Err(DecodeError::Unknown { kind: kind.to_owned(), version }),
+                }
+            }
+        }
+
+        $(impl From<$variant> for Record {
+            fn from(shape: $variant) -> Self {
+                Self::$variant(shape)
+            }
+        })+
+    };
+}
+
+records! {
+    "run_created" 1 => RunCreated,
+    "model_request" 1 => ModelRequest,
+    "model_response" 1 => ModelResponse,
+    "backend_error" 1 => BackendError,
+    "model_nudged" 1 => ModelNudged,
+    "tool_call" 1 => ToolCalled,
+    "tool_resumed" 1 => ToolResumed,
+    "decision" 1 => Decided,
+    "tool_output" 1 => ToolOutput,
+    "cancel_requested" 1 => CancelRequested,
+    "run_recovered" 1 => RunRecovered,
+    "run_suspended" 1 => RunSuspended,
+    "run_finished" 1 => RunFinished,
+    "daemon_started" 1 => DaemonStarted,
+    "run_anchored" 1 => RunAnchored,
+    "daemon_stopped" 1 => DaemonStopped,
+}
+
+/// Why a stored record cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    #[error("journal entry of unknown kind {kind:?} version {version}: written by a newer agentd")]
+    Unknown { kind: String, version: u32 },
+    #[error("journal entry of kind {kind} does not have its shape")]
+    Shape { kind: &'static str, source: serde_json::Error },
+}
+
+/// A run was submitted. Always the first entry of its chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunCreated {
+    pub task: Arc<str>,
+    /// Absolute path, resolved.
+    pub workspace: String,
+    pub agent: String,
+    /// None: the daemon's default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    pub budget: Budget,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    pub submitter: Caller,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+}
+
+/// The model is about to be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRequest {
+    pub turn: u32,
+    /// 1 is the first request of the turn.
+    pub attempt: u32,
+    /// Items of the conversation that are sent.
+    pub items: usize,
+}
+
+/// The model answered, and its terminal event has come.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ModelResponse {
+    pub turn: u32,
+    pub attempt: u32,
+    /// The backend's id of the response, where it gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub response_id: Option<String>,
+    /// Name of the model that answered, as the backend tells it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    /// What it said to people, all messages joined.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub text: Option<Arc<str>>,
+    /// Set when the answer is not whole: `max_output_tokens`, `content_filter`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incomplete: Option<String>,
+    /// In the model's order.
+    pub items: Vec<AnsweredItem>,
+    pub tokens: TokenCount,
+    pub duration_ms: u64,
+}
+
+/// One item of an answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AnsweredItem {
+    /// The backend's JSON, verbatim.
+    pub raw: Arc<RawValue>,
+    /// What the item asks for, when it is a function call that is done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<AskedCall>,
+}
+
+/// A function call as the model wrote it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AskedCall {
+    pub call_id: CallId,
+    pub tool: ToolName,
+    /// Meant to be a JSON object; not yet checked.
+    pub arguments: Arc<str>,
+}
+
+/// A request to the model failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendError {
+    pub turn: u32,
+    pub attempt: u32,
+    /// Stable, upper case: `BACKEND_UNAVAILABLE`, `RATE_LIMITED` and the like.
+    pub reason: String,
+    pub message: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_status: Option<u16>,
+    /// The backend's id of the request, for its support.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_request_id: Option<String>,
+    /// When the next attempt is made; none when no attempt is left or would help.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Timestamp>,
+}
+
+/// The model said nothing at all and was told so, once.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelNudged {
+    pub turn: u32,
+    pub text: Arc<str>,
+}
+
+/// The intent: the model asked for a call, and this is what it would do. Written once a call, refused
+/// ones included, before anything is touched.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ToolCalled {
+    pub call: CallKey,
+    pub call_id: CallId,
+    pub tool: ToolName,
+    pub arguments: Arc<str>,
+    pub effect_class: EffectClass,
+    /// What the call was resolved to; none when it was refused before that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<Arc<RawValue>>,
+}
+
+impl ToolCalled {
+    /// The facts as they are stored.
+    pub fn facts_json(facts: &Facts) -> Option<Arc<RawValue>> {
+        serde_json::value::to_raw_value(facts).ok().map(Into::into)
+    }
+}
+
+/// A call whose outcome a crash swallowed is about to be looked at or run again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolResumed {
+    pub call: CallKey,
+    pub call_id: CallId,
+    /// 2 is the first attempt after the one that was lost.
+    pub attempt: u32,
+}
+
+/// Policy, or a rule built into agentd, decided about a call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    pub call: CallKey,
+    pub call_id: CallId,
+    pub decision: Verdict,
+    pub rule: RuleId,
+    pub why: String,
+}
+
+/// What was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    Allow,
+    Deny,
+}
+
+/// A call ended; written exactly once a call, after its effect is on disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolOutput {
+    pub call: CallKey,
+    pub call_id: CallId,
+    pub outcome: OutcomeKind,
+    /// What the model hears, a JSON object as text.
+    pub output: Arc<str>,
+    pub duration_ms: u64,
+}
+
+/// Somebody wants the run to stop.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CancelRequested {
+    pub by: Caller,
+    pub why: String,
+}
+
+/// A new daemon took the run over; whatever was under way without an outcome is lost.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunRecovered {
+    pub epoch: Epoch,
+}
+
+/// The run stands still until somebody acts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunSuspended {
+    #[serde(flatten)]
+    pub why: Suspension,
+}
+
+/// The run ended. Always the last entry of its chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunFinished {
+    #[serde(flatten)]
+    pub ending: Ending,
+}
+
+/// The daemon took the store over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStarted {
+    pub version: String,
+    pub epoch: Epoch,
+    pub sqlite: String,
+    pub policy_revision: PolicyRevision,
+}
+
+/// The head of a run's chain at this moment, held fast in the daemon's chain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunAnchored {
+    pub run_id: RunId,
+    pub sequence: Sequence,
+    /// 64 hexadecimal digits.
+    pub hash: String,
+}
+
+/// The daemon gave the store back in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DaemonStopped {
+    pub why: String,
+}
+
+/// A record as it is stored: what everyone may see, and, where that is less, the whole of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// JSON object, redacted.
+    pub view: String,
+    /// The whole record as JSON, to be sealed; none when the view is the whole record.
+    pub body: Option<String>,
+}
+
+impl Record {
+    /// Splits a record into what everyone may see and what only the engine reads.
+    pub fn stored(&self, redactor: &Redactor) -> Result<Stored, serde_json::Error> {
+        let whole = self.encode()?;
+        // The backend's raw items are for replay only: they hold encrypted reasoning and the like.
+        let shown = match self {
+            Self::ModelResponse(response) => Some(response.without_raw_items()?),
+            _ => None,
+        };
+        let view = redactor.redact(shown.as_deref().unwrap_or(&whole)).into_owned();
+        Ok(match view == whole {
+            true => Stored { view, body: None },
+            false => Stored { view, body: Some(whole) },
+        })
+    }
+}
+
+impl ModelResponse {
+    fn without_raw_items(&self) -> Result<String, serde_json::Error> {
+        #[derive(Serialize)]
+        struct Shown<'a> {
+            turn: u32,
+            attempt: u32,
+            response_id: &'a Option<String>,
+            model: &'a Option<String>,
+            text: &'a Option<Arc<str>>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            incomplete: &'a Option<String>,
+            items: usize,
+            calls: Vec<&'a AskedCall>,
+            tokens: &'a TokenCount,
+            duration_ms: u64,
+        }
+        serde_json::to_string(&Shown {
+            turn: self.turn,
+            attempt: self.attempt,
+            response_id: &self.response_id,
+            model: &self.model,
+            text: &self.text,
+            incomplete: &self.incomplete,
+            items: self.items.len(),
+            calls: self.items.iter().filter_map(|item| item.call.as_ref()).collect(),
+            tokens: &self.tokens,
+            duration_ms: self.duration_ms,
+        })
+    }
+}
+
+/// SHA-256 of an entry and of all before it in its chain.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ChainHash(pub [u8; 32]);
+
+impl ChainHash {
+    /// What the first entry of a chain names as its predecessor.
+    pub const START: Self = Self([0; 32]);
+}
+
+impl fmt::Display for ChainHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for ChainHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ChainHash({self})")
+    }
+}
+
+/// Everything of an entry that its hash covers.
+#[derive(Debug, Clone, Copy)]
+pub struct Linked<'a> {
+    /// None: the daemon's own chain.
+    pub run: Option<RunId>,
+    pub sequence: Sequence,
+    pub position: Position,
+    pub time: Timestamp,
+    pub kind: &'a str,
+    pub version: u32,
+    pub view: &'a str,
+    /// SHA-256 of the sealed body, where there is one: an auditor checks it without the key.
+    pub body_digest: Option<&'a [u8]>,
+    pub policy_revision: Option<&'a str>,
+}
+
+impl Linked<'_> {
+    /// Hash of this entry after `previous`.
+    ///
+    /// SHA-256 over `agentd/entry/1`, then each field as its length (8 bytes, little endian) and its
+    /// bytes, in the order of this struct, `previous` last; numbers are 8 bytes, little endian; an
+    /// absent field has length 2^64 - 1 and no bytes. See docs/journal.md.
+    pub fn hash(&self, previous: ChainHash) -> ChainHash {
+        let run = self.run.map(|run| run.to_string());
+        let mut hasher = Sha256::new();
+        hasher.update(b"agentd/entry/1");
+        field(&mut hasher, run.as_deref().map(str::as_bytes));
+        field(&mut hasher, Some(&self.sequence.0.to_le_bytes()));
+        field(&mut hasher, Some(&self.position.0.to_le_bytes()));
+        field(&mut hasher, Some(&self.time.0.to_le_bytes()));
+        field(&mut hasher, Some(self.kind.as_bytes()));
+        field(&mut hasher, Some(&u64::from(self.version).to_le_bytes()));
+        field(&mut hasher, Some(self.view.as_bytes()));
+        field(&mut hasher, self.body_digest);
+        field(&mut hasher, self.policy_revision.map(str::as_bytes));
+        field(&mut hasher, Some(&previous.0));
+        ChainHash(hasher.finalize().into())
+    }
+}
+
+fn field(hasher: &mut Sha256, bytes: Option<&[u8]>) {
+    match bytes {
+        Some(bytes) => {
+            hasher.update((bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        }
+        None => hasher.update(u64::MAX.to_le_bytes()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry() -> Linked<'static> {
+        Linked {
+            run: None,
+            sequence: Sequence(1),
+            position: Position(7),
+            time: Timestamp(3),
+            kind: "daemon_stopped",
+            version: 1,
+            view: "{}",
+            body_digest: None,
+            policy_revision: None,
+        }
+    }
+
+    #[test]
+    fn every_field_of_an_entry_changes_its_hash() {
+        let plain = entry().hash(ChainHash::START);
+        let others = [
+            Linked { run: Some(RunId::new(uuid::Uuid::nil())), ..entry() }.hash(ChainHash::START),
+            Linked { sequence: Sequence(2), ..entry() }.hash(ChainHash::START),
+            Linked { position: Position(8), ..entry() }.hash(ChainHash::START),
+            Linked { time: Timestamp(4), ..entry() }.hash(ChainHash::START),
+            Linked { kind: "daemon_started", ..entry() }.hash(ChainHash::START),
+            Linked { version: 2, ..entry() }.hash(ChainHash::START),
+            Linked { view: "{ }", ..entry() }.hash(ChainHash::START),
+            Linked { body_digest: Some(&[]), ..entry() }.hash(ChainHash::START),
+            Linked { policy_revision: Some(""), ..entry() }.hash(ChainHash::START),
+            entry().hash(ChainHash([1; 32])),
+        ];
+        for (n, other) in others.iter().enumerate() {
+            assert_ne!(plain, *other, "field {n} is not covered");
+        }
+    }
+
+    #[test]
+    fn a_record_without_secrets_is_stored_once_and_one_with_secrets_keeps_a_sealed_body() {
+        let redactor = Redactor::new(["hunter2-hunter2".to_owned()]);
+        let plain = Record::from(DaemonStopped { why: "asked to".into() });
+        assert_eq!(
+            plain.stored(&redactor).unwrap(),
+            Stored { view: r#"{"why":"asked to"}"#.into(), body: None }
+        );
+        let secret = Record::from(DaemonStopped { why: "hunter2-hunter2".into() });
+        let stored = secret.stored(&redactor).unwrap();
+        assert_eq!(stored.view, r#"{"why":"[redacted]"}"#);
+        assert_eq!(stored.body.as_deref(), Some(r#"{"why":"hunter2-hunter2"}"#));
+    }
+
+    #[test]
+    fn an_unknown_kind_or_version_is_refused_by_name() {
+        let error = Record::decode("run_created", 99, "{}").unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "journal entry of unknown kind \"run_created\" version 99: written by a newer agentd"
+        );
+    }
+}

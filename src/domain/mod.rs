@@ -1,0 +1,15 @@
+//! The centre: what a run is, what may be done, what is remembered. Pure: no async runtime, no I/O,
+//! no clock, no randomness, no environment. Everything else depends on this; this depends on nothing.
+//!
+//! Read in this order: [`ids`], [`tool`], [`effect`], [`item`], [`journal`], [`run`], [`policy`].
+
+pub mod budget;
+pub mod effect;
+pub mod ids;
+pub mod item;
+pub mod journal;
+pub mod policy;
+pub mod redact;
+pub mod retry;
+pub mod run;
+pub mod tool;

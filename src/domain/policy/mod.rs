@@ -1,0 +1,191 @@
+//! What may be done: one immutable set of rules, and the only place where permission is made.
+//!
+//! Invariant: a [`Permit`] has private fields and no constructor; [`Policy::decide`] alone makes one.
+//! Every matching rule is collected; deny beats allow; nothing matching is deny.
+//!
+//! Permission cannot be made up elsewhere. This compiles, since it asks the policy:
+//!
+//! ```
+//! use agentd::domain::{effect::Facts, ids::RoleName, policy::{Decision, Permit, Policy}};
+//! fn ask(policy: &Policy, facts: Facts) -> Option<Permit<Facts>> {
+//!     match policy.decide(&RoleName::new("executor"), facts) {
+//!         Decision::Allow(permit) => Some(permit),
+//!         Decision::Deny(_) => None,
+//!     }
+//! }
+//! ```
+//!
+//! This does not, since it forges one:
+//!
+//! ```compile_fail,E0451
+//! use agentd::domain::{effect::Facts, ids::RoleName, policy::{Decision, Permit, Policy}};
+//! fn forge(permit: Permit<Facts>, facts: Facts) -> Permit<Facts> {
+//!     Permit { subject: facts, ..permit }
+//! }
+//! ```
+//!
+//! Nor can one be used twice:
+//!
+//! ```compile_fail,E0382
+//! use agentd::domain::{effect::Facts, policy::Permit};
+//! fn twice(permit: Permit<Facts>) {
+//!     let first = permit.redeem();
+//!     let second = permit.redeem();
+//! }
+//! ```
+
+mod commands;
+mod paths;
+
+pub use commands::{CommandRule, Positionals};
+pub use paths::{FileOperation, PathRule, judge as judge_path};
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::domain::{
+    effect::{Factual, Facts},
+    ids::{PolicyRevision, RoleName, RuleId, ToolName},
+    journal::Verdict,
+    tool::EffectClass,
+};
+
+/// The rules at one revision. Immutable; a reload makes another.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    pub revision: PolicyRevision,
+    pub roles: BTreeMap<RoleName, Role>,
+    pub paths: Vec<PathRule>,
+    pub commands: Vec<CommandRule>,
+    /// Limits of a call whose rule sets none.
+    pub limits: Limits,
+    /// Directories where programs are looked for, in order; absolute.
+    pub program_directories: Vec<String>,
+}
+
+/// What agents in a role may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Role {
+    pub tools: BTreeSet<ToolName>,
+}
+
+/// Limits of one tool call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub wall_ms: u64,
+    pub cpu_seconds: u64,
+    pub memory_bytes: u64,
+    pub processes: u64,
+    pub open_files: u64,
+    /// Largest file that may be written.
+    pub file_bytes: u64,
+}
+
+/// A decision, with the rule that made it.
+#[derive(Debug)]
+pub enum Decision<T> {
+    Allow(Permit<T>),
+    Deny(Ruling),
+}
+
+/// Which rule decided, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ruling {
+    pub verdict: Verdict,
+    pub rule: RuleId,
+    /// For the model and for people: the reason, and what would be allowed.
+    pub why: String,
+    pub class: EffectClass,
+}
+
+/// Leave to carry out one effect, once, as resolved.
+#[derive(Debug)]
+pub struct Permit<T> {
+    subject: T,
+    orders: Orders,
+    ruling: Ruling,
+}
+
+/// How a permitted effect is to be carried out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orders {
+    pub limits: Limits,
+    /// For a program: its whole argument vector, with what the rule injects.
+    pub argv: Vec<String>,
+    /// For a program: its whole environment.
+    pub environment: BTreeMap<String, String>,
+}
+
+impl<T> Permit<T> {
+    pub fn ruling(&self) -> &Ruling {
+        &self.ruling
+    }
+
+    /// Gives what is permitted to whoever carries it out, and is gone.
+    pub fn redeem(self) -> (T, Orders) {
+        (self.subject, self.orders)
+    }
+}
+
+impl Policy {
+    /// Decides about `subject` for an agent in `role`.
+    pub fn decide<T: Factual>(&self, role: &RoleName, subject: T) -> Decision<T> {
+        match self.judge(role, subject.facts()) {
+            Ok((ruling, orders)) => Decision::Allow(Permit { subject, orders, ruling }),
+            Err(ruling) => Decision::Deny(ruling),
+        }
+    }
+
+    fn judge(&self, role: &RoleName, facts: &Facts) -> Result<(Ruling, Orders), Ruling> {
+        self.check_role(role, facts)?;
+        match facts {
+            Facts::ReadFile { path, .. } => {
+                let rule = paths::judge(&self.paths, FileOperation::Read, path)?;
+                Ok((allow(&rule.id, &rule.why, EffectClass::Pure), self.plain_orders()))
+            }
+            Facts::WriteFile { path, .. } => {
+                let rule = paths::judge(&self.paths, FileOperation::Write, path)?;
+                Ok((allow(&rule.id, &rule.why, EffectClass::Reconcilable), self.plain_orders()))
+            }
+            Facts::Spawn { argv, .. } => {
+                let rule = commands::judge(&self.commands, argv)?;
+                let orders = Orders {
+                    limits: rule.limits.unwrap_or(self.limits),
+                    argv: rule.full_argv(argv),
+                    environment: rule.environment.clone(),
+                };
+                Ok((allow(&rule.id, &rule.why, rule.class), orders))
+            }
+        }
+    }
+
+    fn check_role(&self, role: &RoleName, facts: &Facts) -> Result<(), Ruling> {
+        let tool = ToolName::new(match facts {
+            Facts::ReadFile { .. } => "read_file",
+            Facts::WriteFile { .. } => "write_file",
+            Facts::Spawn { .. } => "shell_exec",
+        });
+        match self.roles.get(role) {
+            Some(granted) if granted.tools.contains(&tool) => Ok(()),
+            Some(_) => Err(deny(
+                RuleId::new(format!("roles.{role}")),
+                format!("role {role} may not use {tool}"),
+            )),
+            None => Err(deny(
+                RuleId::new("builtin/unknown-role"),
+                format!("the policy has no role {role}"),
+            )),
+        }
+    }
+
+    fn plain_orders(&self) -> Orders {
+        Orders { limits: self.limits, argv: Vec::new(), environment: BTreeMap::new() }
+    }
+}
+
+fn allow(rule: &RuleId, why: &str, class: EffectClass) -> Ruling {
+    Ruling { verdict: Verdict::Allow, rule: rule.clone(), why: why.to_owned(), class }
+}
+
+fn deny(rule: RuleId, why: String) -> Ruling {
+    Ruling { verdict: Verdict::Deny, rule, why, class: EffectClass::Pure }
+}

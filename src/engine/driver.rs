@@ -1,0 +1,248 @@
+//! The loop of one run: decide, perform, append, fold. The driver is the run's one owner: whoever
+//! wants something of a run that is going says it in the driver's inbox.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, future::try_join_all, stream};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    agents::executor,
+    domain::{
+        ids::{Caller, Timestamp},
+        journal::{
+            BackendError, CancelRequested, ModelNudged, ModelRequest, ModelResponse, RunFinished,
+            RunSuspended,
+        },
+        retry,
+        run::{Command, Ending, Failure, Invocation, decide},
+    },
+    engine::{
+        World, invoker,
+        live::Live,
+        run_log::{Noted, Recorded, RunLog},
+    },
+    ports::{Answer, JournalError, ModelError, Question, SandboxError},
+    tools,
+};
+
+/// Tool calls of one run that run at the same time; the others wait for their turn.
+const CALLS_AT_ONCE: usize = 8;
+
+/// What somebody wants of a run that is going.
+pub(super) enum Message {
+    Cancel { by: Caller, why: String, done: oneshot::Sender<Result<(), JournalError>> },
+}
+
+/// Carries one run on until it ends, stands still, or the daemon stops.
+pub(super) struct Driver {
+    pub(super) world: World,
+    pub(super) live: Arc<Live>,
+    pub(super) log: RunLog,
+    pub(super) inbox: mpsc::Receiver<Message>,
+    /// The daemon is stopping: finish the step under way, begin no other.
+    pub(super) stopping: CancellationToken,
+}
+
+impl Driver {
+    /// Errors: the journal failed; nothing more may be done.
+    pub(super) async fn drive(mut self) -> Result<(), JournalError> {
+        while let Ok(message) = self.inbox.try_recv() {
+            self.hear(message).await?;
+        }
+        loop {
+            if self.stopping.is_cancelled() {
+                return self.log.append([]).await;
+            }
+            match decide(self.log.state()) {
+                Command::AskModel { turn, attempt, at } => {
+                    if self.wait_until(at).await? {
+                        self.ask(turn, attempt).await?;
+                    }
+                }
+                Command::Invoke(calls) => self.invoke(calls).await?,
+                Command::Nudge { turn } => {
+                    self.log.stage(ModelNudged { turn, text: executor::NUDGE.into() });
+                }
+                Command::Suspend(why) => {
+                    tracing::info!(run = %self.log.state().id, ?why, "the run stands still");
+                    self.log.append([RunSuspended { why }.into()]).await?;
+                }
+                Command::Finish(ending) => self.finish(ending).await?,
+                Command::Rest => return Ok(()),
+            }
+        }
+    }
+
+    async fn finish(&mut self, ending: Ending) -> Result<(), JournalError> {
+        self.log.append([RunFinished { ending }.into()]).await?;
+        tracing::info!(run = %self.log.state().id, state = self.log.state().name().as_str(), "ended");
+        Ok(())
+    }
+
+    /// Waits until `at`; tells whether nothing came between.
+    async fn wait_until(&mut self, at: Option<Timestamp>) -> Result<bool, JournalError> {
+        let Some(at) = at else { return Ok(true) };
+        let left = at.0.saturating_sub(self.world.clock.now().0);
+        // The clock may be set back meanwhile: no wait is longer than the longest that is ever planned.
+        let left = Duration::from_micros(u64::try_from(left).unwrap_or(0))
+            .min(Duration::from_millis(retry::LONGEST_WAIT_MS));
+        let clock = self.world.clock.clone();
+        self.log.append([]).await?;
+        tokio::select! {
+            () = clock.sleep(left) => Ok(true),
+            () = self.stopping.cancelled() => Ok(false),
+            message = self.inbox.recv() => {
+                self.hear_some(message).await?;
+                Ok(false)
+            }
+        }
+    }
+
+    async fn ask(&mut self, turn: u32, attempt: u32) -> Result<(), JournalError> {
+        let items = self.log.state().items.len();
+        self.log.append([ModelRequest { turn, attempt, items }.into()]).await?;
+        let started = self.world.clock.steady_ms();
+        let state = self.log.state();
+        let (live, run) = (self.live.clone(), state.id);
+        let said = move |text: &str| live.say(run, turn, text);
+        let question = Question {
+            model: state.spec.model.as_deref().or(self.world.default_model.as_deref()),
+            instructions: executor::INSTRUCTIONS,
+            items: &state.items,
+            tools: &tools::SPECS,
+        };
+        let answer = tokio::select! {
+            answer = self.world.model.respond(question, &said) => answer,
+            // Dropping the request closes its connection: nobody waits for that answer any more.
+            () = self.stopping.cancelled() => return Ok(()),
+            message = self.inbox.recv() => return self.hear_some(message).await,
+        };
+        let duration_ms = self.world.clock.steady_ms().saturating_sub(started);
+        match answer {
+            Ok(answer) => self.log.stage(response(turn, attempt, duration_ms, answer)),
+            Err(error) => {
+                let error = self.failed_request(turn, attempt, error);
+                self.log.stage(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn failed_request(&self, turn: u32, attempt: u32, error: ModelError) -> BackendError {
+        tracing::warn!(run = %self.log.state().id, turn, attempt, %error, "a request to the model failed");
+        let retry_at = (error.fault.is_passing() && attempt < retry::MAX_ATTEMPTS).then(|| {
+            let jitter = self.world.chance.fraction();
+            let delay = retry::delay_ms(attempt, error.retry_after_ms, jitter);
+            self.world.clock.now().plus_millis(delay)
+        });
+        BackendError {
+            turn,
+            attempt,
+            reason: error.fault.reason().into(),
+            message: error.message,
+            http_status: error.http_status,
+            backend_request_id: error.backend_request_id,
+            retry_at,
+        }
+    }
+
+    /// Carries calls out: all intents on disk first, then the effects side by side.
+    async fn invoke(&mut self, calls: Vec<Invocation>) -> Result<(), JournalError> {
+        let state = self.log.state();
+        let workspace = PathBuf::from(&state.spec.workspace);
+        let preparing = calls
+            .into_iter()
+            .map(|call| invoker::prepare(&self.world, state.id, workspace.clone(), call));
+        let prepared = match try_join_all(preparing).await {
+            Ok(prepared) => prepared,
+            Err(error) => return self.fail(&error).await,
+        };
+        let intended = prepared.into_iter().map(|call| (call.intent, call.pending)).collect();
+        let recorded = self.log.record(intended).await?;
+        self.perform(recorded).await
+    }
+
+    async fn perform(
+        &mut self,
+        recorded: Vec<Recorded<invoker::Pending>>,
+    ) -> Result<(), JournalError> {
+        let stop = CancellationToken::new();
+        let world = self.world.clone();
+        let mut left = recorded.len();
+        let performing = recorded.into_iter().map(|call| invoker::perform(&world, call, &stop));
+        let mut running = std::pin::pin!(stream::iter(performing).buffer_unordered(CALLS_AT_ONCE));
+        let mut failure = None;
+        while left > 0 {
+            tokio::select! {
+                Some(finished) = running.next() => {
+                    left -= 1;
+                    self.log.stage(finished.output);
+                    failure = failure.or(finished.failure);
+                    // The last output is written together with what comes next.
+                    if left > 0 {
+                        self.log.append([]).await?;
+                    }
+                }
+                Some(message) = self.inbox.recv() => {
+                    self.hear(message).await?;
+                    stop.cancel();
+                }
+            }
+        }
+        match failure {
+            Some(error) => self.fail(&error).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The sandbox itself failed: the run cannot be trusted to go on.
+    async fn fail(&mut self, error: &SandboxError) -> Result<(), JournalError> {
+        let message = crate::telemetry::chain(error);
+        tracing::error!(run = %self.log.state().id, %message, "the sandbox failed");
+        let failure = Failure { reason: "SANDBOX_FAILED".into(), message };
+        self.finish(Ending::Failed(failure)).await
+    }
+
+    async fn hear_some(&mut self, message: Option<Message>) -> Result<(), JournalError> {
+        match message {
+            Some(message) => self.hear(message).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn hear(&mut self, message: Message) -> Result<(), JournalError> {
+        let Message::Cancel { by, why, done } = message;
+        let written = match self.log.state().name().is_ended() {
+            true => Ok(()),
+            false => self.log.append([CancelRequested { by, why }.into()]).await,
+        };
+        match written {
+            Ok(()) => {
+                let _ = done.send(Ok(()));
+                Ok(())
+            }
+            Err(error) => {
+                let told = JournalError::Failed { message: error.to_string() };
+                let _ = done.send(Err(told));
+                Err(error)
+            }
+        }
+    }
+}
+
+fn response(turn: u32, attempt: u32, duration_ms: u64, answer: Answer) -> Noted {
+    let response = ModelResponse {
+        turn,
+        attempt,
+        response_id: answer.response_id,
+        model: answer.model,
+        text: answer.text.map(Into::into),
+        incomplete: answer.incomplete,
+        items: answer.items,
+        tokens: answer.tokens,
+        duration_ms,
+    };
+    response.into()
+}

@@ -1,0 +1,242 @@
+//! One tool call, top to bottom: arguments, effect, facts, decision; then, once that is on disk, the
+//! effect itself and its outcome. Each step takes what the last one gave.
+
+use std::path::PathBuf;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    agents::executor,
+    domain::{
+        effect::{Effect, Unresolved},
+        ids::{PolicyRevision, RuleId, RunId},
+        item::names,
+        journal::{Decided, ToolCalled, ToolOutput, ToolResumed, Verdict},
+        policy::{Decision, Permit, Ruling},
+        run::{Invocation, InvocationMode},
+        tool::{EffectClass, ToolCall, ToolOutcome},
+    },
+    engine::{
+        World,
+        run_log::{Noted, Recorded},
+    },
+    ports::{Attempt, ResolveError, Resolved, SandboxError, Scene},
+    tools::{self, Tool},
+};
+
+/// A call that has been decided about, and nothing more.
+pub(super) struct Prepared {
+    /// What must be on disk before anything else happens.
+    pub(super) intent: Vec<Noted>,
+    pub(super) pending: Pending,
+}
+
+/// What is to be done about a call once its intent is on disk.
+pub(super) struct Pending {
+    call: ToolCall,
+    next: Next,
+}
+
+enum Next {
+    Run { tool: &'static dyn Tool, permit: Permit<Resolved>, attempt: Attempt },
+    Answer(ToolOutcome),
+}
+
+/// A call that has come to its end.
+pub(super) struct Finished {
+    pub(super) output: ToolOutput,
+    /// The sandbox itself failed; the operator hears of it, and the run ends.
+    pub(super) failure: Option<SandboxError>,
+}
+
+/// Decides about one call. Touches nothing.
+///
+/// Errors: the sandbox itself failed, and nothing is known of the call.
+pub(super) async fn prepare(
+    world: &World,
+    run: RunId,
+    workspace: PathBuf,
+    invocation: Invocation,
+) -> Result<Prepared, SandboxError> {
+    let Invocation { call, mode } = invocation;
+    match mode {
+        InvocationMode::First => first(world, run, workspace, call).await,
+        InvocationMode::Again { attempt } => again(world, run, workspace, call, attempt).await,
+        InvocationMode::CloseUnstarted => {
+            let ruling = built_in(RuleId::new("builtin/cancelled"), "the run was cancelled".into());
+            let outcome = ToolOutcome::cancelled("the run was cancelled before the call was started");
+            Ok(refusal(call, ruling, outcome, None))
+        }
+        InvocationMode::CloseStarted => {
+            let outcome = ToolOutcome::cancelled(
+                "the run was cancelled after the daemon died; whether the call took effect is not known",
+            );
+            let next = Next::Answer(outcome);
+            Ok(Prepared { intent: Vec::new(), pending: Pending { call, next } })
+        }
+    }
+}
+
+async fn first(
+    world: &World,
+    run: RunId,
+    workspace: PathBuf,
+    call: ToolCall,
+) -> Result<Prepared, SandboxError> {
+    let policy = &world.policy;
+    let revision = Some(policy.revision.clone());
+    let (tool, effect) = match understand(&call) {
+        Ok(understood) => understood,
+        Err((ruling, outcome)) => return Ok(refusal(call, ruling, outcome, revision)),
+    };
+    let resolved = match world.sandbox.resolve(&scene(world, run, workspace, &call), effect).await {
+        Ok(resolved) => resolved,
+        Err(ResolveError::Unresolved(unresolved)) => {
+            let (ruling, outcome) = unresolved_outcome(unresolved);
+            return Ok(refusal(call, ruling, outcome, revision));
+        }
+        Err(ResolveError::Sandbox(error)) => return Err(error),
+    };
+    let facts = ToolCalled::facts_json(&resolved.facts);
+    let (ruling, next) = match policy.decide(&executor::role(), resolved) {
+        Decision::Allow(permit) => {
+            let ruling = permit.ruling().clone();
+            (ruling, Next::Run { tool, permit, attempt: Attempt::First })
+        }
+        Decision::Deny(ruling) => {
+            let outcome = ToolOutcome::refused(&ruling.rule, &ruling.why);
+            (ruling, Next::Answer(outcome))
+        }
+    };
+    let called = Noted {
+        record: ToolCalled { facts, ..called(&call, ruling.class) }.into(),
+        policy: revision.clone(),
+    };
+    let decided = Noted { record: decided(&call, ruling).into(), policy: revision };
+    Ok(Prepared { intent: vec![called, decided], pending: Pending { call, next } })
+}
+
+/// Like [`first`], for a call whose intent is on disk and whose outcome is not: it enters at the
+/// decision again, since the policy may have changed meanwhile.
+async fn again(
+    world: &World,
+    run: RunId,
+    workspace: PathBuf,
+    call: ToolCall,
+    attempt: u32,
+) -> Result<Prepared, SandboxError> {
+    let mut prepared = first(world, run, workspace, call).await?;
+    let call = &prepared.pending.call;
+    let resumed = ToolResumed { call: call.key, call_id: call.call_id.clone(), attempt };
+    // There is one intent a call: it is on disk already.
+    prepared.intent[0] = resumed.into();
+    if let Next::Run { attempt, .. } = &mut prepared.pending.next {
+        *attempt = Attempt::Again;
+    }
+    Ok(prepared)
+}
+
+/// Carries out a call whose intent is on disk, to its outcome.
+pub(super) async fn perform(
+    world: &World,
+    recorded: Recorded<Pending>,
+    stop: &CancellationToken,
+) -> Finished {
+    let Pending { call, next } = recorded.into_inner();
+    let started = world.clock.steady_ms();
+    let (outcome, failure) = match next {
+        Next::Answer(outcome) => (outcome, None),
+        Next::Run { tool, permit, attempt } => {
+            match world.sandbox.run(permit, attempt, stop).await {
+                Ok(result) => (tool.outcome(result), None),
+                Err(error) => {
+                    let outcome = ToolOutcome::failed(
+                        "the sandbox failed; whether the call took effect is not known",
+                    );
+                    (outcome, Some(error))
+                }
+            }
+        }
+    };
+    let output = ToolOutput {
+        call: call.key,
+        call_id: call.call_id,
+        outcome: outcome.kind,
+        output: outcome.output,
+        duration_ms: world.clock.steady_ms().saturating_sub(started),
+    };
+    Finished { output, failure }
+}
+
+fn understand(call: &ToolCall) -> Result<(&'static dyn Tool, Effect), (Ruling, ToolOutcome)> {
+    let refuse = |rule: RuleId, message: String| {
+        let outcome = ToolOutcome::refused(&rule, &message);
+        (built_in(rule, message), outcome)
+    };
+    let tool = tools::find(&call.tool).ok_or_else(|| {
+        let known = names(tools::SPECS.iter().map(|spec| &spec.name));
+        let message = format!("there is no tool {}; there are {known}", call.tool);
+        refuse(RuleId::new("builtin/unknown-tool"), message)
+    })?;
+    let effect = tool.effect(&call.arguments).map_err(|bad| refuse(bad.rule, bad.message))?;
+    Ok((tool, effect))
+}
+
+fn unresolved_outcome(unresolved: Unresolved) -> (Ruling, ToolOutcome) {
+    match unresolved {
+        Unresolved::Refused { rule, message } => {
+            let outcome = ToolOutcome::refused(&rule, &message);
+            (built_in(rule, message), outcome)
+        }
+        Unresolved::Missing { message } => {
+            let outcome = ToolOutcome::failed(&message);
+            (built_in(RuleId::new("builtin/missing"), message), outcome)
+        }
+    }
+}
+
+/// A call that comes to its end without touching anything.
+fn refusal(
+    call: ToolCall,
+    ruling: Ruling,
+    outcome: ToolOutcome,
+    policy: Option<PolicyRevision>,
+) -> Prepared {
+    let called = Noted { record: called(&call, ruling.class).into(), policy: policy.clone() };
+    let decided = Noted { record: decided(&call, ruling).into(), policy };
+    let next = Next::Answer(outcome);
+    Prepared { intent: vec![called, decided], pending: Pending { call, next } }
+}
+
+fn called(call: &ToolCall, effect_class: EffectClass) -> ToolCalled {
+    ToolCalled {
+        call: call.key,
+        call_id: call.call_id.clone(),
+        tool: call.tool.clone(),
+        arguments: call.arguments.clone(),
+        effect_class,
+        facts: None,
+    }
+}
+
+fn decided(call: &ToolCall, ruling: Ruling) -> Decided {
+    Decided {
+        call: call.key,
+        call_id: call.call_id.clone(),
+        decision: ruling.verdict,
+        rule: ruling.rule,
+        why: ruling.why,
+    }
+}
+
+fn built_in(rule: RuleId, why: String) -> Ruling {
+    Ruling { verdict: Verdict::Deny, rule, why, class: EffectClass::Pure }
+}
+
+fn scene(world: &World, run: RunId, workspace: PathBuf, call: &ToolCall) -> Scene {
+    Scene {
+        workspace,
+        program_directories: world.policy.program_directories.clone(),
+        label: format!("{run}-{}-{}", call.key.turn, call.key.index),
+    }
+}

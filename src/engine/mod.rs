@@ -1,0 +1,42 @@
+//! The use cases, and the loop that carries a run out. Knows the world only through `ports`.
+//!
+//! Invariant: what a driver does to the world, it has written down before, and that is on disk.
+
+mod driver;
+mod invoker;
+mod live;
+mod recovery;
+mod run_log;
+mod runs;
+
+pub use live::TextDelta;
+pub use runs::{Engine, EngineError, Limits, Submission, Submitted};
+
+use std::sync::Arc;
+
+use crate::{
+    domain::{ids::Epoch, policy::Policy},
+    ports::{Chance, Clock, Journal, Model, Sandbox},
+};
+
+/// The world as the engine sees it, and what holds for all runs.
+#[derive(Clone)]
+pub struct World {
+    pub model: Arc<dyn Model>,
+    /// For runs that name none; none: the backend's first.
+    pub default_model: Option<String>,
+    pub sandbox: Arc<dyn Sandbox>,
+    pub journal: Arc<dyn Journal>,
+    pub clock: Arc<dyn Clock>,
+    pub chance: Arc<dyn Chance>,
+    /// Read once a call, so that a call sees one revision from beginning to end.
+    pub policy: Arc<Policy>,
+    /// This lifetime of the daemon.
+    pub epoch: Epoch,
+}
+
+impl std::fmt::Debug for World {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("World").field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,515 @@
+//! Submit, read, follow and cancel runs; which run may go, and which waits.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    future::Future,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    agents::executor,
+    domain::{
+        budget::{self, Budget},
+        ids::{Caller, RunId, Sequence},
+        journal::{NewEntry, RunCreated},
+        run::RunState,
+    },
+    engine::{
+        TextDelta, World,
+        driver::{Driver, Message},
+        live::Live,
+        recovery,
+        run_log::{RunLog, status_of},
+    },
+    ports::{
+        Admission, Append, AuditReport, Created, EntryView, JournalError, RunPlace, RunSummary,
+    },
+    tasks::Tasks,
+};
+
+/// Most labels of a run, and the longest key and value, in bytes.
+const LABELS: (usize, usize, usize) = (32, 64, 256);
+/// Longest request id, in bytes.
+const REQUEST_ID_BYTES: usize = 128;
+/// Longest reason for a cancellation, in bytes.
+const WHY_BYTES: usize = 1000;
+/// Wishes that may wait in a run's inbox; the caller of one more waits.
+const INBOX: usize = 16;
+
+/// How much may go on at the same time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    pub running_runs: usize,
+    /// Beyond these, submissions are refused until there is room.
+    pub queued_runs: usize,
+}
+
+/// What a caller submits.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Submission {
+    pub task: String,
+    pub workspace: String,
+    /// Empty: the executor.
+    pub agent: String,
+    /// Empty: the daemon's default.
+    pub model: String,
+    pub request_id: Option<String>,
+    pub labels: BTreeMap<String, String>,
+    pub budget: Budget,
+}
+
+/// What came of a submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Submitted {
+    New(RunSummary),
+    Existed(RunSummary),
+}
+
+/// Why the engine did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("{field}: {message}")]
+    InvalidField { field: &'static str, message: String },
+    #[error("there is no run {0}")]
+    UnknownRun(RunId),
+    #[error("{queued} runs are waiting already; try again when some have ended")]
+    QueueFull { queued: usize },
+    #[error("agentd is stopping; submit again when it is back")]
+    Draining,
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// Owns all runs of this daemon. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    world: World,
+    limits: Limits,
+    live: Arc<Live>,
+    tasks: Tasks,
+    schedule: Mutex<Schedule>,
+    /// The first failure of the journal: the daemon must stop.
+    fatal: watch::Sender<Option<String>>,
+}
+
+/// Which runs go and which wait. Runs that are suspended or ended are in neither.
+#[derive(Default)]
+struct Schedule {
+    /// In the order of submission.
+    queue: VecDeque<Waiting>,
+    running: HashMap<RunId, Running>,
+    /// Who has a workspace.
+    leases: HashMap<String, RunId>,
+}
+
+struct Waiting {
+    run: RunId,
+    workspace: String,
+    origin: Origin,
+}
+
+/// Where a run's state comes from when its driver starts.
+enum Origin {
+    /// Submitted to this daemon just now.
+    Fresh(Box<RunState>),
+    /// To be read from the journal.
+    Stored,
+}
+
+struct Running {
+    workspace: String,
+    inbox: mpsc::Sender<Message>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("limits", &self.inner.limits).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// An engine without runs; see [`Self::resume`].
+    pub fn new(world: World, limits: Limits) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                world,
+                limits,
+                live: Arc::default(),
+                tasks: Tasks::default(),
+                schedule: Mutex::default(),
+                fatal: watch::Sender::new(None),
+            }),
+        }
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.inner.limits
+    }
+
+    pub fn world(&self) -> &World {
+        &self.inner.world
+    }
+
+    /// Goes on with every run that has not ended. Gives their number.
+    pub async fn resume(&self) -> Result<usize, EngineError> {
+        let mut runs = Vec::new();
+        for run in self.inner.world.journal.unended().await? {
+            if let Some(summary) = self.inner.world.journal.run(run).await?
+                && !summary.status.state.is_suspended()
+            {
+                let workspace = summary.workspace;
+                runs.push(Waiting { run, workspace, origin: Origin::Stored });
+            }
+        }
+        let count = runs.len();
+        self.schedule().queue.extend(runs);
+        self.pump();
+        Ok(count)
+    }
+
+    /// Submits a run. Once this returns, the run is on disk, and will be carried out.
+    ///
+    /// The same `request_id` and body from the same caller give the same run.
+    pub async fn submit(&self, caller: Caller, wanted: Submission) -> Result<Submitted, EngineError> {
+        if self.inner.tasks.token().is_cancelled() {
+            return Err(EngineError::Draining);
+        }
+        check(&wanted)?;
+        let engine = self.clone();
+        self.finish(async move { engine.submit_checked(caller, wanted).await }).await
+    }
+
+    async fn submit_checked(
+        &self,
+        caller: Caller,
+        wanted: Submission,
+    ) -> Result<Submitted, EngineError> {
+        self.check_room()?;
+        let workspace = self.admit(&wanted.workspace).await?;
+        let spec = RunCreated {
+            task: wanted.task.into(),
+            workspace,
+            agent: executor::NAME.into(),
+            model: Some(wanted.model).filter(|model| !model.is_empty()),
+            budget: wanted.budget,
+            labels: wanted.labels,
+            submitter: caller.clone(),
+            request_id: wanted.request_id.clone(),
+        };
+        let world = &self.inner.world;
+        let now = world.clock.now();
+        let run = world.chance.run_id(now);
+        let admission =
+            Admission { caller, request_id: wanted.request_id, digest: digest(&spec)? };
+        let state = RunState::created(run, Sequence(1), now, spec.clone());
+        let append = Append {
+            run,
+            epoch: world.epoch,
+            after: Sequence(0),
+            entries: vec![NewEntry { time: now, record: spec.into(), policy_revision: None }],
+            status: status_of(&state),
+        };
+        let workspace = state.spec.workspace.clone();
+        match world.journal.create(admission, append).await? {
+            Created::Existed(run) => Ok(Submitted::Existed(self.run(run).await?)),
+            Created::New => {
+                let summary = self.run(run).await?;
+                let origin = Origin::Fresh(Box::new(state));
+                self.schedule().queue.push_back(Waiting { run, workspace, origin });
+                self.pump();
+                Ok(Submitted::New(summary))
+            }
+        }
+    }
+
+    async fn admit(&self, workspace: &str) -> Result<String, EngineError> {
+        let invalid = |message| EngineError::InvalidField { field: "workspace", message };
+        let path = self.inner.world.sandbox.admit(workspace).await.map_err(invalid)?;
+        path.into_os_string()
+            .into_string()
+            .map_err(|path| invalid(format!("{} is not UTF-8", path.to_string_lossy())))
+    }
+
+    /// One run as it stands.
+    pub async fn run(&self, run: RunId) -> Result<RunSummary, EngineError> {
+        self.inner.world.journal.run(run).await?.ok_or(EngineError::UnknownRun(run))
+    }
+
+    /// Runs, newest first.
+    pub async fn runs(
+        &self,
+        states: Vec<crate::domain::run::StateName>,
+        before: Option<RunPlace>,
+        limit: usize,
+    ) -> Result<Vec<(RunPlace, RunSummary)>, EngineError> {
+        Ok(self.inner.world.journal.runs(states, before, limit).await?)
+    }
+
+    /// The run when it has ended or stands still, or as it is when `timeout` is over.
+    pub async fn wait(&self, run: RunId, timeout: Duration) -> Result<RunSummary, EngineError> {
+        let mut heads = self.inner.world.journal.watch(run);
+        let waited = async {
+            loop {
+                heads.borrow_and_update();
+                let summary = self.run(run).await?;
+                let state = summary.status.state;
+                if state.is_ended() || state.is_suspended() || heads.changed().await.is_err() {
+                    return Ok(summary);
+                }
+            }
+        };
+        tokio::select! {
+            summary = waited => summary,
+            () = self.inner.world.clock.sleep(timeout) => self.run(run).await,
+        }
+    }
+
+    /// A page of a run's journal after a sequence, oldest first.
+    pub async fn entries(
+        &self,
+        run: RunId,
+        after: Sequence,
+        limit: usize,
+    ) -> Result<Vec<EntryView>, EngineError> {
+        Ok(self.inner.world.journal.views(run, after, limit).await?)
+    }
+
+    /// Tells of new entries of a run, as a hint.
+    pub fn watch(&self, run: RunId) -> watch::Receiver<Sequence> {
+        self.inner.world.journal.watch(run)
+    }
+
+    /// The model's words in a run as they come.
+    pub fn follow(&self, run: RunId) -> broadcast::Receiver<TextDelta> {
+        self.inner.live.follow(run)
+    }
+
+    /// Asks a run to stop. Once this returns, the wish is on disk. Ended runs return unchanged.
+    pub async fn cancel(&self, caller: Caller, run: RunId, why: String) -> Result<RunSummary, EngineError> {
+        if why.len() > WHY_BYTES {
+            let message = format!("is {} bytes long, {WHY_BYTES} are accepted", why.len());
+            return Err(EngineError::InvalidField { field: "why", message });
+        }
+        let summary = self.run(run).await?;
+        if summary.status.state.is_ended() {
+            return Ok(summary);
+        }
+        let engine = self.clone();
+        self.finish(async move {
+            engine.cancel_going(caller, run, summary.workspace, why).await?;
+            engine.run(run).await
+        })
+        .await
+    }
+
+    async fn cancel_going(
+        &self,
+        by: Caller,
+        run: RunId,
+        workspace: String,
+        why: String,
+    ) -> Result<(), EngineError> {
+        let (done, written) = oneshot::channel();
+        self.tell(run, workspace, Message::Cancel { by, why, done }).await;
+        match written.await {
+            Ok(written) => Ok(written?),
+            // The driver had just ended its run, and dropped the message.
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Puts a message into the inbox of a run's driver. For a run that waits or stands still one is
+    /// started, which hears the message before anything else.
+    async fn tell(&self, run: RunId, workspace: String, message: Message) {
+        let running = {
+            let mut schedule = self.schedule();
+            match schedule.running.get(&run) {
+                Some(running) => (running.inbox.clone(), message),
+                None => {
+                    let queued = schedule.queue.iter().position(|waiting| waiting.run == run);
+                    let waiting = queued.and_then(|place| schedule.queue.remove(place));
+                    let waiting =
+                        waiting.unwrap_or(Waiting { run, workspace, origin: Origin::Stored });
+                    return self.start(&mut schedule, waiting, Some(message));
+                }
+            }
+        };
+        let (inbox, message) = running;
+        let _ = inbox.send(message).await;
+    }
+
+    /// Starts a stream to a subscriber; the engine waits for it when it stops.
+    pub fn spawn_stream(&self, stream: impl Future<Output = ()> + Send + 'static) {
+        drop(self.inner.tasks.spawn("stream", stream));
+    }
+
+    /// Cancelled when the daemon stops.
+    pub fn stopping(&self) -> CancellationToken {
+        self.inner.tasks.token()
+    }
+
+    /// Recomputes every hash of the journal.
+    pub async fn verify(&self) -> Result<AuditReport, EngineError> {
+        Ok(self.inner.world.journal.verify().await?)
+    }
+
+    /// Becomes set when the journal has failed: the daemon must stop.
+    pub fn fatal(&self) -> watch::Receiver<Option<String>> {
+        self.inner.fatal.subscribe()
+    }
+
+    /// Takes no more submissions, lets steps under way finish for at most `grace`, and stops. What has
+    /// not finished is left to the next daemon. Tells whether all had finished.
+    pub async fn stop(&self, grace: Duration) -> bool {
+        self.inner.tasks.stop(grace).await
+    }
+
+    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+        self.inner.schedule.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Submissions that are being written are not counted: as many as callers send at once may come
+    /// on top of the bound.
+    fn check_room(&self) -> Result<(), EngineError> {
+        let queued = self.schedule().queue.len();
+        match queued < self.inner.limits.queued_runs {
+            true => Ok(()),
+            false => Err(EngineError::QueueFull { queued }),
+        }
+    }
+
+    /// Carries a mutation to its end also when its caller has gone away.
+    async fn finish<T: Send + 'static>(
+        &self,
+        mutation: impl Future<Output = Result<T, EngineError>> + Send + 'static,
+    ) -> Result<T, EngineError> {
+        self.inner.tasks.spawn("mutation", mutation).await.unwrap_or_else(|error| {
+            let message = format!("a task ended early: {error}");
+            Err(EngineError::Journal(JournalError::Failed { message }))
+        })
+    }
+
+    /// Starts every waiting run that may go: there is room, and its workspace is free.
+    fn pump(&self) {
+        if self.inner.tasks.token().is_cancelled() {
+            return;
+        }
+        let mut schedule = self.schedule();
+        let mut place = 0;
+        while place < schedule.queue.len() && schedule.running.len() < self.inner.limits.running_runs {
+            let is_free = !schedule.leases.contains_key(&schedule.queue[place].workspace);
+            match is_free.then(|| schedule.queue.remove(place)).flatten() {
+                Some(waiting) => {
+                    schedule.leases.insert(waiting.workspace.clone(), waiting.run);
+                    self.start(&mut schedule, waiting, None);
+                }
+                None => place += 1,
+            }
+        }
+    }
+
+    fn start(&self, schedule: &mut Schedule, waiting: Waiting, first: Option<Message>) {
+        let Waiting { run, workspace, origin } = waiting;
+        let (inbox, messages) = mpsc::channel(INBOX);
+        if let Some(message) = first {
+            // The channel is new and has room.
+            let _ = inbox.try_send(message);
+        }
+        schedule.running.insert(run, Running { workspace, inbox });
+        let engine = self.clone();
+        self.inner.tasks.spawn("run", async move {
+            if let Err(error) = engine.drive(run, origin, messages).await {
+                engine.fail(run, &error);
+            }
+            engine.release(run);
+        });
+    }
+
+    async fn drive(
+        &self,
+        run: RunId,
+        origin: Origin,
+        inbox: mpsc::Receiver<Message>,
+    ) -> Result<(), JournalError> {
+        let world = self.inner.world.clone();
+        let state = match origin {
+            Origin::Fresh(state) => *state,
+            Origin::Stored => match RunLog::read(&*world.journal, run).await? {
+                Some(state) => state,
+                None => return Ok(()),
+            },
+        };
+        let mut log = RunLog::new(world.journal.clone(), world.clock.clone(), world.epoch, state);
+        recovery::take_over(&world, &mut log).await?;
+        let stopping = self.inner.tasks.token();
+        Driver { world, live: self.inner.live.clone(), log, inbox, stopping }.drive().await
+    }
+
+    fn release(&self, run: RunId) {
+        {
+            let mut schedule = self.schedule();
+            if let Some(running) = schedule.running.remove(&run)
+                && schedule.leases.get(&running.workspace) == Some(&run)
+            {
+                schedule.leases.remove(&running.workspace);
+            }
+        }
+        self.pump();
+    }
+
+    fn fail(&self, run: RunId, error: &JournalError) {
+        tracing::error!(%run, %error, "the run's driver stopped");
+        match error {
+            JournalError::Failed { .. } | JournalError::Conflict { .. } => {
+                self.inner.fatal.send_replace(Some(error.to_string()));
+            }
+            JournalError::RequestIdReused { .. }
+            | JournalError::Busy
+            | JournalError::Unreadable { .. } => {}
+        }
+    }
+}
+
+fn check(wanted: &Submission) -> Result<(), EngineError> {
+    let invalid = |field, message: String| Err(EngineError::InvalidField { field, message });
+    if wanted.task.trim().is_empty() {
+        return invalid("task", "is empty; say what is to be done".into());
+    }
+    if wanted.task.len() > budget::TASK_BYTES {
+        return invalid("task", format!("is {} bytes long, 1 MiB is accepted", wanted.task.len()));
+    }
+    if !matches!(wanted.agent.as_str(), "" | executor::NAME) {
+        return invalid("agent", format!("there is no agent {:?}; there is \"executor\"", wanted.agent));
+    }
+    if let Some(id) = &wanted.request_id
+        && (id.is_empty() || id.len() > REQUEST_ID_BYTES)
+    {
+        return invalid("request_id", format!("has {} bytes, 1 to 128 are accepted", id.len()));
+    }
+    let (most, key_bytes, value_bytes) = LABELS;
+    if wanted.labels.len() > most {
+        return invalid("labels", format!("there are {}, {most} are accepted", wanted.labels.len()));
+    }
+    let long = |(key, value): &(&String, &String)| key.len() > key_bytes || value.len() > value_bytes;
+    if let Some((key, _)) = wanted.labels.iter().find(long) {
+        let key: String = key.chars().take(key_bytes).collect();
+        return invalid("labels", format!("{key:?} or its value is too long"));
+    }
+    Ok(())
+}
+
+/// SHA-256 of what was submitted, by which a repetition is known.
+fn digest(spec: &RunCreated) -> Result<[u8; 32], EngineError> {
+    let body = serde_json::to_vec(spec)
+        .map_err(|error| JournalError::Unreadable { what: error.to_string() })?;
+    Ok(Sha256::digest(body).into())
+}

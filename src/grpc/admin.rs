@@ -1,0 +1,64 @@
+//! `AdminService`.
+
+use tonic::{Request, Response, Status};
+
+use crate::{
+    domain::ids::Timestamp,
+    engine::Engine,
+    grpc::convert,
+    proto::v1::{self, admin_service_server::AdminService},
+    tools,
+};
+
+/// What the daemon knows of itself.
+#[derive(Debug, Clone)]
+pub struct Info {
+    pub started: Timestamp,
+    pub backend_url: String,
+    pub model: Option<String>,
+    pub workspace_root: String,
+    pub state_directory: String,
+    pub sqlite_version: String,
+}
+
+#[derive(Debug)]
+pub(super) struct Admin {
+    engine: Engine,
+    info: Info,
+}
+
+impl Admin {
+    pub(super) fn new(engine: Engine, info: Info) -> Self {
+        Self { engine, info }
+    }
+}
+
+#[tonic::async_trait]
+impl AdminService for Admin {
+    async fn get_server_info(
+        &self,
+        _request: Request<v1::GetServerInfoRequest>,
+    ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
+        let (info, world, limits) = (&self.info, self.engine.world(), self.engine.limits());
+        let tools = tools::SPECS.iter().map(|spec| v1::Tool {
+            name: spec.name.to_string(),
+            description: spec.description.to_owned(),
+            parameters_schema: spec.parameters.to_string(),
+        });
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        Ok(Response::new(v1::GetServerInfoResponse {
+            version: env!("CARGO_PKG_VERSION").into(),
+            sqlite_version: info.sqlite_version.clone(),
+            start_time: Some(convert::timestamp(info.started)),
+            backend_url: info.backend_url.clone(),
+            model: info.model.clone().unwrap_or_default(),
+            workspace_root: info.workspace_root.clone(),
+            state_dir: info.state_directory.clone(),
+            policy_revision: world.policy.revision.to_string(),
+            sandbox_limits: world.sandbox.mechanisms().into_iter().collect(),
+            tools: tools.collect(),
+            max_running_runs: count(limits.running_runs),
+            max_queued_runs: count(limits.queued_runs),
+        }))
+    }
+}

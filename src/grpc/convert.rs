@@ -1,0 +1,200 @@
+//! Domain to proto and back, and every error to its `Status`: the only place where codes are chosen.
+
+use std::time::Duration;
+
+use prost_types::Timestamp;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::{
+    domain::{
+        budget::{Budget, Usage},
+        ids::{self, RunId},
+        run::StateName,
+    },
+    engine::EngineError,
+    ports::{EntryView, JournalError, RunSummary},
+    proto::v1,
+};
+
+const DOMAIN: &str = "agentd";
+/// When to try again what was refused for want of room.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Why a caller is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Denied {
+    OtherUser,
+    WrongToken,
+    NoToken,
+}
+
+pub(super) fn denied(why: Denied) -> Status {
+    let (code, reason, message) = match why {
+        Denied::OtherUser => (
+            Code::PermissionDenied,
+            "OTHER_USER",
+            "this socket serves only the user who runs agentd, and root",
+        ),
+        Denied::WrongToken => (
+            Code::Unauthenticated,
+            "WRONG_TOKEN",
+            "the bearer token is not this daemon's; it lies in the file `token` of its state directory",
+        ),
+        Denied::NoToken => (
+            Code::Unauthenticated,
+            "NO_TOKEN",
+            "send the header `authorization: Bearer TOKEN`; the token lies in the file `token` of the \
+             daemon's state directory",
+        ),
+    };
+    with_reason(code, reason, message.into(), ErrorDetails::new())
+}
+
+pub(super) fn invalid(field: &str, message: String) -> Status {
+    let mut details = ErrorDetails::new();
+    details.add_bad_request_violation(field, message.clone());
+    with_reason(Code::InvalidArgument, "INVALID_ARGUMENT", format!("{field}: {message}"), details)
+}
+
+fn with_reason(code: Code, reason: &str, message: String, mut details: ErrorDetails) -> Status {
+    details.set_error_info(reason, DOMAIN, [] as [(String, String); 0]);
+    Status::with_error_details(code, message, details)
+}
+
+fn with_retry() -> ErrorDetails {
+    let mut details = ErrorDetails::new();
+    details.set_retry_info(Some(RETRY));
+    details
+}
+
+pub(super) fn status(error: EngineError) -> Status {
+    let message = error.to_string();
+    let plain = ErrorDetails::new;
+    match error {
+        EngineError::InvalidField { field, message } => invalid(field, message),
+        EngineError::UnknownRun(_) => with_reason(Code::NotFound, "RUN_NOT_FOUND", message, plain()),
+        EngineError::QueueFull { .. } => {
+            with_reason(Code::ResourceExhausted, "QUEUE_FULL", message, with_retry())
+        }
+        EngineError::Draining => with_reason(Code::Unavailable, "DRAINING", message, with_retry()),
+        EngineError::Journal(error) => journal(&error),
+    }
+}
+
+fn journal(error: &JournalError) -> Status {
+    let message = error.to_string();
+    let plain = ErrorDetails::new;
+    match error {
+        JournalError::RequestIdReused { .. } => {
+            with_reason(Code::AlreadyExists, "REQUEST_ID_REUSED", message, plain())
+        }
+        JournalError::Conflict { .. } => with_reason(Code::Aborted, "CONFLICT", message, plain()),
+        JournalError::Busy => {
+            with_reason(Code::ResourceExhausted, "STORE_BUSY", message, with_retry())
+        }
+        JournalError::Failed { .. } => {
+            with_reason(Code::Unavailable, "STORE_FAILED", message, with_retry())
+        }
+        JournalError::Unreadable { .. } => {
+            with_reason(Code::DataLoss, "STORE_UNREADABLE", message, plain())
+        }
+    }
+}
+
+/// The stream ends because the daemon stops; it can be taken up again where it ended.
+pub(super) fn draining() -> Status {
+    status(EngineError::Draining)
+}
+
+pub(super) fn run_id(text: &str) -> Result<RunId, Status> {
+    text.parse().map_err(|error: ids::NotARunId| invalid("id", error.to_string()))
+}
+
+pub(super) fn timestamp(at: ids::Timestamp) -> Timestamp {
+    let nanos = at.0.rem_euclid(1_000_000) * 1000;
+    Timestamp { seconds: at.0.div_euclid(1_000_000), nanos: i32::try_from(nanos).unwrap_or(0) }
+}
+
+pub(super) fn state(state: StateName) -> v1::RunState {
+    match state {
+        StateName::Queued => v1::RunState::Queued,
+        StateName::Executing => v1::RunState::Executing,
+        StateName::WaitingForBackend => v1::RunState::WaitingForBackend,
+        StateName::NeedsAttention => v1::RunState::NeedsAttention,
+        StateName::OutOfBudget => v1::RunState::OutOfBudget,
+        StateName::Succeeded => v1::RunState::Succeeded,
+        StateName::Failed => v1::RunState::Failed,
+        StateName::Cancelled => v1::RunState::Cancelled,
+    }
+}
+
+/// The state to list by; states that no run of this version can be in match nothing.
+pub(super) fn listed_state(number: i32) -> Result<Option<StateName>, Status> {
+    let wanted = v1::RunState::try_from(number)
+        .ok()
+        .filter(|state| *state != v1::RunState::Unspecified)
+        .ok_or_else(|| invalid("states", format!("{number} is not a state")))?;
+    Ok(StateName::ALL.into_iter().find(|known| state(*known) == wanted))
+}
+
+pub(super) fn run(summary: RunSummary) -> v1::Run {
+    let status = summary.status;
+    v1::Run {
+        id: summary.id.to_string(),
+        state: state(status.state).into(),
+        agent: summary.agent,
+        workspace: summary.workspace,
+        task: summary.task,
+        model: summary.model.unwrap_or_default(),
+        answer: status.answer.unwrap_or_default(),
+        usage: Some(usage(status.usage)),
+        error: status
+            .error
+            .map(|failure| v1::RunError { reason: failure.reason, message: failure.message }),
+        head_sequence: summary.head.0,
+        create_time: Some(timestamp(summary.created)),
+        update_time: Some(timestamp(summary.updated)),
+        submitter: summary.submitter.to_string(),
+        labels: summary.labels.into_iter().collect(),
+    }
+}
+
+fn usage(usage: Usage) -> v1::Usage {
+    v1::Usage {
+        turns: usage.turns,
+        tool_calls: usage.tool_calls,
+        input_tokens: usage.input_tokens,
+        cached_input_tokens: usage.cached_input_tokens,
+        output_tokens: usage.output_tokens,
+        reasoning_tokens: usage.reasoning_tokens,
+        turns_of_unknown_cost: usage.turns_of_unknown_cost,
+    }
+}
+
+/// Zero means the default.
+pub(super) fn budget(wanted: Option<v1::Budget>) -> Budget {
+    let wanted = wanted.unwrap_or_default();
+    let default = Budget::default();
+    let or = |wanted, default| if wanted == 0 { default } else { wanted };
+    Budget {
+        max_turns: or(wanted.max_turns, default.max_turns),
+        max_tool_calls: or(wanted.max_tool_calls, default.max_tool_calls),
+        max_tokens: if wanted.max_tokens == 0 { default.max_tokens } else { wanted.max_tokens },
+    }
+}
+
+pub(super) fn entry(view: EntryView) -> v1::JournalEntry {
+    v1::JournalEntry {
+        run_id: view.run.map(|run| run.to_string()).unwrap_or_default(),
+        sequence: view.sequence.0,
+        position: view.position.0,
+        time: Some(timestamp(view.time)),
+        kind: view.kind,
+        version: view.version,
+        payload: view.payload,
+        policy_revision: view.policy_revision.unwrap_or_default(),
+        previous_hash: view.previous.0.to_vec(),
+        hash: view.hash.0.to_vec(),
+    }
+}

@@ -1,0 +1,68 @@
+//! The gRPC API: requests to use cases, results to answers. Decides nothing.
+
+mod admin;
+mod audit;
+mod caller;
+mod convert;
+mod runs;
+
+pub use admin::Info;
+pub use caller::Door;
+
+use tonic::service::Routes;
+use tonic_health::ServingStatus;
+
+use crate::{
+    engine::Engine,
+    proto::{
+        DESCRIPTORS,
+        v1::{
+            admin_service_server::AdminServiceServer, audit_service_server::AuditServiceServer,
+            run_service_server::RunServiceServer,
+        },
+    },
+};
+
+/// Largest request, in bytes: a task of 1 MiB and room for the rest.
+const REQUEST_BYTES: usize = 2 << 20;
+
+/// Names that `grpc.health.v1` knows besides the empty one.
+pub const HEALTH_NAMES: [&str; 6] = [
+    "liveness",
+    "readiness",
+    "startup",
+    "agentd.v1.RunService",
+    "agentd.v1.AdminService",
+    "agentd.v1.AuditService",
+];
+
+/// All services, for callers that come through `door`, and the switch of their health.
+pub async fn services(
+    engine: &Engine,
+    info: Info,
+    door: Door,
+) -> Result<(Routes, tonic_health::server::HealthReporter), tonic_reflection::server::Error> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    for name in HEALTH_NAMES.into_iter().chain([""]) {
+        health.set_service_status(name, ServingStatus::Serving).await;
+    }
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let run_service = RunServiceServer::new(runs::Runs::new(engine.clone()))
+        .max_decoding_message_size(REQUEST_BYTES);
+    let admin_service = AdminServiceServer::new(admin::Admin::new(engine.clone(), info));
+    let audit_service = AuditServiceServer::new(audit::Audit::new(engine.clone()));
+    let mut routes = Routes::builder();
+    routes
+        .add_service(door.guard(run_service))
+        .add_service(door.guard(admin_service))
+        .add_service(door.guard(audit_service))
+        .add_service(door.guard(reflection().build_v1()?))
+        .add_service(door.guard(reflection().build_v1alpha()?))
+        // Orchestrators probe without credentials.
+        .add_service(health_service);
+    Ok((routes.routes(), health))
+}

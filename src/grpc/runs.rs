@@ -1,0 +1,278 @@
+//! `RunService`.
+
+use std::{pin::Pin, time::Duration};
+
+use futures_util::Stream;
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::{
+    domain::ids::{RunId, Sequence},
+    engine::{Engine, Submission, Submitted, TextDelta},
+    grpc::{caller, convert},
+    ports::RunPlace,
+    proto::v1::{self, run_service_server::RunService, stream_run_events_response::Event},
+};
+
+/// Runs of a page, if the caller does not say, and at most.
+const PAGE: (usize, usize) = (50, 500);
+/// Entries that are read for a subscriber at once; no more is kept for it.
+const STREAM_PAGE: usize = 200;
+/// Silence after which a stream says that it is alive.
+const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How long WaitRun waits, if the caller does not say, and at most.
+const WAIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(600));
+
+#[derive(Debug)]
+pub(super) struct Runs {
+    engine: Engine,
+}
+
+type Events = Pin<Box<dyn Stream<Item = Result<v1::StreamRunEventsResponse, Status>> + Send>>;
+
+impl Runs {
+    pub(super) fn new(engine: Engine) -> Self {
+        Self { engine }
+    }
+}
+
+#[tonic::async_trait]
+impl RunService for Runs {
+    type StreamRunEventsStream = Events;
+
+    async fn create_run(
+        &self,
+        request: Request<v1::CreateRunRequest>,
+    ) -> Result<Response<v1::CreateRunResponse>, Status> {
+        let caller = caller::of(&request)?;
+        let request = request.into_inner();
+        let submission = Submission {
+            task: request.task,
+            workspace: request.workspace,
+            agent: request.agent,
+            model: request.model,
+            request_id: Some(request.request_id).filter(|id| !id.is_empty()),
+            labels: request.labels.into_iter().collect(),
+            budget: convert::budget(request.budget),
+        };
+        let submitted = self.engine.submit(caller, submission).await.map_err(convert::status)?;
+        let (run, existed) = match submitted {
+            Submitted::New(run) => (run, false),
+            Submitted::Existed(run) => (run, true),
+        };
+        Ok(Response::new(v1::CreateRunResponse { run: Some(convert::run(run)), existed }))
+    }
+
+    async fn get_run(
+        &self,
+        request: Request<v1::GetRunRequest>,
+    ) -> Result<Response<v1::GetRunResponse>, Status> {
+        let id = convert::run_id(&request.into_inner().id)?;
+        let run = self.engine.run(id).await.map_err(convert::status)?;
+        Ok(Response::new(v1::GetRunResponse { run: Some(convert::run(run)) }))
+    }
+
+    async fn list_runs(
+        &self,
+        request: Request<v1::ListRunsRequest>,
+    ) -> Result<Response<v1::ListRunsResponse>, Status> {
+        let request = request.into_inner();
+        let size = page_size(request.page_size)?;
+        let before = page_token(&request.page_token)?;
+        let known = request.states.iter().map(|number| convert::listed_state(*number));
+        let known = known.collect::<Result<Vec<_>, _>>()?;
+        let states: Vec<_> = known.iter().flatten().copied().collect();
+        if !known.is_empty() && states.is_empty() {
+            return Ok(Response::new(v1::ListRunsResponse::default()));
+        }
+        let found = self.engine.runs(states, before, size + 1).await.map_err(convert::status)?;
+        let next_page_token = match found.len() > size {
+            true => found.get(size - 1).map(|(place, _)| place.0.to_string()).unwrap_or_default(),
+            false => String::new(),
+        };
+        let runs = found.into_iter().take(size).map(|(_, run)| convert::run(run)).collect();
+        Ok(Response::new(v1::ListRunsResponse { runs, next_page_token }))
+    }
+
+    async fn wait_run(
+        &self,
+        request: Request<v1::WaitRunRequest>,
+    ) -> Result<Response<v1::WaitRunResponse>, Status> {
+        let request = request.into_inner();
+        let id = convert::run_id(&request.id)?;
+        let (default, most) = WAIT;
+        let timeout = match request.timeout {
+            None => default,
+            Some(timeout) => Duration::try_from(timeout)
+                .map_err(|_| convert::invalid("timeout", "is not a positive duration".into()))?,
+        };
+        let run = self.engine.wait(id, timeout.min(most)).await.map_err(convert::status)?;
+        let state = run.status.state;
+        let timed_out = !state.is_ended() && !state.is_suspended();
+        Ok(Response::new(v1::WaitRunResponse { run: Some(convert::run(run)), timed_out }))
+    }
+
+    async fn stream_run_events(
+        &self,
+        request: Request<v1::StreamRunEventsRequest>,
+    ) -> Result<Response<Events>, Status> {
+        let request = request.into_inner();
+        let run = convert::run_id(&request.id)?;
+        self.engine.run(run).await.map_err(convert::status)?;
+        let follow = if request.follow { Follow::UntilEnd } else { Follow::No };
+        let (events, stream) = mpsc::channel(1);
+        let feed = Feed {
+            engine: self.engine.clone(),
+            run,
+            sent: Sequence(request.after_sequence),
+            events,
+        };
+        self.engine.spawn_stream(feed.send(follow));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn cancel_run(
+        &self,
+        request: Request<v1::CancelRunRequest>,
+    ) -> Result<Response<v1::CancelRunResponse>, Status> {
+        let caller = caller::of(&request)?;
+        let request = request.into_inner();
+        let id = convert::run_id(&request.id)?;
+        let run = self.engine.cancel(caller, id, request.why).await.map_err(convert::status)?;
+        Ok(Response::new(v1::CancelRunResponse { run: Some(convert::run(run)) }))
+    }
+}
+
+fn page_size(wanted: i32) -> Result<usize, Status> {
+    let (default, most) = PAGE;
+    match usize::try_from(wanted) {
+        Ok(0) => Ok(default),
+        Ok(size) => Ok(size.min(most)),
+        Err(_) => Err(convert::invalid("page_size", format!("{wanted} is negative"))),
+    }
+}
+
+fn page_token(token: &str) -> Result<Option<RunPlace>, Status> {
+    match token {
+        "" => Ok(None),
+        token => token.parse().map(|place| Some(RunPlace(place))).map_err(|_| {
+            convert::invalid("page_token", "is not a token from an earlier answer".into())
+        }),
+    }
+}
+
+/// How long a stream goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Follow {
+    No,
+    UntilEnd,
+}
+
+/// One subscriber's way through a run's journal. What it sends comes from the store; the signal of new
+/// entries only wakes it, so that it can neither miss nor repeat one.
+struct Feed {
+    engine: Engine,
+    run: RunId,
+    sent: Sequence,
+    events: mpsc::Sender<Result<v1::StreamRunEventsResponse, Status>>,
+}
+
+/// The subscriber is gone.
+struct Gone;
+
+impl Feed {
+    async fn send(mut self, follow: Follow) {
+        let stopping = self.engine.stopping();
+        // Subscribed before the first read: what is written meanwhile wakes us.
+        let heads = self.engine.watch(self.run);
+        let words = self.engine.follow(self.run);
+        let events = self.events.clone();
+        tokio::select! {
+            _ = self.run_to_end(follow, heads, words) => {}
+            () = stopping.cancelled() => {
+                let _ = events.send(Err(convert::draining())).await;
+            }
+            () = events.closed() => {}
+        }
+    }
+
+    async fn run_to_end(
+        &mut self,
+        follow: Follow,
+        mut heads: watch::Receiver<Sequence>,
+        mut words: broadcast::Receiver<TextDelta>,
+    ) -> Result<(), Gone> {
+        let mut ended = self.send_stored().await?;
+        self.event(Event::CaughtUp(v1::CaughtUp { head_sequence: self.sent.0 })).await?;
+        while follow == Follow::UntilEnd && !ended {
+            tokio::select! {
+                changed = heads.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    heads.borrow_and_update();
+                    ended = self.send_stored().await?;
+                }
+                said = next_words(&mut words) => {
+                    let delta = v1::TextDelta { turn: said.turn, text: said.text };
+                    self.event(Event::TextDelta(delta)).await?;
+                }
+                () = self.engine.world().clock.sleep(HEARTBEAT) => {
+                    let head_sequence = self.sent.0;
+                    self.event(Event::Heartbeat(v1::Heartbeat { head_sequence })).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends all that is stored and not yet sent; tells whether the run's last entry was among it, or
+    /// before it.
+    async fn send_stored(&mut self) -> Result<bool, Gone> {
+        loop {
+            let page = match self.engine.entries(self.run, self.sent, STREAM_PAGE).await {
+                Ok(page) => page,
+                Err(error) => {
+                    let _ = self.events.send(Err(convert::status(error))).await;
+                    return Err(Gone);
+                }
+            };
+            let full = page.len() == STREAM_PAGE;
+            for view in page {
+                self.sent = view.sequence;
+                let ended = view.kind == "run_finished";
+                self.event(Event::Entry(convert::entry(view))).await?;
+                if ended {
+                    return Ok(true);
+                }
+            }
+            if !full {
+                return self.is_ended().await;
+            }
+        }
+    }
+
+    async fn is_ended(&self) -> Result<bool, Gone> {
+        match self.engine.run(self.run).await {
+            Ok(run) => Ok(run.status.state.is_ended() && run.head <= self.sent),
+            Err(_) => Err(Gone),
+        }
+    }
+
+    async fn event(&self, event: Event) -> Result<(), Gone> {
+        let response = v1::StreamRunEventsResponse { event: Some(event) };
+        self.events.send(Ok(response)).await.map_err(|_| Gone)
+    }
+}
+
+/// The next words; those that were missed are passed over.
+async fn next_words(words: &mut broadcast::Receiver<TextDelta>) -> TextDelta {
+    loop {
+        match words.recv().await {
+            Ok(said) => return said,
+            Err(broadcast::error::RecvError::Lagged(_)) => {}
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! agentd carries out agent runs and can be trusted with them. This page is the map; in reading order:
+//!
+//! - [`domain`]: what a run is. Pure. Start with [`domain::run`].
+//! - [`ports`]: what the engine needs of the world.
+//! - [`tools`], [`agents`]: what a model may call, and what it is told. Pure.
+//! - [`engine`]: the loop, and one tool call from top to bottom.
+//! - [`backend`], [`sandbox`], [`sqlite`], [`system`]: the world behind the ports.
+//! - [`policy_files`], [`yaml`]: rules as people write them.
+//! - [`grpc`], [`proto`]: the API. [`daemon`] joins everything.
+//! - [`client`], [`ctl`]: the other end. [`scripted`]: a model server whose words are scripted.
+//!
+//! Which module may use which: the table in `tests/it/tidy.rs`, which fails the build.
+
+pub mod agents;
+pub mod backend;
+pub mod client;
+pub mod config;
+// pub mod ctl;
+pub mod daemon;
+pub mod domain;
+pub mod engine;
+pub mod grpc;
+pub mod policy_files;
+pub mod ports;
+pub mod proto;
+pub mod sandbox;
+pub mod scripted;
+pub mod sqlite;
+pub mod system;
+pub mod tasks;
+pub mod telemetry;
+pub mod tools;
+pub mod yaml;

@@ -1,0 +1,152 @@
+//! The shapes of `tools.yaml` and `paths.yaml` as people write them. Unknown keys are errors.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+use crate::domain::{
+    ids::{RoleName, RuleId, ToolName},
+    journal::Verdict,
+    policy::{FileOperation, Positionals},
+    tool::EffectClass,
+};
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ToolsFile {
+    #[serde(rename = "schema")]
+    _schema: ToolsSchema,
+    pub(super) limits: LimitsShape,
+    pub(super) program_directories: Vec<String>,
+    pub(super) roles: BTreeMap<RoleName, RoleShape>,
+    #[serde(default)]
+    pub(super) environment: BTreeMap<String, String>,
+    #[serde(default)]
+    pub(super) commands: Vec<CommandShape>,
+}
+
+#[derive(Debug, Deserialize)]
+enum ToolsSchema {
+    #[serde(rename = "agentd/tools/v1")]
+    V1,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LimitsShape {
+    pub(super) wall_seconds: u64,
+    pub(super) cpu_seconds: u64,
+    pub(super) memory_mib: u64,
+    pub(super) processes: u64,
+    pub(super) open_files: u64,
+    pub(super) file_mib: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RoleShape {
+    pub(super) tools: Vec<ToolName>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CommandShape {
+    pub(super) id: RuleId,
+    pub(super) argv: Vec<String>,
+    #[serde(default)]
+    pub(super) flags: Vec<String>,
+    #[serde(default)]
+    pub(super) positionals: PositionalsShape,
+    #[serde(default)]
+    pub(super) inject: Vec<String>,
+    #[serde(default)]
+    pub(super) environment: BTreeMap<String, String>,
+    #[serde(default = "unknown_effect")]
+    pub(super) effect: EffectClass,
+    #[serde(default = "allow")]
+    pub(super) decision: Verdict,
+    pub(super) limits: Option<LimitsShape>,
+    pub(super) why: String,
+    #[serde(default, rename = "match")]
+    pub(super) matches: Vec<String>,
+    #[serde(default, rename = "not_match")]
+    pub(super) not_matches: Vec<String>,
+}
+
+fn unknown_effect() -> EffectClass {
+    EffectClass::NonIdempotent
+}
+
+fn allow() -> Verdict {
+    Verdict::Allow
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum PositionalsShape {
+    #[default]
+    None,
+    WorkspacePaths,
+    Any,
+}
+
+impl From<PositionalsShape> for Positionals {
+    fn from(shape: PositionalsShape) -> Self {
+        match shape {
+            PositionalsShape::None => Self::None,
+            PositionalsShape::WorkspacePaths => Self::WorkspacePaths,
+            PositionalsShape::Any => Self::Any,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PathsFile {
+    #[serde(rename = "schema")]
+    _schema: PathsSchema,
+    pub(super) rules: Vec<PathShape>,
+    #[serde(default)]
+    pub(super) tests: Vec<PathTest>,
+}
+
+#[derive(Debug, Deserialize)]
+enum PathsSchema {
+    #[serde(rename = "agentd/paths/v1")]
+    V1,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PathShape {
+    pub(super) id: RuleId,
+    pub(super) glob: String,
+    pub(super) operations: Vec<OperationShape>,
+    pub(super) decision: Verdict,
+    pub(super) why: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PathTest {
+    pub(super) operation: OperationShape,
+    pub(super) path: String,
+    pub(super) expect: Verdict,
+    pub(super) rule: RuleId,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum OperationShape {
+    Read,
+    Write,
+}
+
+impl From<OperationShape> for FileOperation {
+    fn from(shape: OperationShape) -> Self {
+        match shape {
+            OperationShape::Read => Self::Read,
+            OperationShape::Write => Self::Write,
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! What the engine needs of the world, as traits. Adapters implement them, `daemon.rs` joins them,
+//! tests fake them. No logic here.
+
+use std::{any::Any, collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::domain::{
+    budget::{TokenCount, Usage},
+    effect::{Effect, EffectResult, Factual, Facts, Unresolved},
+    ids::{Caller, Epoch, Position, RunId, Sequence, Timestamp},
+    item::Item,
+    journal::{AnsweredItem, ChainHash, Entry, NewEntry, Record},
+    policy::Permit,
+    run::{Failure, StateName},
+    tool::ToolSpec,
+};
+
+/// A model behind a backend.
+#[async_trait]
+pub trait Model: Send + Sync {
+    /// Asks once, and gives the whole answer after its terminal event.
+    ///
+    /// `said` hears the words as they come; they are not the answer. Dropping the future closes the
+    /// connection. No retry happens in here.
+    async fn respond(&self, question: Question<'_>, said: &Said) -> Result<Answer, ModelError>;
+}
+
+/// Hears the model's words as they come.
+pub type Said = dyn Fn(&str) + Send + Sync;
+
+/// One request to the model.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    /// None: the backend's first listed model.
+    pub model: Option<&'a str>,
+    pub instructions: &'a str,
+    /// The whole conversation, oldest first.
+    pub items: &'a [Item],
+    pub tools: &'a [ToolSpec],
+}
+
+/// One answer of the model.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub response_id: Option<String>,
+    pub model: Option<String>,
+    /// All messages joined; none when it said nothing.
+    pub text: Option<String>,
+    /// Why the answer is not whole, where it is not.
+    pub incomplete: Option<String>,
+    /// In the model's order.
+    pub items: Vec<AnsweredItem>,
+    pub tokens: TokenCount,
+}
+
+/// Why a request to the model failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ModelError {
+    pub fault: ModelFault,
+    /// What happened, to which backend, and what to do.
+    pub message: String,
+    pub http_status: Option<u16>,
+    pub backend_request_id: Option<String>,
+    /// How long the backend asked to be left alone.
+    pub retry_after_ms: Option<u64>,
+}
+
+/// Kinds of failure of a request, one for each way to react.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelFault {
+    /// Not reached, dropped, overloaded, or 5xx: try again.
+    Unavailable,
+    /// Asked to wait: try again later.
+    RateLimited,
+    /// No answer in time: try again.
+    Timeout,
+    /// The answer is not what the protocol says: try again.
+    Protocol,
+    /// Credentials are missing or wrong: no use trying again.
+    Unauthenticated,
+    /// No quota is left: no use trying again.
+    QuotaExhausted,
+    /// The request itself is refused: no use trying again.
+    Rejected,
+    /// agentd was about to send a conversation that breaks the pairing rule: never sent.
+    BrokenConversation,
+}
+
+impl ModelFault {
+    /// Stable, upper case, for programs.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Unavailable => "BACKEND_UNAVAILABLE",
+            Self::RateLimited => "RATE_LIMITED",
+            Self::Timeout => "TIMEOUT",
+            Self::Protocol => "BACKEND_PROTOCOL",
+            Self::Unauthenticated => "BACKEND_UNAUTHENTICATED",
+            Self::QuotaExhausted => "QUOTA_EXHAUSTED",
+            Self::Rejected => "BACKEND_REJECTED",
+            Self::BrokenConversation => "BROKEN_CONVERSATION",
+        }
+    }
+
+    /// Whether another attempt can help.
+    pub fn is_passing(self) -> bool {
+        match self {
+            Self::Unavailable | Self::RateLimited | Self::Timeout | Self::Protocol => true,
+            Self::Unauthenticated
+            | Self::QuotaExhausted
+            | Self::Rejected
+            | Self::BrokenConversation => false,
+        }
+    }
+}
+
+/// Where effects happen.
+#[async_trait]
+pub trait Sandbox: Send + Sync {
+    /// Finds the directory that a run wants to work in. Errors say what is wrong with it, for the caller.
+    async fn admit(&self, workspace: &str) -> Result<PathBuf, String>;
+
+    /// Finds out what an effect would touch, and holds it open; touches nothing.
+    async fn resolve(&self, scene: &Scene, effect: Effect) -> Result<Resolved, ResolveError>;
+
+    /// Carries out what is permitted, on the very things that were resolved.
+    ///
+    /// When it returns, the effect is on disk and no process of it is left. `stop` ends a program
+    /// early; what had been done until then stays done.
+    async fn run(
+        &self,
+        permit: Permit<Resolved>,
+        attempt: Attempt,
+        stop: &CancellationToken,
+    ) -> Result<EffectResult, SandboxError>;
+
+    /// What enforces each limit here: `memory` to `cgroup_v1`, for example.
+    fn mechanisms(&self) -> BTreeMap<String, String>;
+}
+
+/// Where a call takes place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Scene {
+    /// Absolute, resolved.
+    pub workspace: PathBuf,
+    /// Where programs are looked for, in order; absolute.
+    pub program_directories: Vec<String>,
+    /// Names the call in the names of cgroups: letters, digits and `-`.
+    pub label: String,
+}
+
+/// Whether an effect may have been carried out before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attempt {
+    First,
+    Again,
+}
+
+/// Facts, with the open things that prove them.
+pub struct Resolved {
+    pub facts: Facts,
+    /// Descriptors of the adapter that resolved it, and its private notes.
+    pub proof: Box<dyn Any + Send + Sync>,
+}
+
+impl Factual for Resolved {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+}
+
+impl fmt::Debug for Resolved {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolved").field("facts", &self.facts).finish_non_exhaustive()
+    }
+}
+
+/// Why an effect was not resolved.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// For the model.
+    #[error("the effect stands for nothing that may be touched")]
+    Unresolved(Unresolved),
+    /// For the operator.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// Why the sandbox itself failed. The model is not told; the run fails.
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("workspace {workspace} cannot be opened; it must be an existing directory")]
+    Workspace { workspace: String, source: std::io::Error },
+    #[error("the launcher {launcher} cannot be started; install agentd-sandbox beside agentd")]
+    Launcher { launcher: String, source: std::io::Error },
+    #[error("the launcher ended without a report: {message}")]
+    Lost { message: String },
+    #[error("{what} failed")]
+    Io { what: &'static str, source: std::io::Error },
+    #[error("an effect was handed over without the proof that this sandbox gave it")]
+    ForeignProof,
+}
+
+/// Where everything is remembered.
+///
+/// Every append names the owner's epoch and the sequence it follows, so that a store shared by many
+/// nodes can refuse a writer whose time is over.
+#[async_trait]
+pub trait Journal: Send + Sync {
+    /// Writes a run's first entries, unless the same submission made a run before.
+    ///
+    /// Returns once it is on disk. Concurrent submissions with one request id make one run.
+    async fn create(&self, admission: Admission, append: Append) -> Result<Created, JournalError>;
+
+    /// Writes entries, all or none; returns once they are on disk.
+    async fn append(&self, append: Append) -> Result<(), JournalError>;
+
+    /// Writes an entry of the daemon itself; returns once it is on disk.
+    async fn append_daemon(&self, entry: NewEntry) -> Result<(), JournalError>;
+
+    /// A run's entries after a sequence, whole, oldest first, at most `limit`. For the engine alone.
+    async fn entries(
+        &self,
+        run: RunId,
+        after: Sequence,
+        limit: usize,
+    ) -> Result<Vec<Entry>, JournalError>;
+
+    /// The same as everyone may see them.
+    async fn views(
+        &self,
+        run: RunId,
+        after: Sequence,
+        limit: usize,
+    ) -> Result<Vec<EntryView>, JournalError>;
+
+    /// One run as it stands; none if there is no such run.
+    async fn run(&self, run: RunId) -> Result<Option<RunSummary>, JournalError>;
+
+    /// Runs, newest first, at most `limit`, older than `before` where that is given.
+    async fn runs(
+        &self,
+        states: Vec<StateName>,
+        before: Option<RunPlace>,
+        limit: usize,
+    ) -> Result<Vec<(RunPlace, RunSummary)>, JournalError>;
+
+    /// Runs that have not ended, oldest first.
+    async fn unended(&self) -> Result<Vec<RunId>, JournalError>;
+
+    /// Recomputes every hash.
+    async fn verify(&self) -> Result<AuditReport, JournalError>;
+
+    /// Tells of new entries of a run, as a hint: the head that is on disk.
+    fn watch(&self, run: RunId) -> watch::Receiver<Sequence>;
+}
+
+/// Who submits, and how a repetition is known.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admission {
+    pub caller: Caller,
+    pub request_id: Option<String>,
+    /// SHA-256 of the submission's body.
+    pub digest: [u8; 32],
+}
+
+/// What came of a submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Created {
+    New,
+    /// The same submission made this run before.
+    Existed(RunId),
+}
+
+/// Entries to be written for one run.
+#[derive(Debug, Clone)]
+pub struct Append {
+    pub run: RunId,
+    pub epoch: Epoch,
+    /// Sequence of the entry that these follow; 0 for a new run.
+    pub after: Sequence,
+    pub entries: Vec<NewEntry>,
+    /// How the run stands after them.
+    pub status: RunStatus,
+}
+
+/// What changes about a run while it goes on; derived from its state, kept for lists.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunStatus {
+    pub state: StateName,
+    pub usage: Usage,
+    pub answer: Option<String>,
+    pub error: Option<Failure>,
+}
+
+/// A run for lists and answers, redacted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunSummary {
+    pub id: RunId,
+    pub task: String,
+    pub workspace: String,
+    pub agent: String,
+    pub model: Option<String>,
+    pub submitter: Caller,
+    pub labels: BTreeMap<String, String>,
+    pub status: RunStatus,
+    pub head: Sequence,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+}
+
+/// Place of a run in the order of submission.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RunPlace(pub i64);
+
+/// An entry as everyone may see it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryView {
+    /// None: the daemon's own chain.
+    pub run: Option<RunId>,
+    pub sequence: Sequence,
+    pub position: Position,
+    pub time: Timestamp,
+    pub kind: String,
+    pub version: u32,
+    /// JSON object, redacted: the bytes that were hashed.
+    pub payload: String,
+    pub policy_revision: Option<String>,
+    pub previous: ChainHash,
+    pub hash: ChainHash,
+}
+
+/// What a verification found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditReport {
+    pub entries: u64,
+    pub runs: u64,
+    /// Head of the daemon's own chain.
+    pub head: ChainHash,
+    /// In the order of position, at most 100.
+    pub faults: Vec<AuditFault>,
+}
+
+/// One place where the journal is not what was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AuditFault {
+    pub position: Position,
+    pub run: Option<RunId>,
+    pub sequence: Sequence,
+    pub what: String,
+}
+
+/// Why the journal did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    /// The id was used for another submission.
+    #[error("request id {request_id:?} was used for another submission, run {run}")]
+    RequestIdReused { request_id: String, run: RunId },
+    /// Another owner, or another writer of this one, was faster: nothing was written.
+    #[error("run {run} is at sequence {found}, not {expected}: another writer was here")]
+    Conflict { run: RunId, expected: Sequence, found: Sequence },
+    /// More is waiting to be written than is kept: nothing was written.
+    #[error("the journal's queue is full; try again")]
+    Busy,
+    /// The store failed, and nothing more is acknowledged.
+    #[error("the journal cannot be written, and the daemon stops: {message}")]
+    Failed { message: String },
+    /// Something stored cannot be read.
+    #[error("the journal cannot be read: {what}")]
+    Unreadable { what: String },
+}
+
+/// Time.
+#[async_trait]
+pub trait Clock: Send + Sync {
+    fn now(&self) -> Timestamp;
+    /// Milliseconds of a clock that never goes back.
+    fn steady_ms(&self) -> u64;
+    async fn sleep(&self, duration: Duration);
+}
+
+/// Ids and chance.
+pub trait Chance: Send + Sync {
+    /// A new id, sorting after earlier ones.
+    fn run_id(&self, now: Timestamp) -> RunId;
+    /// In `[0, 1)`.
+    fn fraction(&self) -> f64;
+}
+
+impl Append {
+    /// The records alone, in order.
+    pub fn records(&self) -> impl Iterator<Item = &Record> {
+        self.entries.iter().map(|entry| &entry.record)
+    }
+}

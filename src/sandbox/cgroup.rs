@@ -1,0 +1,197 @@
+//! One cgroup a call, where the daemon may make some: v1 `memory` and `pids` for limits, the unified
+//! tree for killing. Makes groups beneath the daemon's own group only, and removes only its own.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
+
+use crate::{domain::policy::Limits, sandbox::order::Descriptor};
+
+/// Where groups can be made.
+#[derive(Debug, Default)]
+pub(super) struct Cgroups {
+    /// Begins the name of every group of this state directory.
+    prefix: String,
+    memory: Option<PathBuf>,
+    pids: Option<PathBuf>,
+    unified: Option<PathBuf>,
+}
+
+/// The groups of one call. Removed by [`Group::remove`], which must be called when all is over.
+#[derive(Debug)]
+pub(super) struct Group {
+    memory: Option<PathBuf>,
+    pids: Option<PathBuf>,
+    unified: Option<PathBuf>,
+}
+
+impl Cgroups {
+    /// Finds out, by trying, where groups can be made; kills and removes what a dead daemon of the
+    /// same state directory left.
+    pub(super) fn discover(prefix: String) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let own = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let usable = |path: Option<PathBuf>| {
+            let path = path?;
+            sweep(&path, &prefix);
+            let probe = path.join(format!("{prefix}probe"));
+            fs::create_dir(&probe).ok()?;
+            let writable = OpenOptions::new().write(true).open(probe.join("cgroup.procs")).is_ok();
+            let _ = fs::remove_dir(&probe);
+            writable.then_some(path)
+        };
+        let memory = usable(own_group(&mounts, &own, Some("memory")));
+        let pids = usable(own_group(&mounts, &own, Some("pids")));
+        let unified = usable(own_group(&mounts, &own, None));
+        Self { prefix, memory, pids, unified }
+    }
+
+    pub(super) fn limits_memory(&self) -> bool {
+        self.memory.is_some()
+    }
+
+    pub(super) fn limits_processes(&self) -> bool {
+        self.pids.is_some()
+    }
+
+    pub(super) fn kills(&self) -> bool {
+        self.unified.is_some()
+    }
+
+    /// Makes a call's groups, with its limits set.
+    pub(super) fn create(&self, label: &str, limits: &Limits) -> io::Result<Group> {
+        let make = |root: &Option<PathBuf>| -> io::Result<Option<PathBuf>> {
+            let Some(root) = root else { return Ok(None) };
+            let path = root.join(format!("{}{label}", self.prefix));
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+                Ok(()) | Err(_) => Ok(Some(path)),
+            }
+        };
+        let group =
+            Group { memory: make(&self.memory)?, pids: make(&self.pids)?, unified: make(&self.unified)? };
+        if let Some(memory) = &group.memory {
+            let bytes = limits.memory_bytes.to_string();
+            fs::write(memory.join("memory.limit_in_bytes"), &bytes)?;
+            // Swap accounting is a kernel option: without it the limit above stands alone.
+            let _ = fs::write(memory.join("memory.memsw.limit_in_bytes"), &bytes);
+        }
+        if let Some(pids) = &group.pids {
+            fs::write(pids.join("pids.max"), limits.processes.to_string())?;
+        }
+        Ok(group)
+    }
+}
+
+impl Group {
+    /// The files that the launcher enters and kills the groups by.
+    pub(super) fn open(&self) -> io::Result<Vec<(Descriptor, File)>> {
+        let write = |path: &Path, name: &str| OpenOptions::new().write(true).open(path.join(name));
+        let mut files = Vec::new();
+        for path in [&self.memory, &self.pids, &self.unified].into_iter().flatten() {
+            files.push((Descriptor::CgroupProcs, write(path, "cgroup.procs")?));
+        }
+        if let Some(unified) = &self.unified
+            && let Ok(kill) = write(unified, "cgroup.kill")
+        {
+            files.push((Descriptor::CgroupKill, kill));
+        }
+        Ok(files)
+    }
+
+    /// Whether the kernel killed something in it for want of memory.
+    pub(super) fn ran_out_of_memory(&self) -> bool {
+        let Some(memory) = &self.memory else { return false };
+        let control = fs::read_to_string(memory.join("memory.oom_control")).unwrap_or_default();
+        control.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+    }
+
+    /// Kills what is left and removes the groups. Blocking, at most about a second.
+    pub(super) fn remove(&self) {
+        for path in [&self.unified, &self.memory, &self.pids].into_iter().flatten() {
+            remove(path);
+        }
+    }
+}
+
+/// This process's group in the tree of `controller`, or in the unified tree.
+fn own_group(mounts: &str, own: &str, controller: Option<&str>) -> Option<PathBuf> {
+    let path = own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (id, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let found = match controller {
+            Some(name) => controllers.split(',').any(|known| known == name),
+            None => id == "0" && controllers.is_empty(),
+        };
+        found.then_some(path)
+    })?;
+    mounts.lines().find_map(|line| {
+        let (mount, filesystem) = line.split_once(" - ")?;
+        let mut mount = mount.split(' ').skip(3);
+        let (root, point) = (mount.next()?, mount.next()?);
+        let mut filesystem = filesystem.split(' ');
+        let (kind, options) = (filesystem.next()?, filesystem.nth(1)?);
+        let fits = match controller {
+            Some(name) => kind == "cgroup" && options.split(',').any(|option| option == name),
+            None => kind == "cgroup2",
+        };
+        let inside = Path::new(path).strip_prefix(root).ok()?;
+        fits.then(|| Path::new(point).join(inside))
+    })
+}
+
+/// Removes every group whose name begins with `prefix`: nobody alive owns it.
+fn sweep(parent: &Path, prefix: &str) {
+    let Ok(found) = fs::read_dir(parent) else { return };
+    for group in found.flatten() {
+        if group.file_name().to_str().is_some_and(|name| name.starts_with(prefix)) {
+            remove(&group.path());
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    for _ in 0..100 {
+        match fs::remove_dir(path) {
+            Ok(()) => return,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(_) => kill(path),
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    tracing::warn!(group = %path.display(), "a cgroup cannot be removed; processes may be left in it");
+}
+
+fn kill(path: &Path) {
+    if fs::write(path.join("cgroup.kill"), "1").is_ok() {
+        return;
+    }
+    let members = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    for pid in members.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_group_is_found_on_v1_hybrid_and_v2() {
+        let mounts = "\
+30 20 0:26 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+31 20 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw
+";
+        let own = "5:memory:/user/alice\n0::/user.slice\n";
+        assert_eq!(
+            own_group(mounts, own, Some("memory")),
+            Some("/sys/fs/cgroup/memory/user/alice".into())
+        );
+        assert_eq!(own_group(mounts, own, Some("pids")), None);
+        assert_eq!(own_group(mounts, own, None), Some("/sys/fs/cgroup/unified/user.slice".into()));
+    }
+}

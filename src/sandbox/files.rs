@@ -1,0 +1,319 @@
+//! File effects. Names are resolved once, beneath the workspace, by the kernel (openat2); what follows
+//! works on the descriptors. Blocking.
+
+use std::{
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::{
+        fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
+        unix::fs::{FileExt as _, MetadataExt as _},
+    },
+    path::Path,
+    sync::Arc,
+};
+
+use rustix::{
+    fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags},
+    io::Errno,
+};
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    domain::{
+        budget,
+        effect::{Before, Captured, EffectResult, Facts, Unresolved, WorkspacePath},
+        ids::RuleId,
+    },
+    ports::{Attempt, ResolveError, SandboxError, Scene},
+};
+
+/// Longest path that is looked up, in bytes.
+const PATH_BYTES: usize = 4096;
+
+/// A file to be read.
+pub(super) struct ReadProof {
+    path: WorkspacePath,
+    file: OwnedFd,
+}
+
+/// A place to be written.
+pub(super) struct WriteProof {
+    path: WorkspacePath,
+    directory: OwnedFd,
+    name: String,
+    content: Arc<str>,
+    sha256: String,
+    /// Name of the file that is written first and then takes the place; its own for each call.
+    draft: String,
+}
+
+/// Finds a regular file beneath the workspace.
+pub(super) fn resolve_read(
+    scene: &Scene,
+    workspace: &OwnedFd,
+    path: &str,
+) -> Result<(Facts, ReadProof), ResolveError> {
+    let relative = relative(scene, path)?;
+    let file = beneath(workspace, relative, OFlags::PATH)
+        .map_err(|error| unresolved(path, error))?;
+    let stat = rustix::fs::fstat(&file).map_err(|error| unresolved(path, error))?;
+    regular(path, FileType::from_raw_mode(stat.st_mode))?;
+    let real = real_path(workspace, &file)?;
+    let facts =
+        Facts::ReadFile { path: real.clone(), bytes: u64::try_from(stat.st_size).unwrap_or(0) };
+    Ok((facts, ReadProof { path: real, file }))
+}
+
+/// Finds the directory beneath the workspace that a file is to be written in.
+pub(super) fn resolve_write(
+    scene: &Scene,
+    workspace: &OwnedFd,
+    path: &str,
+    content: Arc<str>,
+) -> Result<(Facts, WriteProof), ResolveError> {
+    let (parent, name) = match relative(scene, path)?.rsplit_once('/') {
+        Some((parent, name)) => (parent, name),
+        None => (".", relative(scene, path)?),
+    };
+    if matches!(name, "" | "." | "..") {
+        return Err(missing(format!("{path:?} names a directory, not a file")));
+    }
+    let directory = beneath(workspace, if parent.is_empty() { "." } else { parent }, OFlags::PATH | OFlags::DIRECTORY)
+        .map_err(|error| match error {
+            Errno::NOENT => missing(format!("the directory of {path:?} does not exist")),
+            error => unresolved(path, error),
+        })?;
+    match rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => regular(path, FileType::from_raw_mode(stat.st_mode))?,
+        Err(Errno::NOENT) => {}
+        Err(error) => return Err(unresolved(path, error)),
+    }
+    let parent = real_path(workspace, &directory)?;
+    let real = match parent.as_str() {
+        "" => WorkspacePath::from_resolved(name),
+        parent => WorkspacePath::from_resolved(format!("{parent}/{name}")),
+    };
+    let sha256 = hex(&Sha256::digest(content.as_bytes()));
+    let facts = Facts::WriteFile {
+        path: real.clone(),
+        bytes: content.len() as u64,
+        sha256: sha256.clone(),
+    };
+    let draft = format!(".agentd-{}.tmp", scene.label);
+    Ok((facts, WriteProof { path: real, directory, name: name.to_owned(), content, sha256, draft }))
+}
+
+/// Reads the head and the tail of a file.
+pub(super) fn read(proof: &ReadProof) -> EffectResult {
+    let half = budget::OUTPUT_TEXT_BYTES / 2;
+    let content = reopen(&proof.file).and_then(|file| {
+        let bytes = file.metadata()?.size();
+        let mut head = Vec::new();
+        (&file).take(2 * half as u64).read_to_end(&mut head)?;
+        if bytes <= 2 * half as u64 {
+            return Ok((Captured { head, tail: Vec::new(), dropped: 0 }, bytes));
+        }
+        head.truncate(half);
+        let mut tail = vec![0; half];
+        file.read_exact_at(&mut tail, bytes - half as u64)?;
+        Ok((Captured { head, tail, dropped: bytes - 2 * half as u64 }, bytes))
+    });
+    match content {
+        Ok((content, file_bytes)) => EffectResult::Read { path: proof.path.clone(), content, file_bytes },
+        Err(error) => EffectResult::Failed { message: format!("{} cannot be read: {error}", proof.path) },
+    }
+}
+
+/// Replaces or creates a file, whole or not at all; on disk when it returns.
+pub(super) fn write(proof: &WriteProof, attempt: Attempt, limit: u64) -> EffectResult {
+    let bytes = proof.content.len() as u64;
+    if bytes > limit {
+        return EffectResult::Failed {
+            message: format!("{bytes} bytes are more than the {limit} that a file may have"),
+        };
+    }
+    match write_draft_and_rename(proof, attempt) {
+        Ok(before) => EffectResult::Written { path: proof.path.clone(), bytes, before },
+        Err(error) => {
+            EffectResult::Failed { message: format!("{} cannot be written: {error}", proof.path) }
+        }
+    }
+}
+
+fn write_draft_and_rename(proof: &WriteProof, attempt: Attempt) -> io::Result<Before> {
+    let existing = open_existing(proof)?;
+    if attempt == Attempt::Again {
+        // The lost attempt may have left its draft, or may have done everything.
+        match rustix::fs::unlinkat(&proof.directory, &proof.draft, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if let Some(file) = &existing
+            && sha256_of(file)? == proof.sha256
+        {
+            file.sync_all()?;
+            sync_directory(&proof.directory)?;
+            return Ok(Before::AlreadyDone);
+        }
+    }
+    let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let draft = rustix::fs::openat(&proof.directory, &proof.draft, flags, Mode::from_raw_mode(0o644))?;
+    let mut draft = File::from(draft);
+    let renamed = draft
+        .write_all(proof.content.as_bytes())
+        .and_then(|()| inherit(&draft, existing.as_ref(), &proof.directory))
+        .and_then(|()| draft.sync_all())
+        .and_then(|()| {
+            let directory = proof.directory.as_fd();
+            Ok(rustix::fs::renameat(directory, &proof.draft, directory, &proof.name)?)
+        });
+    if let Err(error) = renamed {
+        let _ = rustix::fs::unlinkat(&proof.directory, &proof.draft, AtFlags::empty());
+        return Err(error);
+    }
+    sync_directory(&proof.directory)?;
+    Ok(if existing.is_some() { Before::Replaced } else { Before::Absent })
+}
+
+fn open_existing(proof: &WriteProof) -> io::Result<Option<File>> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match rustix::fs::openat(&proof.directory, &proof.name, flags, Mode::empty()) {
+        Ok(file) => Ok(Some(File::from(file))),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The new file keeps the mode of the old one; where the daemon is root, also the owner.
+fn inherit(draft: &File, existing: Option<&File>, directory: &OwnedFd) -> io::Result<()> {
+    if let Some(existing) = existing {
+        draft.set_permissions(existing.metadata()?.permissions())?;
+    }
+    if rustix::process::geteuid().is_root() {
+        let owner = match existing {
+            Some(existing) => rustix::fs::fstat(existing)?,
+            None => rustix::fs::fstat(directory)?,
+        };
+        let (uid, gid) = (rustix::fs::Uid::from_raw(owner.st_uid), rustix::fs::Gid::from_raw(owner.st_gid));
+        rustix::fs::fchown(draft, Some(uid), Some(gid))?;
+    }
+    Ok(())
+}
+
+fn sync_directory(directory: &OwnedFd) -> io::Result<()> {
+    // A descriptor that only holds the place cannot be synced; the same place, opened, can.
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(directory, ".", flags, Mode::empty())?;
+    Ok(rustix::fs::fsync(&directory)?)
+}
+
+fn sha256_of(file: &File) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    io::copy(&mut &*file, &mut HashWriter(&mut hasher))?;
+    Ok(hex(&hasher.finalize()))
+}
+
+/// Feeds what is copied into it to a hash.
+pub(super) struct HashWriter<'a>(pub(super) &'a mut Sha256);
+
+impl io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The open file that a place-holding descriptor stands for, for reading.
+pub(super) fn reopen(file: &OwnedFd) -> io::Result<File> {
+    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+}
+
+/// The path as it is looked up: relative, also where the model wrote the workspace's own path.
+fn relative<'a>(scene: &Scene, path: &'a str) -> Result<&'a str, ResolveError> {
+    if path.is_empty() || path.len() > PATH_BYTES || path.contains('\0') {
+        return Err(refused("builtin/path", "a path has 1 to 4096 bytes and no NUL".into()));
+    }
+    let inside = Path::new(path).strip_prefix(&scene.workspace).ok().and_then(Path::to_str);
+    Ok(match inside {
+        Some("") => ".",
+        Some(inside) if path.starts_with('/') => inside,
+        _ => path,
+    })
+}
+
+fn beneath(workspace: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+    let flags = flags | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
+    // EAGAIN: something was renamed meanwhile, and the kernel cannot vouch for the path.
+    for _ in 0..16 {
+        match rustix::fs::openat2(workspace, path, flags, Mode::empty(), resolve) {
+            Err(Errno::AGAIN) => {}
+            found => return found,
+        }
+    }
+    Err(Errno::AGAIN)
+}
+
+/// Where an open file lies beneath the workspace, by the kernel's own account.
+fn real_path(workspace: &OwnedFd, file: &OwnedFd) -> Result<WorkspacePath, ResolveError> {
+    let name = |fd: BorrowedFd<'_>| -> Result<String, ResolveError> {
+        let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())
+            .map_err(|error| SandboxError::Io { what: "looking up a path", source: error.into() })?;
+        link.into_string()
+            .map_err(|_| refused("builtin/path", "a name on the way is not UTF-8".into()))
+    };
+    let (root, path) = (name(workspace.as_fd())?, name(file.as_fd())?);
+    let inside = match root.as_str() {
+        "/" => path.strip_prefix('/'),
+        root => path.strip_prefix(root).map(|rest| rest.strip_prefix('/').unwrap_or(rest)),
+    };
+    inside.map(WorkspacePath::from_resolved).ok_or_else(|| {
+        refused("builtin/path-escape", "the file is no longer in the workspace".into())
+    })
+}
+
+fn regular(path: &str, kind: FileType) -> Result<(), ResolveError> {
+    match kind {
+        FileType::RegularFile => Ok(()),
+        FileType::Directory => Err(missing(format!("{path:?} is a directory, not a file"))),
+        FileType::Symlink => Err(refused(
+            "builtin/not-regular",
+            format!("{path:?} is a symbolic link; name the file that it leads to"),
+        )),
+        _ => Err(refused("builtin/not-regular", format!("{path:?} is not a regular file"))),
+    }
+}
+
+fn unresolved(path: &str, error: Errno) -> ResolveError {
+    match error {
+        Errno::XDEV => refused(
+            "builtin/path-escape",
+            format!("{path:?} leads out of the workspace; only what is inside may be touched"),
+        ),
+        Errno::LOOP => refused(
+            "builtin/path-escape",
+            format!("{path:?} goes through a link that may not be followed"),
+        ),
+        Errno::NOENT => missing(format!("{path:?} does not exist")),
+        Errno::NOTDIR => missing(format!("a part of {path:?} is not a directory")),
+        Errno::ACCESS | Errno::PERM => missing(format!("{path:?} may not be opened by this user")),
+        Errno::NAMETOOLONG => missing(format!("a name in {path:?} is too long")),
+        error => missing(format!("{path:?} cannot be opened: {}", io::Error::from(error))),
+    }
+}
+
+pub(super) fn refused(rule: &'static str, message: String) -> ResolveError {
+    ResolveError::Unresolved(Unresolved::Refused { rule: RuleId::new(rule), message })
+}
+
+pub(super) fn missing(message: String) -> ResolveError {
+    ResolveError::Unresolved(Unresolved::Missing { message })
+}

@@ -1,0 +1,312 @@
+//! Starts `agentd-sandbox` for one program, hands it its order and its descriptors, reads what comes
+//! out, and sees to it that nothing of it is left. Never starts a program itself, never uses pre_exec.
+
+use std::{
+    collections::BTreeMap,
+    fs::{File, OpenOptions},
+    io::{self, IoSlice},
+    os::{
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        unix::{fs::OpenOptionsExt as _, net::UnixStream as StdUnixStream},
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
+    time::Duration,
+};
+
+use rustix::{
+    fs::{FlockOperation, flock},
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
+};
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    io::AsyncReadExt as _,
+    net::{UnixStream, unix::pipe},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::{
+        effect::{EffectResult, Exit, Ran},
+        policy::Orders,
+    },
+    ports::SandboxError,
+    sandbox::{
+        capture::capture,
+        cgroup::{Cgroups, Group},
+        files::hex,
+        order::{Descriptor, End, ORDER_BYTES, Order, Report, Rlimits},
+        programs::SpawnProof,
+    },
+    tasks,
+};
+
+/// How long leftovers of a dead daemon may take to die.
+const LEFTOVERS: Duration = Duration::from_secs(10);
+/// How long a launcher may take beyond the program's own time before it is killed itself.
+const GRACE: Duration = Duration::from_secs(10);
+/// Longest report that is read, in bytes.
+const REPORT_BYTES: u64 = 64 << 10;
+
+/// Starts launchers.
+#[derive(Debug)]
+pub(super) struct Launcher {
+    program: PathBuf,
+    /// Locked by every launcher for as long as a process of it lives.
+    alive: Arc<File>,
+    cgroups: Arc<Cgroups>,
+}
+
+impl Launcher {
+    pub(super) fn open(program: PathBuf, state_directory: &Path) -> Result<Self, SandboxError> {
+        if !program.is_file() {
+            return Err(SandboxError::Launcher {
+                launcher: program.display().to_string(),
+                source: io::ErrorKind::NotFound.into(),
+            });
+        }
+        let instance = hex(&Sha256::digest(state_directory.as_os_str().as_encoded_bytes())[..4]);
+        let cgroups = Cgroups::discover(format!("agentd-{instance}-"));
+        let alive = wait_for_leftovers(&state_directory.join("sandbox.lock"))
+            .map_err(|source| SandboxError::Io { what: "waiting for leftover programs", source })?;
+        Ok(Self { program, alive: Arc::new(alive), cgroups: Arc::new(cgroups) })
+    }
+
+    pub(super) fn mechanisms(&self) -> BTreeMap<String, String> {
+        let either = |cgroup, other: &str| if cgroup { "cgroup_v1" } else { other }.to_owned();
+        BTreeMap::from([
+            ("cpu".into(), "rlimit".into()),
+            ("memory".into(), either(self.cgroups.limits_memory(), "rlimit")),
+            ("processes".into(), either(self.cgroups.limits_processes(), "none")),
+            ("open_files".into(), "rlimit".into()),
+            ("file_size".into(), "rlimit".into()),
+            ("wall_time".into(), "launcher".into()),
+            ("output".into(), "daemon".into()),
+            (
+                "kill".into(),
+                if self.cgroups.kills() { "cgroup_v2_kill" } else { "subreaper" }.into(),
+            ),
+        ])
+    }
+
+    /// Runs a program to its end. `stop` kills it, and its whole tree, early.
+    pub(super) async fn run(
+        &self,
+        proof: SpawnProof,
+        orders: Orders,
+        stop: &CancellationToken,
+    ) -> Result<EffectResult, SandboxError> {
+        let wall = Duration::from_millis(orders.limits.wall_ms);
+        let (program, alive, cgroups) =
+            (self.program.clone(), self.alive.clone(), self.cgroups.clone());
+        let started = tasks::blocking(move || start(&program, &alive, &cgroups, &proof, orders));
+        let started = started.await.map_err(|error| lost(error.to_string()))??;
+        let Started { mut child, group, control, stdout, stderr } = started;
+        let streams = async { tokio::join!(capture(stdout), capture(stderr)) };
+        let report = tokio::time::timeout(wall + GRACE, async {
+            tokio::join!(report(control, stop), streams)
+        })
+        .await;
+        // Nothing may be left, however it went: the launcher is dead and its groups are gone after this.
+        let cleaned = tasks::blocking(move || {
+            let killed = if report.is_err() { child.kill() } else { Ok(()) };
+            let waited = killed.and_then(|()| child.wait());
+            let out_of_memory = group.ran_out_of_memory();
+            group.remove();
+            (report, waited, out_of_memory)
+        });
+        let (report, waited, out_of_memory) =
+            cleaned.await.map_err(|error| lost(error.to_string()))?;
+        waited.map_err(|source| SandboxError::Io { what: "waiting for the launcher", source })?;
+        let (report, (stdout, stderr)) =
+            report.map_err(|_| lost("it did not end in time and was killed".into()))?;
+        let read = |source| SandboxError::Io { what: "reading a program's output", source };
+        let ran = report?;
+        let exit = match ran.end {
+            End::NotStarted(message) => return Ok(EffectResult::Failed { message }),
+            _ if out_of_memory => Exit::OutOfMemory,
+            End::Code(code) => Exit::Code(code),
+            End::Signal(signal) => Exit::Signal(signal),
+            End::TimedOut => Exit::TimedOut,
+            End::Stopped => Exit::Stopped,
+        };
+        Ok(EffectResult::Ran(Ran {
+            exit,
+            stdout: stdout.map_err(read)?,
+            stderr: stderr.map_err(read)?,
+            cpu_ms: ran.cpu_ms,
+            peak_memory_kib: ran.peak_memory_kib,
+            wall_ms: ran.wall_ms,
+        }))
+    }
+}
+
+/// Waits until no launcher of an earlier daemon is left: each of them holds the lock until all its
+/// processes are dead, and dies with its daemon.
+fn wait_for_leftovers(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    let step = Duration::from_millis(10);
+    for _ in 0..LEFTOVERS.as_millis() / step.as_millis() {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {
+                flock(&file, FlockOperation::LockShared)?;
+                return Ok(file);
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(step),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(io::Error::new(
+        io::ErrorKind::TimedOut,
+        "programs started by the daemon before this one are still running; end them, then start again",
+    ))
+}
+
+/// A launcher under way.
+struct Started {
+    child: Child,
+    group: Group,
+    control: UnixStream,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+}
+
+fn start(
+    program: &Path,
+    alive: &File,
+    cgroups: &Cgroups,
+    proof: &SpawnProof,
+    orders: Orders,
+) -> Result<Started, SandboxError> {
+    let io = |what| move |source| SandboxError::Io { what, source };
+    let group = cgroups
+        .create(&proof.label, &orders.limits)
+        .map_err(io("making a cgroup for a program"))?;
+    match start_in(program, alive, cgroups, proof, orders, &group) {
+        Ok((child, control, stdout, stderr)) => Ok(Started { child, group, control, stdout, stderr }),
+        Err(error) => {
+            group.remove();
+            Err(error)
+        }
+    }
+}
+
+type Ends = (Child, UnixStream, pipe::Receiver, pipe::Receiver);
+
+fn start_in(
+    program: &Path,
+    alive: &File,
+    cgroups: &Cgroups,
+    proof: &SpawnProof,
+    orders: Orders,
+    group: &Group,
+) -> Result<Ends, SandboxError> {
+    let io = |what| move |source: io::Error| SandboxError::Io { what, source };
+    let (control, other_end) = StdUnixStream::pair().map_err(io("making a socket"))?;
+    let mut child = Command::new(program)
+        .env_clear()
+        .stdin(Stdio::from(OwnedFd::from(other_end)))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(|source| SandboxError::Launcher { launcher: program.display().to_string(), source })?;
+    let ends = hand_over(&control, &mut child, alive, cgroups, proof, orders, group)
+        .and_then(|(stdout, stderr)| {
+            control.set_nonblocking(true)?;
+            Ok((UnixStream::from_std(control)?, stdout, stderr))
+        })
+        .map_err(io("handing an order to the launcher"));
+    match ends {
+        Ok((control, stdout, stderr)) => Ok((child, control, stdout, stderr)),
+        Err(error) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(error)
+        }
+    }
+}
+
+fn hand_over(
+    control: &StdUnixStream,
+    child: &mut Child,
+    alive: &File,
+    cgroups: &Cgroups,
+    proof: &SpawnProof,
+    orders: Orders,
+    group: &Group,
+) -> io::Result<(pipe::Receiver, pipe::Receiver)> {
+    let groups = group.open()?;
+    let mut descriptors: Vec<(Descriptor, BorrowedFd<'_>)> = vec![
+        (Descriptor::Workspace, proof.workspace.as_fd()),
+        (Descriptor::Executable, proof.executable.as_fd()),
+        (Descriptor::Alive, alive.as_fd()),
+    ];
+    descriptors.extend(groups.iter().map(|(kind, file)| (*kind, file.as_fd())));
+    let limits = orders.limits;
+    let order = Order {
+        argv: orders.argv,
+        environment: orders.environment,
+        wall_ms: limits.wall_ms,
+        rlimits: Rlimits {
+            cpu_seconds: limits.cpu_seconds,
+            open_files: limits.open_files,
+            file_bytes: limits.file_bytes,
+            data_bytes: (!cgroups.limits_memory()).then_some(limits.memory_bytes),
+        },
+        descriptors: descriptors.iter().map(|(kind, _)| *kind).collect(),
+    };
+    send(control, &order, &descriptors.iter().map(|(_, fd)| *fd).collect::<Vec<_>>())?;
+    let gone = || io::Error::other("a pipe of the launcher is missing");
+    let stdout = child.stdout.take().ok_or_else(gone)?;
+    let stderr = child.stderr.take().ok_or_else(gone)?;
+    Ok((
+        pipe::Receiver::from_owned_fd(OwnedFd::from(stdout))?,
+        pipe::Receiver::from_owned_fd(OwnedFd::from(stderr))?,
+    ))
+}
+
+fn send(control: &StdUnixStream, order: &Order, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let order = serde_json::to_vec(order)?;
+    if order.len() > ORDER_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the command is too long"));
+    }
+    let length = u32::try_from(order.len()).unwrap_or(u32::MAX).to_le_bytes();
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("too many descriptors"));
+    }
+    let sent = sendmsg(control, &[IoSlice::new(&length)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    if sent != length.len() {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    io::Write::write_all(&mut &*control, &order)
+}
+
+/// Reads the launcher's report; asks it to stop when `stop` is cancelled.
+async fn report(mut control: UnixStream, stop: &CancellationToken) -> Result<Report, SandboxError> {
+    let mut text = Vec::new();
+    {
+        let (reader, mut writer) = control.split();
+        let mut reader = reader.take(REPORT_BYTES);
+        let mut reading = std::pin::pin!(reader.read_to_end(&mut text));
+        let read = tokio::select! {
+            read = &mut reading => read,
+            () = stop.cancelled() => {
+                // No more will be said: to the launcher this means that all must die.
+                let _ = tokio::io::AsyncWriteExt::shutdown(&mut writer).await;
+                reading.await
+            }
+        };
+        read.map_err(|source| SandboxError::Io { what: "reading the launcher's report", source })?;
+    }
+    serde_json::from_slice(&text).map_err(|error| match text.is_empty() {
+        true => lost("it was killed from outside, or crashed".into()),
+        false => lost(format!("its report cannot be read: {error}")),
+    })
+}
+
+fn lost(message: String) -> SandboxError {
+    SandboxError::Lost { message }
+}

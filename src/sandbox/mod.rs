@@ -1,0 +1,153 @@
+//! Where effects happen: files beneath the workspace, programs under `agentd-sandbox`. Accepts only
+//! permits, and works on the descriptors that were resolved, never on names again.
+//!
+//! What it cannot do yet: namespaces, Landlock, seccomp and egress. See docs/security.md.
+
+mod capture;
+mod cgroup;
+mod files;
+mod launcher;
+pub mod order;
+mod programs;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use async_trait::async_trait;
+use rustix::fs::{Mode, OFlags};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    domain::{
+        effect::{Effect, EffectResult, Facts},
+        policy::Permit,
+    },
+    ports::{Attempt, ResolveError, Resolved, Sandbox, SandboxError, Scene},
+    tasks,
+};
+
+/// The sandbox of this machine.
+#[derive(Debug)]
+pub struct LocalSandbox {
+    launcher: launcher::Launcher,
+    programs: Arc<programs::Programs>,
+    /// Resolved; every workspace lies at or below it.
+    workspace_root: PathBuf,
+}
+
+/// What was resolved, held open.
+enum Proof {
+    Read(files::ReadProof),
+    Write(files::WriteProof),
+    Spawn(programs::SpawnProof),
+}
+
+impl LocalSandbox {
+    /// Prepares the sandbox of one state directory, with the launcher at `launcher`.
+    ///
+    /// Blocking. What a dead daemon of the same directory left running is killed and gone when this
+    /// returns. Errors: the launcher is missing, or leftovers do not die within 10 s.
+    pub fn open(
+        launcher: PathBuf,
+        state_directory: &Path,
+        workspace_root: &Path,
+    ) -> Result<Self, SandboxError> {
+        let workspace_root = workspace_root.canonicalize().map_err(|source| {
+            SandboxError::Workspace { workspace: workspace_root.display().to_string(), source }
+        })?;
+        let launcher = launcher::Launcher::open(launcher, state_directory)?;
+        Ok(Self { launcher, programs: Arc::default(), workspace_root })
+    }
+}
+
+#[async_trait]
+impl Sandbox for LocalSandbox {
+    async fn admit(&self, workspace: &str) -> Result<PathBuf, String> {
+        let (wanted, root) = (PathBuf::from(workspace), self.workspace_root.clone());
+        tasks::blocking(move || admit(&wanted, &root)).await.map_err(|error| error.to_string())?
+    }
+
+    async fn resolve(&self, scene: &Scene, effect: Effect) -> Result<Resolved, ResolveError> {
+        let (scene, programs) = (scene.clone(), self.programs.clone());
+        tasks::blocking(move || resolve(&scene, &programs, effect)).await.map_err(join_error)?
+    }
+
+    async fn run(
+        &self,
+        permit: Permit<Resolved>,
+        attempt: Attempt,
+        stop: &CancellationToken,
+    ) -> Result<EffectResult, SandboxError> {
+        let (resolved, orders) = permit.redeem();
+        let proof = resolved.proof.downcast::<Proof>().map_err(|_| SandboxError::ForeignProof)?;
+        match *proof {
+            Proof::Read(proof) => tasks::blocking(move || files::read(&proof)).await.map_err(join_error),
+            Proof::Write(proof) => {
+                let limit = orders.limits.file_bytes;
+                tasks::blocking(move || files::write(&proof, attempt, limit)).await.map_err(join_error)
+            }
+            Proof::Spawn(proof) => self.launcher.run(proof, orders, stop).await,
+        }
+    }
+
+    fn mechanisms(&self) -> BTreeMap<String, String> {
+        self.launcher.mechanisms()
+    }
+}
+
+fn resolve(
+    scene: &Scene,
+    programs: &programs::Programs,
+    effect: Effect,
+) -> Result<Resolved, ResolveError> {
+    let workspace = open_workspace(scene)?;
+    let (facts, proof): (Facts, Proof) = match effect {
+        Effect::ReadFile { path } => files::resolve_read(scene, &workspace, &path)
+            .map(|(facts, proof)| (facts, Proof::Read(proof)))?,
+        Effect::WriteFile { path, content } => files::resolve_write(scene, &workspace, &path, content)
+            .map(|(facts, proof)| (facts, Proof::Write(proof)))?,
+        Effect::Spawn { argv } => programs
+            .resolve(scene, workspace, argv)
+            .map(|(facts, proof)| (facts, Proof::Spawn(proof)))?,
+    };
+    Ok(Resolved { facts, proof: Box::new(proof) })
+}
+
+/// The workspace, resolved, if it is a directory at or below the root.
+fn admit(wanted: &Path, root: &Path) -> Result<PathBuf, String> {
+    if !wanted.is_absolute() {
+        return Err(format!("{} is not an absolute path", wanted.display()));
+    }
+    let found = wanted.canonicalize().map_err(|error| format!("{}: {error}", wanted.display()))?;
+    if !found.is_dir() {
+        return Err(format!("{} is not a directory", wanted.display()));
+    }
+    match found.starts_with(root) {
+        true => Ok(found),
+        false => Err(format!(
+            "{} is not below the workspace root {}; choose a directory there, or start agentd with \
+             another --workspace-root",
+            found.display(),
+            root.display()
+        )),
+    }
+}
+
+fn open_workspace(scene: &Scene) -> Result<OwnedFd, SandboxError> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    rustix::fs::open(&scene.workspace, flags, Mode::empty()).map_err(|source| {
+        SandboxError::Workspace {
+            workspace: scene.workspace.display().to_string(),
+            source: source.into(),
+        }
+    })
+}
+
+fn join_error(error: tokio::task::JoinError) -> SandboxError {
+    SandboxError::Io { what: "work on the workspace", source: io::Error::other(error) }
+}

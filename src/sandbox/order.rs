@@ -1,0 +1,71 @@
+//! What the daemon and `agentd-sandbox` say to each other. Shapes only.
+//!
+//! The launcher's standard input is a socket. The daemon sends one order: its length (4 bytes, little
+//! endian), then JSON, with descriptors beside the first byte. The launcher answers with one JSON
+//! report and exits. If the daemon closes the socket, or dies, the launcher kills everything.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest order, in bytes.
+pub const ORDER_BYTES: usize = 4 << 20;
+
+/// What to start, and within which limits.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Order {
+    pub argv: Vec<String>,
+    pub environment: BTreeMap<String, String>,
+    pub wall_ms: u64,
+    pub rlimits: Rlimits,
+    /// What the descriptors stand for, in the order they are sent.
+    pub descriptors: Vec<Descriptor>,
+}
+
+/// Limits that the kernel keeps for each process; none: unlimited.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Rlimits {
+    pub cpu_seconds: u64,
+    pub open_files: u64,
+    pub file_bytes: u64,
+    /// Set where no cgroup limits memory.
+    pub data_bytes: Option<u64>,
+}
+
+/// What a descriptor stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Descriptor {
+    /// The directory to start in.
+    Workspace,
+    /// The program.
+    Executable,
+    /// Held open until the last process is gone: whoever waits for its lock waits for that.
+    Alive,
+    /// A `cgroup.procs` to enter.
+    CgroupProcs,
+    /// A `cgroup.kill` that kills all within.
+    CgroupKill,
+}
+
+/// How it ended.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Report {
+    pub end: End,
+    pub cpu_ms: u64,
+    pub peak_memory_kib: u64,
+    pub wall_ms: u64,
+}
+
+/// Why the program is no longer running.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    Code(i32),
+    Signal(i32),
+    TimedOut,
+    /// The daemon closed the socket.
+    Stopped,
+    /// The program never started.
+    NotStarted(String),
+}

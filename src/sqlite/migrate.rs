@@ -1,0 +1,162 @@
+//! Opening a database: the lock, the settings that make it durable, the schema. Never reads a run.
+
+use std::{
+    fs::{File, OpenOptions},
+    io,
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+};
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::domain::ids::Epoch;
+
+mod embedded {
+    refinery::embed_migrations!("migrations");
+}
+
+/// Marks a database as agentd's: `agtd` in ASCII.
+const APPLICATION_ID: i32 = 0x6167_7464;
+/// Versions before this one can corrupt a WAL database when two connections write or checkpoint.
+const LEAST_SQLITE: i32 = 3_051_003;
+
+/// Why a journal cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(
+        "another agentd owns the state directory {directory}; stop it, or give this one its own \
+         with --state-dir"
+    )]
+    Owned { directory: PathBuf },
+    #[error("{path} cannot be opened; check that the directory exists and is writable")]
+    File { path: PathBuf, source: io::Error },
+    #[error("the database {path} cannot be used")]
+    Database { path: PathBuf, source: rusqlite::Error },
+    #[error("{path} is a database, but not agentd's; move it away or choose another state directory")]
+    Foreign { path: PathBuf },
+    #[error(
+        "{path} was written by a newer agentd (schema {found}, this one knows {known}); install that \
+         version again, or restore a backup"
+    )]
+    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("{path} cannot be brought to this version's schema")]
+    Migration { path: PathBuf, source: Box<refinery::Error> },
+    #[error(
+        "SQLite {version} has the WAL-reset bug, which can corrupt the journal; build with the \
+         bundled SQLite (3.51.3 or newer)"
+    )]
+    UnsafeSqlite { version: &'static str },
+    #[error("{path} is not a sealing key of 32 bytes; restore it from a backup")]
+    Key { path: PathBuf },
+    #[error("a thread for the journal cannot be started")]
+    Thread { source: io::Error },
+}
+
+/// Takes the state directory for this process, or says who has it.
+pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
+    let path = directory.join("agentd.lock");
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|source| OpenError::File { path: path.clone(), source })?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(OpenError::Owned { directory: directory.to_owned() })
+        }
+        Err(source) => Err(OpenError::File { path, source: source.into() }),
+    }
+}
+
+/// Opens the database for the one writer, at this build's schema, in a new epoch.
+pub(super) fn open_for_writing(path: &Path) -> Result<(Connection, Epoch), OpenError> {
+    if rusqlite::version_number() < LEAST_SQLITE {
+        return Err(OpenError::UnsafeSqlite { version: rusqlite::version() });
+    }
+    let file = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| OpenError::File { path: path.to_owned(), source })?;
+    drop(file);
+    let database = |source| OpenError::Database { path: path.to_owned(), source };
+    let mut connection = Connection::open(path).map_err(database)?;
+    check_owner(&connection, path)?;
+    configure(&connection).map_err(database)?;
+    migrate(&mut connection, path)?;
+    let epoch = connection
+        .query_row("UPDATE owner SET epoch = epoch + 1 RETURNING epoch", [], |row| row.get(0))
+        .map_err(database)?;
+    Ok((connection, Epoch(epoch)))
+}
+
+/// Opens the database for reading only.
+pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
+    let database = |source| OpenError::Database { path: path.to_owned(), source };
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags).map_err(database)?;
+    let settings = "PRAGMA busy_timeout = 5000; PRAGMA trusted_schema = OFF; PRAGMA mmap_size = 0;";
+    connection.execute_batch(settings).map_err(database)?;
+    Ok(connection)
+}
+
+fn check_owner(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let database = |source| OpenError::Database { path: path.to_owned(), source };
+    let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let id = pragma("application_id").map_err(database)?;
+    let tables: i64 = connection
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(database)?;
+    match (id, tables) {
+        (APPLICATION_ID, _) | (0, 0) => Ok(()),
+        _ => Err(OpenError::Foreign { path: path.to_owned() }),
+    }
+}
+
+/// FULL: a commit is on disk when it returns. Only the writer's thread checkpoints, every 16 MiB.
+fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute_batch(&format!(
+        "PRAGMA application_id = {APPLICATION_ID};
+         PRAGMA journal_mode = WAL;
+         PRAGMA synchronous = FULL;
+         PRAGMA busy_timeout = 5000;
+         PRAGMA wal_autocheckpoint = 4096;
+         PRAGMA journal_size_limit = 67108864;
+         PRAGMA mmap_size = 0;
+         PRAGMA foreign_keys = ON;
+         PRAGMA trusted_schema = OFF;
+         PRAGMA cell_size_check = ON;"
+    ))
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    let database = |source| OpenError::Database { path: path.to_owned(), source };
+    let runner = embedded::migrations::runner();
+    let known = runner.get_migrations().iter().map(|m| i64::from(m.version())).max().unwrap_or(0);
+    let has_history: Option<i64> = connection
+        .query_row("SELECT 1 FROM sqlite_schema WHERE name = 'refinery_schema_history'", [], |row| {
+            row.get(0)
+        })
+        .optional()
+        .map_err(database)?;
+    if has_history.is_some() {
+        let found: i64 = connection
+            .query_row("SELECT coalesce(max(version), 0) FROM refinery_schema_history", [], |row| {
+                row.get(0)
+            })
+            .map_err(database)?;
+        if found > known {
+            return Err(OpenError::Newer { path: path.to_owned(), found, known });
+        }
+    }
+    runner
+        .run(connection)
+        .map(drop)
+        .map_err(|source| OpenError::Migration { path: path.to_owned(), source: Box::new(source) })
+}

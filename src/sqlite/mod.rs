@@ -1,0 +1,183 @@
+//! The journal in SQLite: one writer thread, a few readers, one owner per state directory.
+//! Knows nothing of what entries mean. Start with [`open`].
+
+mod migrate;
+mod readers;
+mod rows;
+mod seal;
+mod verify;
+mod writer;
+
+pub use migrate::OpenError;
+pub use verify::verify_file;
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64, atomic::Ordering},
+};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::{
+    domain::{
+        ids::{Epoch, RunId, Sequence},
+        journal::{Entry, NewEntry},
+        redact::Redactor,
+        run::StateName,
+    },
+    ports::{
+        Admission, Append, AuditReport, Created, EntryView, Journal, JournalError, RunPlace,
+        RunSummary,
+    },
+};
+
+/// File name of the database in the state directory.
+pub const DATABASE: &str = "agentd.db";
+
+/// Version of the SQLite that is built in.
+pub fn version() -> &'static str {
+    rusqlite::version()
+}
+
+/// Takes the state directory's journal over, creating or migrating it.
+///
+/// Blocking. Bumps the epoch, so that a writer of an earlier lifetime is refused. Errors: another
+/// daemon owns the directory, the file is not ours or from a newer version, or the disk refuses.
+pub fn open(state_directory: &Path, redactor: Redactor) -> Result<SqliteJournal, OpenError> {
+    let lock = migrate::lock(state_directory)?;
+    let path = state_directory.join(DATABASE);
+    let (connection, epoch) = migrate::open_for_writing(&path)?;
+    let seal = Arc::new(seal::Seal::open(state_directory)?);
+    let shared = Arc::new(Shared::default());
+    let writer = writer::Writer::start(connection, epoch, seal.clone(), redactor, shared.clone())?;
+    let readers = readers::Readers::start(&path, seal)?;
+    Ok(SqliteJournal { epoch, writer, readers, shared, _lock: lock })
+}
+
+/// The journal of one state directory.
+#[derive(Debug)]
+pub struct SqliteJournal {
+    epoch: Epoch,
+    writer: writer::Writer,
+    readers: readers::Readers,
+    shared: Arc<Shared>,
+    /// Held for as long as the journal is open.
+    _lock: std::fs::File,
+}
+
+/// What the writer and its callers share.
+#[derive(Debug, Default)]
+struct Shared {
+    /// Only runs that somebody watches.
+    watchers: Mutex<HashMap<RunId, watch::Sender<Sequence>>>,
+    commits: AtomicU64,
+    entries: AtomicU64,
+}
+
+/// How much has been written since the journal was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// Transactions, each with one sync of the disk.
+    pub commits: u64,
+    pub entries: u64,
+}
+
+impl SqliteJournal {
+    /// This lifetime's epoch.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// How much has been written since the journal was opened.
+    pub fn written(&self) -> Written {
+        Written {
+            commits: self.shared.commits.load(Ordering::Relaxed),
+            entries: self.shared.entries.load(Ordering::Relaxed),
+        }
+    }
+}
+
+impl Shared {
+    fn announce(&self, run: RunId, head: Sequence) {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watcher) = watchers.get(&run) {
+            watcher.send_replace(head);
+            if watcher.is_closed() {
+                watchers.remove(&run);
+            }
+        }
+    }
+
+    fn watch(&self, run: RunId) -> watch::Receiver<Sequence> {
+        let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
+        // A run that ends unwatched is never announced again; forget such rows before they add up.
+        if watchers.len() > 1024 {
+            watchers.retain(|_, watcher| !watcher.is_closed());
+        }
+        watchers.entry(run).or_insert_with(|| watch::Sender::new(Sequence(0))).subscribe()
+    }
+}
+
+#[async_trait]
+impl Journal for SqliteJournal {
+    async fn create(&self, admission: Admission, append: Append) -> Result<Created, JournalError> {
+        self.writer.create(admission, append).await
+    }
+
+    async fn append(&self, append: Append) -> Result<(), JournalError> {
+        self.writer.append(append).await
+    }
+
+    async fn append_daemon(&self, entry: NewEntry) -> Result<(), JournalError> {
+        self.writer.append_daemon(entry).await
+    }
+
+    async fn entries(
+        &self,
+        run: RunId,
+        after: Sequence,
+        limit: usize,
+    ) -> Result<Vec<Entry>, JournalError> {
+        self.readers
+            .ask(move |reader| rows::entries(&reader.connection, &reader.seal, run, after, limit))
+            .await
+    }
+
+    async fn views(
+        &self,
+        run: RunId,
+        after: Sequence,
+        limit: usize,
+    ) -> Result<Vec<EntryView>, JournalError> {
+        self.readers.ask(move |reader| rows::views(&reader.connection, run, after, limit)).await
+    }
+
+    async fn run(&self, run: RunId) -> Result<Option<RunSummary>, JournalError> {
+        self.readers.ask(move |reader| rows::run(&reader.connection, run)).await
+    }
+
+    async fn runs(
+        &self,
+        states: Vec<StateName>,
+        before: Option<RunPlace>,
+        limit: usize,
+    ) -> Result<Vec<(RunPlace, RunSummary)>, JournalError> {
+        self.readers
+            .ask(move |reader| rows::runs(&reader.connection, &states, before, limit))
+            .await
+    }
+
+    async fn unended(&self) -> Result<Vec<RunId>, JournalError> {
+        self.readers.ask(|reader| rows::unended(&reader.connection)).await
+    }
+
+    async fn verify(&self) -> Result<AuditReport, JournalError> {
+        self.readers.ask(|reader| verify::verify(&reader.connection)).await
+    }
+
+    fn watch(&self, run: RunId) -> watch::Receiver<Sequence> {
+        self.shared.watch(run)
+    }
+}

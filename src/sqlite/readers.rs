@@ -1,0 +1,76 @@
+//! Threads that read, each with its own connection. A read never holds up the writer, and no read
+//! transaction outlives its job.
+
+use std::{
+    fmt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread,
+};
+
+use rusqlite::Connection;
+use tokio::sync::oneshot;
+
+use crate::{
+    ports::JournalError,
+    sqlite::{OpenError, migrate, rows::ReadError, seal::Seal},
+};
+
+const THREADS: usize = 2;
+/// Jobs that may wait; one more is refused as busy.
+const QUEUE: usize = 4096;
+
+type Job = Box<dyn FnOnce(&Reader) + Send>;
+
+/// What a job reads with.
+pub(super) struct Reader {
+    pub(super) connection: Connection,
+    pub(super) seal: Arc<Seal>,
+}
+
+/// Hands jobs to whichever thread is free.
+pub(super) struct Readers {
+    jobs: mpsc::SyncSender<Job>,
+}
+
+impl fmt::Debug for Readers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Readers")
+    }
+}
+
+impl Readers {
+    pub(super) fn start(path: &Path, seal: Arc<Seal>) -> Result<Self, OpenError> {
+        let (jobs, queue) = mpsc::sync_channel::<Job>(QUEUE);
+        let queue = Arc::new(Mutex::new(queue));
+        for n in 0..THREADS {
+            let reader =
+                Reader { connection: migrate::open_for_reading(path)?, seal: seal.clone() };
+            let queue = queue.clone();
+            thread::Builder::new()
+                .name(format!("journal-reader-{n}"))
+                .spawn(move || while let Some(job) = next(&queue) { job(&reader) })
+                .map_err(|source| OpenError::Thread { source })?;
+        }
+        Ok(Self { jobs })
+    }
+
+    /// Runs `job` on a reading thread and gives what it read.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&Reader) -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, JournalError> {
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |reader| drop(reply.send(job(reader))));
+        self.jobs.try_send(job).map_err(|_| JournalError::Busy)?;
+        match answer.await {
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(JournalError::Unreadable { what: error.to_string() }),
+            Err(_) => Err(JournalError::Unreadable { what: "its reader has stopped".into() }),
+        }
+    }
+}
+
+fn next(queue: &Mutex<mpsc::Receiver<Job>>) -> Option<Job> {
+    queue.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
+}

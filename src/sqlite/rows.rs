@@ -1,0 +1,203 @@
+//! Rows to values and back. Only reads; what is written is written in `writer`.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension as _, Row, params, types::Type};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    domain::{
+        budget::Usage,
+        ids::{Caller, Position, RunId, Sequence, Timestamp},
+        journal::{ChainHash, DecodeError, Entry, Record},
+        run::{Failure, StateName},
+    },
+    ports::{EntryView, RunPlace, RunStatus, RunSummary},
+    sqlite::seal::{Broken, Seal},
+};
+
+/// Why something stored cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ReadError {
+    #[error(transparent)]
+    Store(#[from] rusqlite::Error),
+    #[error(transparent)]
+    Decode(#[from] DecodeError),
+    #[error(transparent)]
+    Seal(#[from] Broken),
+}
+
+/// The stored shape of what changes about a run.
+#[derive(Serialize, Deserialize)]
+struct StatusRow {
+    usage: Usage,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    answer: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    error: Option<Failure>,
+}
+
+/// What of a stored submission lists show.
+#[derive(Deserialize)]
+struct SpecRow {
+    task: String,
+    workspace: String,
+    agent: String,
+    model: Option<String>,
+    submitter: Caller,
+    #[serde(default)]
+    labels: BTreeMap<String, String>,
+}
+
+/// JSON of a status, not yet redacted.
+pub(super) fn encode_status(status: &RunStatus) -> serde_json::Result<String> {
+    serde_json::to_string(&StatusRow {
+        usage: status.usage,
+        answer: status.answer.clone(),
+        error: status.error.clone(),
+    })
+}
+
+/// A run's id out of a text column.
+pub(super) fn run_id(row: &Row<'_>, column: usize) -> rusqlite::Result<RunId> {
+    let text: String = row.get(column)?;
+    text.parse().map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+    })
+}
+
+fn json<T: for<'de> Deserialize<'de>>(row: &Row<'_>, column: usize) -> rusqlite::Result<T> {
+    let text = row.get_ref(column)?.as_str()?;
+    serde_json::from_str(text).map_err(|error| {
+        rusqlite::Error::FromSqlConversionFailure(column, Type::Text, Box::new(error))
+    })
+}
+
+fn bound(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+/// Whole entries of a run after a sequence, oldest first.
+pub(super) fn entries(
+    connection: &Connection,
+    seal: &Seal,
+    run: RunId,
+    after: Sequence,
+    limit: usize,
+) -> Result<Vec<Entry>, ReadError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT sequence, time_us, kind, version, view, body FROM entries
+         WHERE run = (SELECT place FROM runs WHERE id = ?1) AND sequence > ?2
+         ORDER BY sequence LIMIT ?3",
+    )?;
+    let mut found = statement.query(params![run.to_string(), after.0, bound(limit)])?;
+    let mut entries = Vec::new();
+    while let Some(row) = found.next()? {
+        let sequence = Sequence(row.get(0)?);
+        let kind: String = row.get(2)?;
+        let body: Option<Vec<u8>> = row.get(5)?;
+        let whole = match body {
+            Some(sealed) => seal.open_body(Some(run), sequence, &sealed)?,
+            None => row.get(4)?,
+        };
+        entries.push(Entry {
+            sequence,
+            time: Timestamp(row.get(1)?),
+            record: Record::decode(&kind, row.get(3)?, &whole)?,
+        });
+    }
+    Ok(entries)
+}
+
+/// Entries of a run after a sequence as everyone may see them, oldest first.
+pub(super) fn views(
+    connection: &Connection,
+    run: RunId,
+    after: Sequence,
+    limit: usize,
+) -> Result<Vec<EntryView>, ReadError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT sequence, position, time_us, kind, version, view, policy_revision, previous, hash
+         FROM entries WHERE run = (SELECT place FROM runs WHERE id = ?1) AND sequence > ?2
+         ORDER BY sequence LIMIT ?3",
+    )?;
+    let found = statement.query_map(params![run.to_string(), after.0, bound(limit)], |row| {
+        Ok(EntryView {
+            run: Some(run),
+            sequence: Sequence(row.get(0)?),
+            position: Position(row.get(1)?),
+            time: Timestamp(row.get(2)?),
+            kind: row.get(3)?,
+            version: row.get(4)?,
+            payload: row.get(5)?,
+            policy_revision: row.get(6)?,
+            previous: ChainHash(row.get(7)?),
+            hash: ChainHash(row.get(8)?),
+        })
+    })?;
+    Ok(found.collect::<rusqlite::Result<_>>()?)
+}
+
+const SUMMARY: &str = "SELECT place, id, spec, state, status, head, created_us, updated_us FROM runs";
+
+fn summary(row: &Row<'_>) -> rusqlite::Result<(RunPlace, RunSummary)> {
+    let spec: SpecRow = json(row, 2)?;
+    let status: StatusRow = json(row, 4)?;
+    let state = row.get_ref(3)?.as_str()?;
+    let state = StateName::parse(state).ok_or_else(|| {
+        rusqlite::Error::FromSqlConversionFailure(3, Type::Text, format!("state {state:?}").into())
+    })?;
+    let summary = RunSummary {
+        id: run_id(row, 1)?,
+        task: spec.task,
+        workspace: spec.workspace,
+        agent: spec.agent,
+        model: spec.model,
+        submitter: spec.submitter,
+        labels: spec.labels,
+        status: RunStatus {
+            state,
+            usage: status.usage,
+            answer: status.answer,
+            error: status.error,
+        },
+        head: Sequence(row.get(5)?),
+        created: Timestamp(row.get(6)?),
+        updated: Timestamp(row.get(7)?),
+    };
+    Ok((RunPlace(row.get(0)?), summary))
+}
+
+/// One run as it stands.
+pub(super) fn run(connection: &Connection, run: RunId) -> Result<Option<RunSummary>, ReadError> {
+    let mut statement = connection.prepare_cached(&format!("{SUMMARY} WHERE id = ?1"))?;
+    let found = statement.query_row([run.to_string()], summary).optional()?;
+    Ok(found.map(|(_, summary)| summary))
+}
+
+/// Runs in one of `states` (empty: any), newest first.
+pub(super) fn runs(
+    connection: &Connection,
+    states: &[StateName],
+    before: Option<RunPlace>,
+    limit: usize,
+) -> Result<Vec<(RunPlace, RunSummary)>, ReadError> {
+    let names: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
+    let names = serde_json::Value::from(names).to_string();
+    let mut statement = connection.prepare_cached(&format!(
+        "{SUMMARY} WHERE place < ?1 AND (?2 = '[]' OR state IN (SELECT value FROM json_each(?2)))
+         ORDER BY place DESC LIMIT ?3"
+    ))?;
+    let before = before.map_or(i64::MAX, |place| place.0);
+    let found = statement.query_map(params![before, names, bound(limit)], summary)?;
+    Ok(found.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Runs that have not ended, oldest first.
+pub(super) fn unended(connection: &Connection) -> Result<Vec<RunId>, ReadError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT id FROM runs WHERE state NOT IN ('SUCCEEDED', 'FAILED', 'CANCELLED') ORDER BY place",
+    )?;
+    let found = statement.query_map([], |row| run_id(row, 0))?;
+    Ok(found.collect::<rusqlite::Result<_>>()?)
+}

@@ -1,0 +1,128 @@
+//! Seals whole records, so that a copy of the database without its key shows only redacted views.
+//!
+//! AES-256-GCM with a random nonce; bound to its run and sequence. The key is `seal.key` in the state
+//! directory, mode 0600: back it up with the database, or runs cannot go on from it.
+
+use std::{
+    fmt,
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+};
+
+use ring::{
+    aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
+    rand::{SecureRandom as _, SystemRandom},
+};
+
+use crate::{
+    domain::ids::{RunId, Sequence},
+    sqlite::OpenError,
+};
+
+const KEY_BYTES: usize = 32;
+/// First byte of a sealed body.
+const FORMAT: u8 = 1;
+
+/// The key of one state directory.
+pub(super) struct Seal {
+    key: LessSafeKey,
+    random: SystemRandom,
+}
+
+impl fmt::Debug for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Seal")
+    }
+}
+
+/// A sealed body was altered, belongs elsewhere, or was sealed with another key.
+#[derive(Debug, thiserror::Error)]
+#[error("a sealed body does not open; is seal.key the one it was sealed with?")]
+pub(super) struct Broken;
+
+impl Seal {
+    /// The state directory's key; made at the first start.
+    pub(super) fn open(directory: &Path) -> Result<Self, OpenError> {
+        let path = directory.join("seal.key");
+        let file = |source| OpenError::File { path: path.clone(), source };
+        let random = SystemRandom::new();
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut fresh = [0; KEY_BYTES];
+                random.fill(&mut fresh).map_err(|_| file(io::Error::other("no randomness")))?;
+                let mut key = OpenOptions::new()
+                    .create_new(true)
+                    .write(true)
+                    .mode(0o600)
+                    .open(&path)
+                    .map_err(file)?;
+                key.write_all(&fresh).and_then(|()| key.sync_all()).map_err(file)?;
+                fs::File::open(directory).and_then(|dir| dir.sync_all()).map_err(file)?;
+                fresh.to_vec()
+            }
+            Err(error) => return Err(file(error)),
+        };
+        let key = UnboundKey::new(&AES_256_GCM, &bytes);
+        let key = key.map_err(|_| OpenError::Key { path: path.clone() })?;
+        Ok(Self { key: LessSafeKey::new(key), random })
+    }
+
+    /// Seals a record of a run: format, nonce, then the encrypted bytes with their tag.
+    pub(super) fn seal(&self, run: Option<RunId>, at: Sequence, body: &str) -> Result<Vec<u8>, Broken> {
+        let mut nonce = [0; NONCE_LEN];
+        self.random.fill(&mut nonce).map_err(|_| Broken)?;
+        let mut sealed = Vec::with_capacity(1 + NONCE_LEN + body.len() + AES_256_GCM.tag_len());
+        sealed.push(FORMAT);
+        sealed.extend_from_slice(&nonce);
+        let mut text = body.as_bytes().to_vec();
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        self.key.seal_in_place_append_tag(nonce, bound_to(run, at), &mut text).map_err(|_| Broken)?;
+        sealed.append(&mut text);
+        Ok(sealed)
+    }
+
+    /// Opens what [`Self::seal`] sealed for the same run and sequence.
+    pub(super) fn open_body(
+        &self,
+        run: Option<RunId>,
+        at: Sequence,
+        sealed: &[u8],
+    ) -> Result<String, Broken> {
+        let (format, rest) = sealed.split_first().ok_or(Broken)?;
+        let (nonce, text) = rest.split_at_checked(NONCE_LEN).ok_or(Broken)?;
+        if *format != FORMAT {
+            return Err(Broken);
+        }
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| Broken)?;
+        let mut text = text.to_vec();
+        let length =
+            self.key.open_in_place(nonce, bound_to(run, at), &mut text).map_err(|_| Broken)?.len();
+        text.truncate(length);
+        String::from_utf8(text).map_err(|_| Broken)
+    }
+}
+
+fn bound_to(run: Option<RunId>, at: Sequence) -> Aad<String> {
+    let run = run.map(|run| run.to_string()).unwrap_or_default();
+    Aad::from(format!("{run}/{at}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_opens_only_with_its_key_its_run_and_its_sequence() {
+        let (home, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let seal = Seal::open(home.path()).unwrap();
+        let sealed = seal.seal(None, Sequence(1), "words").unwrap();
+        let reopened = Seal::open(home.path()).unwrap();
+        assert_eq!(reopened.open_body(None, Sequence(1), &sealed).unwrap(), "words");
+        assert!(reopened.open_body(None, Sequence(2), &sealed).is_err());
+        assert!(Seal::open(elsewhere.path()).unwrap().open_body(None, Sequence(1), &sealed).is_err());
+        assert!(!sealed.windows(5).any(|bytes| bytes == b"words"));
+    }
+}

@@ -1,0 +1,500 @@
+//! The one thread that writes. It takes what is waiting, writes it in one transaction, syncs once, and
+//! answers all: while one sync runs, the next batch forms.
+//!
+//! Invariant: every check comes before the first write of its job, so that a refused job leaves its
+//! batch alone; and after any failure of the store nothing more is acknowledged.
+
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    thread,
+};
+
+use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    domain::{
+        ids::{Epoch, Position, RunId, Sequence},
+        journal::{ChainHash, Linked, NewEntry, Record, RunAnchored, RunCreated},
+        redact::Redactor,
+    },
+    ports::{Admission, Append, Created, JournalError},
+    sqlite::{OpenError, Shared, rows, seal::Seal},
+};
+
+/// Jobs that may wait; appends of running runs wait for room, new submissions are refused.
+const QUEUE: usize = 4096;
+/// Jobs of one transaction.
+const BATCH: usize = 256;
+
+/// Hands jobs to the writer's thread.
+#[derive(Debug)]
+pub(super) struct Writer {
+    jobs: mpsc::Sender<Job>,
+}
+
+enum Job {
+    Create { admission: Admission, append: Append, reply: Reply<Created> },
+    Append { append: Append, reply: Reply<()> },
+    Daemon { entry: Box<NewEntry>, reply: Reply<()> },
+}
+
+type Reply<T> = oneshot::Sender<Result<T, JournalError>>;
+
+/// An answer that is given once its transaction is on disk.
+enum Answer {
+    Created(Reply<Created>, Result<Created, JournalError>),
+    Done(Reply<()>, Result<(), JournalError>),
+}
+
+impl Writer {
+    pub(super) fn start(
+        connection: Connection,
+        epoch: Epoch,
+        seal: Arc<Seal>,
+        redactor: Redactor,
+        shared: Arc<Shared>,
+    ) -> Result<Self, OpenError> {
+        let (jobs, queue) = mpsc::channel(QUEUE);
+        let heads = Heads::read(&connection).map_err(|source| OpenError::Database {
+            path: connection.path().unwrap_or_default().into(),
+            source,
+        })?;
+        let state = Thread { connection, epoch, seal, redactor, shared, heads, failed: None };
+        thread::Builder::new()
+            .name("journal-writer".into())
+            .spawn(move || state.work(queue))
+            .map_err(|source| OpenError::Thread { source })?;
+        Ok(Self { jobs })
+    }
+
+    pub(super) async fn create(
+        &self,
+        admission: Admission,
+        append: Append,
+    ) -> Result<Created, JournalError> {
+        let (reply, answer) = oneshot::channel();
+        match self.jobs.try_send(Job::Create { admission, append, reply }) {
+            Ok(()) => answer.await.unwrap_or_else(|_| Err(gone())),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(JournalError::Busy),
+            Err(mpsc::error::TrySendError::Closed(_)) => Err(gone()),
+        }
+    }
+
+    pub(super) async fn append(&self, append: Append) -> Result<(), JournalError> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(Job::Append { append, reply }).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    pub(super) async fn append_daemon(&self, entry: NewEntry) -> Result<(), JournalError> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job::Daemon { entry: Box::new(entry), reply };
+        self.jobs.send(job).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
+fn gone() -> JournalError {
+    JournalError::Failed { message: "its writer has stopped".into() }
+}
+
+/// Ends of the chains that the writer itself continues.
+#[derive(Debug, Clone, Copy)]
+struct Heads {
+    position: Position,
+    daemon: Sequence,
+    daemon_hash: ChainHash,
+}
+
+impl Heads {
+    fn read(connection: &Connection) -> rusqlite::Result<Self> {
+        let position: u64 =
+            connection.query_row("SELECT coalesce(max(position), 0) FROM entries", [], |r| r.get(0))?;
+        let daemon = connection
+            .query_row(
+                "SELECT sequence, hash FROM entries WHERE run = 0 ORDER BY sequence DESC LIMIT 1",
+                [],
+                |row| Ok((row.get::<_, u64>(0)?, row.get::<_, [u8; 32]>(1)?)),
+            )
+            .optional()?;
+        let (sequence, hash) = daemon.unwrap_or((0, ChainHash::START.0));
+        Ok(Self {
+            position: Position(position),
+            daemon: Sequence(sequence),
+            daemon_hash: ChainHash(hash),
+        })
+    }
+}
+
+struct Thread {
+    connection: Connection,
+    epoch: Epoch,
+    seal: Arc<Seal>,
+    redactor: Redactor,
+    shared: Arc<Shared>,
+    heads: Heads,
+    failed: Option<String>,
+}
+
+impl fmt::Debug for Thread {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Thread").field("heads", &self.heads).finish_non_exhaustive()
+    }
+}
+
+impl Thread {
+    fn work(mut self, mut queue: mpsc::Receiver<Job>) {
+        let mut jobs = Vec::with_capacity(BATCH);
+        while queue.blocking_recv_many(&mut jobs, BATCH) > 0 {
+            self.write(jobs.drain(..));
+        }
+    }
+
+    /// Writes a batch, and answers it once it is on disk.
+    fn write(&mut self, jobs: impl Iterator<Item = Job>) {
+        if let Some(message) = &self.failed {
+            return jobs.for_each(|job| job.fail(message));
+        }
+        let mut answers = Vec::with_capacity(BATCH);
+        let mut heads = Vec::with_capacity(BATCH);
+        match self.write_batch(jobs, &mut answers, &mut heads) {
+            Ok(after) => {
+                self.shared.commits.fetch_add(1, Ordering::Relaxed);
+                let written = after.position.0 - self.heads.position.0;
+                self.shared.entries.fetch_add(written, Ordering::Relaxed);
+                self.heads = after;
+                heads.into_iter().for_each(|(run, head)| self.shared.announce(run, head));
+                answers.into_iter().for_each(Answer::give);
+            }
+            Err(error) => {
+                // After a failed commit or sync nobody knows what is on disk: acknowledge nothing more.
+                let message = format!("{error}; check the disk, then start agentd again");
+                tracing::error!(%error, "the journal cannot be written, the daemon must stop");
+                answers.into_iter().for_each(|answer| answer.fail(&message));
+                self.failed = Some(message);
+            }
+        }
+    }
+
+    fn write_batch(
+        &mut self,
+        jobs: impl Iterator<Item = Job>,
+        answers: &mut Vec<Answer>,
+        announced: &mut Vec<(RunId, Sequence)>,
+    ) -> Result<Heads, WriteError> {
+        let transaction =
+            self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut batch = Batch {
+            transaction,
+            epoch: self.epoch,
+            seal: &self.seal,
+            redactor: &self.redactor,
+            heads: self.heads,
+            announced,
+        };
+        let mut broken = None;
+        for job in jobs {
+            // Once the store has failed, the rest of the batch still gets its answer.
+            match job {
+                Job::Create { admission, append, reply } => {
+                    let done = batch.unless(&broken, |batch| batch.create(&admission, &append));
+                    answers.push(Answer::Created(reply, keep(done, &mut broken)));
+                }
+                Job::Append { append, reply } => {
+                    let done = batch.unless(&broken, |batch| batch.append(&append));
+                    answers.push(Answer::Done(reply, keep(done, &mut broken)));
+                }
+                Job::Daemon { entry, reply } => {
+                    let done = batch.unless(&broken, |batch| batch.daemon(&entry));
+                    answers.push(Answer::Done(reply, keep(done, &mut broken)));
+                }
+            }
+        }
+        if let Some(error) = broken {
+            return Err(error);
+        }
+        let after = batch.heads;
+        batch.transaction.commit()?;
+        Ok(after)
+    }
+}
+
+/// Why a batch was not written.
+#[derive(Debug, thiserror::Error)]
+enum WriteError {
+    #[error("{0}")]
+    Store(#[from] rusqlite::Error),
+    #[error("a record cannot be encoded: {0}")]
+    Encode(#[from] serde_json::Error),
+    #[error("a record cannot be sealed: {0}")]
+    Seal(#[from] super::seal::Broken),
+}
+
+/// What became of one job of a batch: refused without a trace, or the store failed.
+enum JobError {
+    Refused(JournalError),
+    Write(WriteError),
+}
+
+impl<E: Into<WriteError>> From<E> for JobError {
+    fn from(error: E) -> Self {
+        Self::Write(error.into())
+    }
+}
+
+/// Keeps the batch's first failure; the job's own answer is then replaced by it.
+fn keep<T>(done: Result<T, JobError>, broken: &mut Option<WriteError>) -> Result<T, JournalError> {
+    match done {
+        Ok(value) => Ok(value),
+        Err(JobError::Refused(refusal)) => Err(refusal),
+        Err(JobError::Write(error)) => {
+            broken.get_or_insert(error);
+            Err(gone())
+        }
+    }
+}
+
+impl Job {
+    fn fail(self, message: &str) {
+        let error = JournalError::Failed { message: message.to_owned() };
+        match self {
+            Self::Create { reply, .. } => drop(reply.send(Err(error))),
+            Self::Append { reply, .. } | Self::Daemon { reply, .. } => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+impl Answer {
+    /// The caller may be gone; what it asked for is done all the same.
+    fn give(self) {
+        match self {
+            Self::Created(reply, answer) => drop(reply.send(answer)),
+            Self::Done(reply, answer) => drop(reply.send(answer)),
+        }
+    }
+
+    fn fail(self, message: &str) {
+        let error = JournalError::Failed { message: message.to_owned() };
+        match self {
+            Self::Created(reply, _) => drop(reply.send(Err(error))),
+            Self::Done(reply, _) => drop(reply.send(Err(error))),
+        }
+    }
+}
+
+/// One transaction under way.
+struct Batch<'a> {
+    transaction: Transaction<'a>,
+    epoch: Epoch,
+    seal: &'a Seal,
+    redactor: &'a Redactor,
+    heads: Heads,
+    announced: &'a mut Vec<(RunId, Sequence)>,
+}
+
+/// The end of one chain, and whose it is.
+struct Chain {
+    /// `runs.place`; 0 is the daemon.
+    place: i64,
+    run: Option<RunId>,
+    head: Sequence,
+    hash: ChainHash,
+}
+
+impl Batch<'_> {
+    fn unless<T>(
+        &mut self,
+        broken: &Option<WriteError>,
+        job: impl FnOnce(&mut Self) -> Result<T, JobError>,
+    ) -> Result<T, JobError> {
+        match broken {
+            None => job(self),
+            Some(_) => Err(JobError::Refused(gone())),
+        }
+    }
+
+    fn create(&mut self, admission: &Admission, append: &Append) -> Result<Created, JobError> {
+        if let Some(request_id) = &admission.request_id
+            && let Some((run, digest)) = self.submitted(admission, request_id)?
+        {
+            return match digest == admission.digest {
+                true => Ok(Created::Existed(run)),
+                false => Err(JobError::Refused(JournalError::RequestIdReused {
+                    request_id: request_id.clone(),
+                    run,
+                })),
+            };
+        }
+        let Some(Record::RunCreated(spec)) = append.records().next() else {
+            return Err(JobError::Refused(conflict(append, Sequence(0))));
+        };
+        let place = self.insert_run(admission, append, spec)?;
+        let chain = Chain {
+            place,
+            run: Some(append.run),
+            head: Sequence(0),
+            hash: ChainHash::START,
+        };
+        self.extend(chain, append)?;
+        Ok(Created::New)
+    }
+
+    fn append(&mut self, append: &Append) -> Result<(), JobError> {
+        let row = self
+            .transaction
+            .prepare_cached("SELECT place, head, head_hash FROM runs WHERE id = ?1")?
+            .query_row([append.run.to_string()], |row| {
+                Ok((row.get(0)?, row.get::<_, u64>(1)?, row.get::<_, [u8; 32]>(2)?))
+            })
+            .optional()?;
+        let (place, head, hash) = row.unwrap_or((0, 0, ChainHash::START.0));
+        if place == 0 || Sequence(head) != append.after || append.epoch != self.epoch {
+            return Err(JobError::Refused(conflict(append, Sequence(head))));
+        }
+        let chain =
+            Chain { place, run: Some(append.run), head: append.after, hash: ChainHash(hash) };
+        self.extend(chain, append)
+    }
+
+    fn daemon(&mut self, entry: &NewEntry) -> Result<(), JobError> {
+        let mut chain = Chain {
+            place: 0,
+            run: None,
+            head: self.heads.daemon,
+            hash: self.heads.daemon_hash,
+        };
+        self.insert_entry(&mut chain, entry)?;
+        self.heads.daemon = chain.head;
+        self.heads.daemon_hash = chain.hash;
+        Ok(())
+    }
+
+    fn submitted(
+        &self,
+        admission: &Admission,
+        request_id: &str,
+    ) -> rusqlite::Result<Option<(RunId, [u8; 32])>> {
+        self.transaction
+            .prepare_cached("SELECT id, digest FROM runs WHERE caller = ?1 AND request_id = ?2")?
+            .query_row(params![admission.caller.as_str(), request_id], |row| {
+                Ok((rows::run_id(row, 0)?, row.get(1)?))
+            })
+            .optional()
+    }
+
+    fn insert_run(
+        &self,
+        admission: &Admission,
+        append: &Append,
+        spec: &RunCreated,
+    ) -> Result<i64, WriteError> {
+        let spec = self.redactor.redact(&serde_json::to_string(spec)?).into_owned();
+        let time = append.entries.first().map_or(0, |entry| entry.time.0);
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO runs (id, caller, request_id, digest, spec, created_us, state, status,
+                                   head, head_hash, updated_us)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, '', '{}', 0, x'', ?6)",
+            )?
+            .execute(params![
+                append.run.to_string(),
+                admission.caller.as_str(),
+                admission.request_id,
+                admission.digest,
+                spec,
+                time,
+            ])?;
+        Ok(self.transaction.last_insert_rowid())
+    }
+
+    /// Writes a run's entries and how it stands after them; holds the end of an ended run fast in the
+    /// daemon's chain.
+    fn extend(&mut self, mut chain: Chain, append: &Append) -> Result<(), JobError> {
+        for entry in &append.entries {
+            self.insert_entry(&mut chain, entry)?;
+        }
+        let status = rows::encode_status(&append.status)?;
+        let updated = append.entries.last().map_or(0, |entry| entry.time.0);
+        self.transaction
+            .prepare_cached(
+                "UPDATE runs SET state = ?2, status = ?3, head = ?4, head_hash = ?5, updated_us = ?6
+                 WHERE place = ?1",
+            )?
+            .execute(params![
+                chain.place,
+                append.status.state.as_str(),
+                self.redactor.redact(&status),
+                chain.head.0,
+                chain.hash.0,
+                updated,
+            ])?;
+        if append.status.state.is_ended()
+            && let Some(last) = append.entries.last()
+        {
+            let anchor = RunAnchored {
+                run_id: append.run,
+                sequence: chain.head,
+                hash: chain.hash.to_string(),
+            };
+            let record = anchor.into();
+            self.daemon(&NewEntry { time: last.time, record, policy_revision: None })?;
+        }
+        self.announced.push((append.run, chain.head));
+        Ok(())
+    }
+
+    fn insert_entry(&mut self, chain: &mut Chain, entry: &NewEntry) -> Result<(), WriteError> {
+        let stored = entry.record.stored(self.redactor)?;
+        let sequence = chain.head.next();
+        let position = Position(self.heads.position.0 + 1);
+        let body = match &stored.body {
+            Some(body) => Some(self.seal.seal(chain.run, sequence, body)?),
+            None => None,
+        };
+        let digest: Option<[u8; 32]> = body.as_ref().map(|body| Sha256::digest(body).into());
+        let revision = entry.policy_revision.as_ref().map(|revision| revision.as_str());
+        let linked = Linked {
+            run: chain.run,
+            sequence,
+            position,
+            time: entry.time,
+            kind: entry.record.kind(),
+            version: entry.record.version(),
+            view: &stored.view,
+            body_digest: digest.as_ref().map(|digest| digest.as_slice()),
+            policy_revision: revision,
+        };
+        let hash = linked.hash(chain.hash);
+        self.transaction
+            .prepare_cached(
+                "INSERT INTO entries (position, run, sequence, time_us, kind, version, view, body,
+                                      body_digest, policy_revision, previous, hash)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+            )?
+            .execute(params![
+                position.0,
+                chain.place,
+                sequence.0,
+                entry.time.0,
+                linked.kind,
+                linked.version,
+                stored.view,
+                body,
+                digest,
+                revision,
+                chain.hash.0,
+                hash.0,
+            ])?;
+        chain.head = sequence;
+        chain.hash = hash;
+        self.heads.position = position;
+        Ok(())
+    }
+}
+
+fn conflict(append: &Append, found: Sequence) -> JournalError {
+    JournalError::Conflict { run: append.run, expected: append.after, found }
+}

@@ -1,0 +1,174 @@
+//! `shell_exec`: one program with its arguments, and no shell. A command given as one string is split
+//! into words as a shell would, and anything only a shell could do is refused.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::{
+    domain::{
+        effect::{Effect, EffectResult, Exit},
+        ids::ToolName,
+        tool::{ToolOutcome, ToolSpec},
+    },
+    tools::{BadCall, Tool, arguments, schema, text},
+};
+
+#[derive(Debug)]
+pub(super) struct ShellExec;
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Arguments {
+    /// The program and its arguments: a list of words, or one string that is split into words. There
+    /// is no shell: no pipes, no redirection, no variables, one program a call.
+    command: Command,
+}
+
+#[derive(Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum Command {
+    Words(Vec<String>),
+    Line(String),
+}
+
+/// Most words of a command.
+const MOST_WORDS: usize = 256;
+/// Words that mean something to a shell and nothing to a program.
+const SHELL_WORDS: [&str; 12] =
+    ["|", "||", "&", "&&", ";", ">", ">>", "<", "<<", "2>", "2>&1", "&>"];
+
+impl Tool for ShellExec {
+    fn spec(&self) -> ToolSpec {
+        ToolSpec {
+            name: ToolName::new("shell_exec"),
+            description: "Runs one program in the workspace and shows its exit code and output. \
+                          Only commands on the allowlist run; there is no shell.",
+            parameters: schema::<Arguments>(),
+        }
+    }
+
+    fn effect(&self, raw: &str) -> Result<Effect, BadCall> {
+        let Arguments { command } = arguments(raw)?;
+        let argv = match command {
+            Command::Words(words) => words,
+            Command::Line(line) => split(&line)?,
+        };
+        check(&argv)?;
+        Ok(Effect::Spawn { argv })
+    }
+
+    fn outcome(&self, result: EffectResult) -> ToolOutcome {
+        let ran = match result {
+            EffectResult::Ran(ran) => ran,
+            EffectResult::Failed { message } => return ToolOutcome::failed(&message),
+            EffectResult::Read { .. } | EffectResult::Written { .. } => {
+                return ToolOutcome::failed("shell_exec got the result of another tool");
+            }
+        };
+        let mut shown = json!({
+            "stdout": text(&ran.stdout),
+            "stderr": text(&ran.stderr),
+            "wall_ms": ran.wall_ms,
+        });
+        match ran.exit {
+            Exit::Code(code) => shown["exit_code"] = code.into(),
+            Exit::Signal(signal) => shown["signal"] = signal.into(),
+            Exit::TimedOut => shown["limit"] = "timeout".into(),
+            Exit::OutOfMemory => shown["limit"] = "oom".into(),
+            Exit::Stopped => {
+                return ToolOutcome::cancelled("the run was cancelled; the program was killed");
+            }
+        }
+        ToolOutcome::done(&shown)
+    }
+}
+
+fn no_shell(message: String) -> BadCall {
+    BadCall::new("builtin/no-shell", message)
+}
+
+/// Splits a line into words, and refuses what would not mean the same without a shell.
+fn split(line: &str) -> Result<Vec<String>, BadCall> {
+    // shlex takes a line break for a space and drops comments: a second command would slip through.
+    if line.contains(['\n', '\r', '\0']) {
+        return Err(no_shell("a command is one line; give a list of words instead".into()));
+    }
+    if line.split_whitespace().any(|word| word.starts_with('#')) {
+        return Err(no_shell("a word begins with '#'; give a list of words instead".into()));
+    }
+    shlex::split(line)
+        .ok_or_else(|| no_shell(format!("the quotes in {line:?} do not close; give a list of words")))
+}
+
+fn check(argv: &[String]) -> Result<(), BadCall> {
+    let bad = |message: &str| Err(BadCall::new("builtin/arguments", message.to_owned()));
+    match argv {
+        [] => return bad("the command is empty; give a program and its arguments"),
+        [program, ..] if program.is_empty() => return bad("the program's name is empty"),
+        words if words.len() > MOST_WORDS => return bad("a command has at most 256 words"),
+        words if words.iter().any(|word| word.contains('\0')) => {
+            return bad("a word contains a NUL byte");
+        }
+        _ => {}
+    }
+    let shell_word = argv
+        .iter()
+        .find(|word| SHELL_WORDS.contains(&word.as_str()) || word.starts_with("$(") || word.starts_with('`'));
+    match shell_word {
+        Some(word) => Err(no_shell(format!(
+            "there is no shell, so {word:?} would not do what it says; run one program a call"
+        ))),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn argv(arguments: serde_json::Value) -> Result<Vec<String>, String> {
+        match ShellExec.effect(&arguments.to_string()) {
+            Ok(Effect::Spawn { argv }) => Ok(argv),
+            Ok(other) => panic!("{other:?}"),
+            Err(bad) => Err(bad.rule.as_str().to_owned()),
+        }
+    }
+
+    #[test]
+    fn a_line_is_split_into_words_and_a_list_is_taken_as_it_is() {
+        let words = |words: &[&str]| Ok(words.iter().map(|w| (*w).to_owned()).collect());
+        assert_eq!(argv(json!({"command": "grep -n 'a b' src"})), words(&["grep", "-n", "a b", "src"]));
+        assert_eq!(argv(json!({"command": ["echo", "a b"]})), words(&["echo", "a b"]));
+    }
+
+    #[test]
+    fn what_only_a_shell_could_do_is_refused() {
+        for line in [
+            "git status\nid",
+            "git status # x",
+            "git log | head",
+            "make && id",
+            "echo $(id)",
+            "echo `id`",
+            "echo a > b",
+            "echo 'open",
+        ] {
+            assert_eq!(argv(json!({"command": line})), Err("builtin/no-shell".into()), "{line}");
+        }
+    }
+
+    #[test]
+    fn arguments_that_do_not_fit_are_refused_with_the_rule_that_says_so() {
+        for arguments in [
+            json!({}),
+            json!({"command": []}),
+            json!({"command": ""}),
+            json!({"command": 7}),
+            json!({"command": "ls", "disable_sandbox": true}),
+            json!([1]),
+        ] {
+            assert_eq!(argv(arguments.clone()), Err("builtin/arguments".into()), "{arguments}");
+        }
+    }
+}

@@ -15,7 +15,7 @@ pub mod agents;
 pub mod backend;
 pub mod client;
 pub mod config;
-// pub mod ctl;
+pub mod ctl;
 pub mod daemon;
 pub mod domain;
 pub mod engine;

@@ -9,7 +9,7 @@ mod verify;
 mod writer;
 
 pub use migrate::OpenError;
-pub use verify::verify_file;
+pub use verify::{verify_file, views_of_file};
 
 use std::{
     collections::HashMap,

@@ -109,6 +109,23 @@ pub(super) fn entries(
     Ok(entries)
 }
 
+const VIEW: &str = "SELECT sequence, position, time_us, kind, version, view, policy_revision, previous, hash";
+
+fn view(row: &Row<'_>, run: Option<RunId>) -> rusqlite::Result<EntryView> {
+    Ok(EntryView {
+        run,
+        sequence: Sequence(row.get(0)?),
+        position: Position(row.get(1)?),
+        time: Timestamp(row.get(2)?),
+        kind: row.get(3)?,
+        version: row.get(4)?,
+        payload: row.get(5)?,
+        policy_revision: row.get(6)?,
+        previous: ChainHash(row.get(7)?),
+        hash: ChainHash(row.get(8)?),
+    })
+}
+
 /// Entries of a run after a sequence as everyone may see them, oldest first.
 pub(super) fn views(
     connection: &Connection,
@@ -116,24 +133,27 @@ pub(super) fn views(
     after: Sequence,
     limit: usize,
 ) -> Result<Vec<EntryView>, ReadError> {
-    let mut statement = connection.prepare_cached(
-        "SELECT sequence, position, time_us, kind, version, view, policy_revision, previous, hash
-         FROM entries WHERE run = (SELECT place FROM runs WHERE id = ?1) AND sequence > ?2
-         ORDER BY sequence LIMIT ?3",
-    )?;
-    let found = statement.query_map(params![run.to_string(), after.0, bound(limit)], |row| {
-        Ok(EntryView {
-            run: Some(run),
-            sequence: Sequence(row.get(0)?),
-            position: Position(row.get(1)?),
-            time: Timestamp(row.get(2)?),
-            kind: row.get(3)?,
-            version: row.get(4)?,
-            payload: row.get(5)?,
-            policy_revision: row.get(6)?,
-            previous: ChainHash(row.get(7)?),
-            hash: ChainHash(row.get(8)?),
-        })
+    let mut statement = connection.prepare_cached(&format!(
+        "{VIEW} FROM entries
+         WHERE run = (SELECT place FROM runs WHERE id = ?1) AND sequence > ?2
+         ORDER BY sequence LIMIT ?3"
+    ))?;
+    let parameters = params![run.to_string(), after.0, bound(limit)];
+    let found = statement.query_map(parameters, |row| view(row, Some(run)))?;
+    Ok(found.collect::<rusqlite::Result<_>>()?)
+}
+
+/// Every entry as everyone may see it, in the order of position.
+pub(super) fn all_views(connection: &Connection) -> Result<Vec<EntryView>, ReadError> {
+    let mut statement = connection.prepare(&format!(
+        "{VIEW}, runs.id FROM entries LEFT JOIN runs ON entries.run = runs.place ORDER BY position"
+    ))?;
+    let found = statement.query_map([], |row| {
+        let run = match row.get_ref(9)? {
+            rusqlite::types::ValueRef::Null => None,
+            _ => Some(run_id(row, 9)?),
+        };
+        view(row, run)
     })?;
     Ok(found.collect::<rusqlite::Result<_>>()?)
 }

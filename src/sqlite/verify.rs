@@ -11,7 +11,7 @@ use crate::{
         ids::{Position, RunId, Sequence, Timestamp},
         journal::{ChainHash, Linked, RunAnchored},
     },
-    ports::{AuditFault, AuditReport, JournalError},
+    ports::{AuditFault, AuditReport, EntryView, JournalError},
     sqlite::{migrate, rows, rows::ReadError},
 };
 
@@ -24,6 +24,14 @@ pub fn verify_file(path: &Path) -> Result<AuditReport, JournalError> {
     let connection =
         migrate::open_for_reading(path).map_err(|error| unreadable(crate::telemetry::chain(&error)))?;
     verify(&connection).map_err(|error| unreadable(error.to_string()))
+}
+
+/// Every entry of a database that no daemon needs to serve, in the order of position.
+pub fn views_of_file(path: &Path) -> Result<Vec<EntryView>, JournalError> {
+    let unreadable = |what: String| JournalError::Unreadable { what };
+    let connection =
+        migrate::open_for_reading(path).map_err(|error| unreadable(crate::telemetry::chain(&error)))?;
+    rows::all_views(&connection).map_err(|error| unreadable(error.to_string()))
 }
 
 /// Walks the whole journal in the order of position.

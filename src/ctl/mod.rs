@@ -1,0 +1,168 @@
+//! The command-line client: one file a noun, each parses, calls and renders. Speaks gRPC, but for what
+//! needs no daemon.
+
+mod audit;
+mod connect;
+mod demo;
+mod health;
+mod output;
+mod runs;
+mod timeline;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::{client::ConnectError, telemetry};
+
+/// Submits runs to agentd, follows them, and looks at what they did.
+///
+/// Exit codes: 0 done and succeeded; 1 the run ended without success; 2 bad usage; 3 daemon or backend
+/// unavailable; 4 denied by policy or role; 5 timed out waiting; 6 suspended, needs a person.
+#[derive(Debug, Parser)]
+#[command(name = "agentctl", version, infer_subcommands = false)]
+pub struct Program {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    noun: Noun,
+}
+
+/// Flags that every verb knows.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Global {
+    /// The daemon: unix:PATH or http://HOST:PORT [default: the socket of the default state directory,
+    /// then http://127.0.0.1:7080]
+    #[arg(long, global = true, env = "AGENTCTL_ADDR", value_name = "ADDRESS")]
+    addr: Option<String>,
+    /// File with the bearer token, for TCP [default: `token` in the default state directory]
+    #[arg(long, global = true, value_name = "FILE")]
+    token_file: Option<std::path::PathBuf>,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t, value_name = "FORMAT")]
+    output: output::Format,
+    /// No colours (NO_COLOR does the same)
+    #[arg(long, global = true)]
+    no_color: bool,
+    /// Give up waiting after so many seconds
+    #[arg(long, global = true, value_name = "SECONDS")]
+    timeout: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Noun {
+    /// Shows a whole run on a throwaway project, start to finish
+    Demo(demo::Demo),
+    /// Submits runs, and looks at them
+    #[command(subcommand)]
+    Run(runs::Verb),
+    /// Checks that the journal is what was written
+    #[command(subcommand)]
+    Audit(audit::Verb),
+    /// Tells whether the daemon is well
+    Health(health::Health),
+    /// Tells the daemon's version, limits, policy, tools and sandbox
+    Info,
+    /// Tells the client's version
+    Version,
+}
+
+/// How the program ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    Done = 0,
+    Unsuccessful = 1,
+    BadUsage = 2,
+    Unavailable = 3,
+    Denied = 4,
+    TimedOut = 5,
+    Suspended = 6,
+}
+
+/// Why the program could not do what it was asked.
+#[derive(Debug)]
+pub struct Failure {
+    exit: Exit,
+    message: String,
+}
+
+impl Failure {
+    fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into() }
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::new(Exit::Unsuccessful, format!("{error:#}"))
+    }
+}
+
+impl From<std::io::Error> for Failure {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(Exit::Unsuccessful, error.to_string())
+    }
+}
+
+impl From<ConnectError> for Failure {
+    fn from(error: ConnectError) -> Self {
+        let exit = match error {
+            ConnectError::Unreachable { .. } => Exit::Unavailable,
+            ConnectError::Address { .. } => Exit::BadUsage,
+            ConnectError::Token { .. } | ConnectError::NotAToken { .. } => Exit::Denied,
+        };
+        Self::new(exit, telemetry::chain(&error))
+    }
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let exit = match status.code() {
+            Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::OutOfRange => {
+                Exit::BadUsage
+            }
+            Code::Unavailable | Code::ResourceExhausted | Code::Unknown | Code::Internal => {
+                Exit::Unavailable
+            }
+            Code::PermissionDenied | Code::Unauthenticated => Exit::Denied,
+            Code::DeadlineExceeded => Exit::TimedOut,
+            _ => Exit::Unsuccessful,
+        };
+        let reason = status.get_details_error_info().map(|info| info.reason);
+        let message = match reason {
+            Some(reason) => format!("{} ({reason})", status.message()),
+            None => status.message().to_owned(),
+        };
+        Self::new(exit, message)
+    }
+}
+
+/// Does what the command line says.
+pub async fn run(program: Program) -> Result<Exit, Failure> {
+    let Program { global, noun } = program;
+    let done = match noun {
+        Noun::Demo(demo) => demo::run(&global, demo).await,
+        Noun::Run(verb) => runs::run(&global, verb).await,
+        Noun::Audit(verb) => audit::run(&global, verb).await,
+        Noun::Health(health) => health::run(&global, health).await,
+        Noun::Info => health::info(&global).await,
+        Noun::Version => output::line(&format!("agentctl {}", env!("CARGO_PKG_VERSION")))
+            .map(|()| Exit::Done)
+            .map_err(Failure::from),
+    };
+    match done {
+        // Whoever reads us has seen enough, `head` for example: that is no failure.
+        Err(failure) if failure.message.contains("Broken pipe") => Ok(Exit::Done),
+        done => done,
+    }
+}
+
+/// Says what went wrong, and gives the exit code that goes with it.
+#[expect(clippy::print_stderr, reason = "the program's last words")]
+pub fn complain(failure: &Failure) -> ExitCode {
+    eprintln!("agentctl: {}", failure.message);
+    ExitCode::from(failure.exit as u8)
+}

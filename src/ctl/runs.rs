@@ -1,0 +1,345 @@
+//! `agentctl run`: submit, list, get, wait, follow, events, cancel.
+
+use std::{
+    collections::HashMap,
+    io::{self, IsTerminal as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::Subcommand;
+
+use crate::{
+    client::Client,
+    ctl::{
+        Exit, Failure, Global, connect,
+        output::{self, Colour, Format},
+        timeline::{Timeline, Words},
+    },
+    proto::v1::{self, RunState, stream_run_events_response::Event},
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Submits a run
+    Submit(Submit),
+    /// Lists runs, newest first
+    List {
+        /// Only runs in this state; may be given several times
+        #[arg(long, value_name = "STATE")]
+        state: Vec<String>,
+        /// How many at most
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: i32,
+    },
+    /// Shows one run
+    Get { id: String },
+    /// Waits until a run has ended or stands still
+    Wait { id: String },
+    /// Shows a run as it happens, from its start
+    Follow { id: String },
+    /// Prints a run's journal
+    Events {
+        id: String,
+        /// Only entries after this sequence
+        #[arg(long, default_value_t = 0, value_name = "SEQUENCE")]
+        after: u64,
+        /// Stay until the run has ended
+        #[arg(long)]
+        follow: bool,
+    },
+    /// Asks a run to stop
+    Cancel {
+        id: String,
+        /// Kept in the journal
+        #[arg(long, default_value = "", value_name = "TEXT")]
+        why: String,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Submit {
+    /// The task, in words
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    task: Option<String>,
+    /// A file with the task; `-` for standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// The directory to work in [default: this one]
+    #[arg(long, value_name = "DIR")]
+    workspace: Option<PathBuf>,
+    /// Who carries it out: executor
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
+    agent: String,
+    /// The model [default: the daemon's]
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
+    model: String,
+    /// Makes it safe to submit again: the same id and task give the same run
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "ID")]
+    request_id: String,
+    /// Suspend the run after so many tokens
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    budget_tokens: u64,
+    /// Suspend the run after so many tool calls
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    budget_calls: u32,
+    /// A label; may be given several times
+    #[arg(long, value_parser = label, value_name = "KEY=VALUE")]
+    label: Vec<(String, String)>,
+    /// Wait until the run has ended
+    #[arg(long)]
+    wait: bool,
+    /// Show the run as it happens
+    #[arg(long)]
+    follow: bool,
+}
+
+pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
+    match verb {
+        Verb::Submit(submit) => self::submit(global, submit).await,
+        Verb::List { state, limit } => list(global, &state, limit).await,
+        Verb::Get { id } => {
+            let run = get(&connect::connect(global).await?, &id).await?;
+            print_run(global, &run)?;
+            Ok(Exit::Done)
+        }
+        Verb::Wait { id } => {
+            let client = connect::connect(global).await?;
+            let run = wait(global, &client, &id).await?;
+            print_run(global, &run)?;
+            Ok(exit_of(&run))
+        }
+        Verb::Follow { id } => follow(global, &connect::connect(global).await?, &id).await,
+        Verb::Events { id, after, follow } => events(global, &id, after, follow).await,
+        Verb::Cancel { id, why } => {
+            let request = v1::CancelRunRequest { id, why };
+            let answer = connect::connect(global).await?.runs().cancel_run(request).await?;
+            print_run(global, &answer.into_inner().run.unwrap_or_default())?;
+            Ok(Exit::Done)
+        }
+    }
+}
+
+async fn submit(global: &Global, submit: Submit) -> Result<Exit, Failure> {
+    let request = v1::CreateRunRequest {
+        task: task(&submit)?,
+        workspace: workspace(submit.workspace.as_deref())?,
+        agent: submit.agent,
+        model: submit.model,
+        request_id: submit.request_id,
+        labels: submit.label.into_iter().collect::<HashMap<_, _>>(),
+        budget: Some(v1::Budget {
+            max_turns: 0,
+            max_tool_calls: submit.budget_calls,
+            max_tokens: submit.budget_tokens,
+        }),
+    };
+    let client = connect::connect(global).await?;
+    let run = client.runs().create_run(request).await?.into_inner().run.unwrap_or_default();
+    match (submit.follow, submit.wait) {
+        (true, _) => follow(global, &client, &run.id).await,
+        (false, true) => {
+            let run = wait(global, &client, &run.id).await?;
+            print_run(global, &run)?;
+            Ok(exit_of(&run))
+        }
+        (false, false) => {
+            match global.output {
+                Format::Json => output::json_line(&output::run_json(&run))?,
+                Format::Table => output::line(&run.id)?,
+            }
+            Ok(Exit::Done)
+        }
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err(format!("{text:?} is not KEY=VALUE")),
+    }
+}
+
+fn task(submit: &Submit) -> Result<String, Failure> {
+    match (&submit.task, &submit.file) {
+        (Some(task), _) => Ok(task.clone()),
+        (None, Some(path)) if path == Path::new("-") => Ok(io::read_to_string(io::stdin())?),
+        (None, Some(path)) => std::fs::read_to_string(path)
+            .map_err(|error| Failure::new(Exit::BadUsage, format!("{}: {error}", path.display()))),
+        (None, None) => Err(Failure::new(Exit::BadUsage, "give a task, or a file with --file")),
+    }
+}
+
+/// The daemon has another current directory than we have.
+fn workspace(wanted: Option<&Path>) -> Result<String, Failure> {
+    let path = std::path::absolute(wanted.unwrap_or(Path::new(".")))?;
+    let path = path.canonicalize().unwrap_or(path);
+    path.into_os_string().into_string().map_err(|path| {
+        Failure::new(Exit::BadUsage, format!("{} is not UTF-8", path.to_string_lossy()))
+    })
+}
+
+async fn get(client: &Client, id: &str) -> Result<v1::Run, Failure> {
+    let answer = client.runs().get_run(v1::GetRunRequest { id: id.to_owned() }).await?;
+    Ok(answer.into_inner().run.unwrap_or_default())
+}
+
+/// The run when it has ended or stands still.
+async fn wait(global: &Global, client: &Client, id: &str) -> Result<v1::Run, Failure> {
+    let mut left = global.timeout;
+    loop {
+        let seconds = left.unwrap_or(60).min(60);
+        let timeout = Duration::from_secs(seconds).try_into().ok();
+        let request = v1::WaitRunRequest { id: id.to_owned(), timeout };
+        let answer = client.runs().wait_run(request).await?.into_inner();
+        if !answer.timed_out {
+            return Ok(answer.run.unwrap_or_default());
+        }
+        left = left.map(|left| left - seconds);
+        if left == Some(0) {
+            let message = format!("run {id} is still going; `agentctl run wait {id}` waits on");
+            return Err(Failure::new(Exit::TimedOut, message));
+        }
+    }
+}
+
+/// How the program ends that waited for this run.
+pub(super) fn exit_of(run: &v1::Run) -> Exit {
+    match run.state() {
+        RunState::Succeeded => Exit::Done,
+        RunState::AwaitingApproval
+        | RunState::Paused
+        | RunState::NeedsAttention
+        | RunState::OutOfBudget => Exit::Suspended,
+        RunState::Failed => {
+            let reason = run.error.as_ref().map_or("", |error| error.reason.as_str());
+            let backend = reason.starts_with("BACKEND_")
+                || matches!(reason, "RATE_LIMITED" | "TIMEOUT" | "QUOTA_EXHAUSTED");
+            if backend { Exit::Unavailable } else { Exit::Unsuccessful }
+        }
+        _ => Exit::Unsuccessful,
+    }
+}
+
+/// Shows a run on stderr as it happens, and its end on stdout.
+async fn follow(global: &Global, client: &Client, id: &str) -> Result<Exit, Failure> {
+    let words = match io::stderr().is_terminal() {
+        true => Words::AsTheyCome,
+        false => Words::WhenDone,
+    };
+    let mut timeline = Timeline::new(io::stderr(), Colour::of_stderr(global.no_color), words);
+    let request = v1::StreamRunEventsRequest { id: id.to_owned(), after_sequence: 0, follow: true };
+    let mut stream = client.runs().stream_run_events(request).await?.into_inner();
+    while let Some(message) = stream.message().await? {
+        match message.event {
+            Some(Event::Entry(entry)) => {
+                timeline.entry(&entry)?;
+                if entry.kind == "run_suspended" {
+                    break;
+                }
+            }
+            Some(Event::TextDelta(delta)) => timeline.words(&delta.text)?,
+            Some(Event::CaughtUp(_) | Event::Heartbeat(_)) | None => {}
+        }
+    }
+    let run = get(client, id).await?;
+    match global.output {
+        Format::Json => output::json_line(&output::run_json(&run))?,
+        Format::Table if !run.answer.is_empty() => output::line(&run.answer)?,
+        Format::Table => {}
+    }
+    Ok(exit_of(&run))
+}
+
+async fn events(global: &Global, id: &str, after: u64, follow: bool) -> Result<Exit, Failure> {
+    let client = connect::connect(global).await?;
+    let request =
+        v1::StreamRunEventsRequest { id: id.to_owned(), after_sequence: after, follow };
+    let mut stream = client.runs().stream_run_events(request).await?.into_inner();
+    while let Some(message) = stream.message().await? {
+        let Some(Event::Entry(entry)) = message.event else { continue };
+        match global.output {
+            Format::Json => output::json_line(&output::entry_json(&entry))?,
+            Format::Table => {
+                let time = entry.time.map(output::time).unwrap_or_default();
+                output::line(&format!("{:>5}  {time}  {:<16}  {}", entry.sequence, entry.kind, entry.payload))?;
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn list(global: &Global, states: &[String], limit: i32) -> Result<Exit, Failure> {
+    let states = states.iter().map(|name| state(name)).collect::<Result<Vec<i32>, _>>()?;
+    let client = connect::connect(global).await?;
+    let (mut runs, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let left = limit - i32::try_from(runs.len()).unwrap_or(limit);
+        let request = v1::ListRunsRequest { page_size: left, page_token, states: states.clone() };
+        let page = client.runs().list_runs(request).await?.into_inner();
+        runs.extend(page.runs);
+        page_token = page.next_page_token;
+        if page_token.is_empty() || runs.len() >= usize::try_from(limit).unwrap_or(0) {
+            break;
+        }
+    }
+    match global.output {
+        Format::Json => {
+            let runs: Vec<_> = runs.iter().map(output::run_json).collect();
+            output::json_line(&serde_json::json!({ "runs": runs }))?;
+        }
+        Format::Table => {
+            let head = ["ID", "STATE", "TURNS", "CALLS", "CREATED", "TASK"];
+            let mut rows = vec![head.map(str::to_owned).to_vec()];
+            rows.extend(runs.iter().map(row));
+            output::table(&rows)?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn row(run: &v1::Run) -> Vec<String> {
+    let usage = run.usage.unwrap_or_default();
+    let task = run.task.lines().next().unwrap_or_default();
+    vec![
+        run.id.clone(),
+        output::state_name(run).to_owned(),
+        usage.turns.to_string(),
+        usage.tool_calls.to_string(),
+        run.create_time.map(output::time).unwrap_or_default(),
+        task.chars().take(60).collect(),
+    ]
+}
+
+fn state(name: &str) -> Result<i32, Failure> {
+    let full = format!("RUN_STATE_{}", name.to_uppercase().replace('-', "_"));
+    RunState::from_str_name(&full)
+        .map(i32::from)
+        .ok_or_else(|| Failure::new(Exit::BadUsage, format!("{name:?} is not a state of a run")))
+}
+
+fn print_run(global: &Global, run: &v1::Run) -> io::Result<()> {
+    if global.output == Format::Json {
+        return output::json_line(&output::run_json(run));
+    }
+    let usage = run.usage.unwrap_or_default();
+    let used = format!(
+        "{} turns, {} calls, {} tokens in, {} out",
+        usage.turns, usage.tool_calls, usage.input_tokens, usage.output_tokens
+    );
+    let mut rows = vec![
+        ("id", run.id.clone()),
+        ("state", output::state_name(run).to_owned()),
+        ("workspace", run.workspace.clone()),
+        ("task", run.task.clone()),
+        ("used", used),
+    ];
+    if let Some(error) = &run.error {
+        rows.push(("error", format!("{}: {}", error.reason, error.message)));
+    }
+    if !run.answer.is_empty() {
+        rows.push(("answer", run.answer.clone()));
+    }
+    let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    output::table(&rows)
+}

@@ -253,6 +253,7 @@ async fn stop(
     servers.tasks.stop(CONNECTIONS).await;
     let record = DaemonStopped { why: signal.into() };
     note(&*parts.journal, &parts.clock, record.into(), None).await?;
+    parts.journal.close().await?;
     let _ = fs::remove_file(config.state_directory.join(SOCKET));
     Ok(())
 }

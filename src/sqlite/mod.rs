@@ -90,6 +90,11 @@ impl SqliteJournal {
         self.epoch
     }
 
+    /// Writes what waits, folds everything into the database file, and takes nothing more.
+    pub async fn close(&self) -> Result<(), JournalError> {
+        self.writer.close().await
+    }
+
     /// How much has been written since the journal was opened.
     pub fn written(&self) -> Written {
         Written {

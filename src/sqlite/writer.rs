@@ -39,6 +39,8 @@ enum Job {
     Create { admission: Admission, append: Append, reply: Reply<Created> },
     Append { append: Append, reply: Reply<()> },
     Daemon { entry: Box<NewEntry>, reply: Reply<()> },
+    /// The last job: puts everything into the database file itself.
+    Close { reply: Reply<()> },
 }
 
 type Reply<T> = oneshot::Sender<Result<T, JournalError>>;
@@ -97,6 +99,15 @@ impl Writer {
     }
 }
 
+impl Writer {
+    /// Writes what waits, folds the log into the database file, and stops the thread.
+    pub(super) async fn close(&self) -> Result<(), JournalError> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(Job::Close { reply }).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+}
+
 fn gone() -> JournalError {
     JournalError::Failed { message: "its writer has stopped".into() }
 }
@@ -149,7 +160,28 @@ impl Thread {
     fn work(mut self, mut queue: mpsc::Receiver<Job>) {
         let mut jobs = Vec::with_capacity(BATCH);
         while queue.blocking_recv_many(&mut jobs, BATCH) > 0 {
-            self.write(jobs.drain(..));
+            let close = jobs.iter().position(|job| matches!(job, Job::Close { .. }));
+            let last = close.map(|place| jobs.split_off(place));
+            if !jobs.is_empty() {
+                self.write(jobs.drain(..));
+            }
+            if let Some(last) = last {
+                return self.close(last);
+            }
+        }
+    }
+
+    /// Answers the job that closes; what came after it is refused by being dropped.
+    fn close(self, last: Vec<Job>) {
+        let folded = match self.failed {
+            Some(message) => Err(JournalError::Failed { message }),
+            None => self
+                .connection
+                .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+                .map_err(|error| JournalError::Failed { message: error.to_string() }),
+        };
+        if let Some(Job::Close { reply }) = last.into_iter().next() {
+            let _ = reply.send(folded);
         }
     }
 
@@ -211,6 +243,8 @@ impl Thread {
                     let done = batch.unless(&broken, |batch| batch.daemon(&entry));
                     answers.push(Answer::Done(reply, keep(done, &mut broken)));
                 }
+                // Taken out of the batch before it is written.
+                Job::Close { .. } => {}
             }
         }
         if let Some(error) = broken {
@@ -262,7 +296,9 @@ impl Job {
         let error = JournalError::Failed { message: message.to_owned() };
         match self {
             Self::Create { reply, .. } => drop(reply.send(Err(error))),
-            Self::Append { reply, .. } | Self::Daemon { reply, .. } => drop(reply.send(Err(error))),
+            Self::Append { reply, .. } | Self::Daemon { reply, .. } | Self::Close { reply } => {
+                drop(reply.send(Err(error)));
+            }
         }
     }
 }

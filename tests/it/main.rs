@@ -1,1 +1,8 @@
-fn main(){}
+//! The one binary of integration tests: the house's rules, then one file per promise.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should say so and end")]
+
+mod demo;
+mod loops;
+mod refusals;
+mod support;

@@ -34,6 +34,8 @@ const SCRIPT: &str = include_str!("files/script.yaml");
 const PATIENCE: Duration = Duration::from_secs(900);
 /// With --crash, the daemon is killed after one of these entries.
 const CRASH_BETWEEN: (u64, u64) = (2, 30);
+/// And at most so long after it.
+const CRASH_LATER: Duration = Duration::from_millis(120);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Demo {
@@ -151,6 +153,9 @@ async fn carry_out(
     let run = client.runs().create_run(request).await?.into_inner().run.unwrap_or_default();
     let mut seen = follow(show, &client, &run.id, 0, crash_after).await?;
     if crash_after.is_some() && !seen.ended {
+        // Not at the moment of an entry only, but anywhere between two.
+        let moment = SystemChance::default().fraction() * CRASH_LATER.as_secs_f64();
+        tokio::time::sleep(Duration::from_secs_f64(moment)).await;
         daemon.kill().await?;
         let killed = colour.paint(Paint::Bad, &format!("☠ daemon killed with SIGKILL after entry {}", seen.last));
         show.note(&killed)?;

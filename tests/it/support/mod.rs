@@ -1,0 +1,354 @@
+//! What the tests stand on: the real daemon as a process on a directory of its own, and the scripted
+//! backend over real HTTP. Fakes the model's words, never our own logic.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use agentd::{
+    client::{Address, Client},
+    proto::v1::{self, RunState, stream_run_events_response::Event},
+    scripted::{Brain, Manner, Memory, ScriptedBackend},
+    tasks::Tasks,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Longest that any test waits for anything; reaching it is a failure, not a measurement.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Rules that the tests add to the built-in ones.
+const TEST_COMMANDS: &str = r#"
+  - {id: test.sh, argv: [sh, script.sh], effect: non-idempotent, why: "the test's own script"}
+  - {id: test.pure, argv: [sh, pure.sh], effect: pure, why: "the test's own script"}
+  - id: test.short
+    argv: [sh, short.sh]
+    limits: {wall_seconds: 1, cpu_seconds: 60, memory_mib: 64, processes: 64, open_files: 64, file_mib: 1}
+    why: "the test's own script, with little room"
+"#;
+
+/// A daemon on a state directory and a workspace of its own.
+pub(crate) struct TestDaemon {
+    child: Option<Child>,
+    home: TempDir,
+    settings: Settings,
+    /// Address of gRPC over TCP.
+    pub(crate) tcp: String,
+}
+
+/// How a test's daemon is started.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Settings {
+    pub(crate) base_url: String,
+    /// YAML, besides what the flags say.
+    pub(crate) configuration: String,
+    /// Instead of the built-in `paths.yaml`.
+    pub(crate) paths: Option<String>,
+    pub(crate) environment: Vec<(String, String)>,
+}
+
+impl TestDaemon {
+    /// A daemon whose model is at `base_url`.
+    pub(crate) fn start(base_url: &str) -> Self {
+        Self::start_with(Settings { base_url: base_url.into(), ..Settings::default() })
+    }
+
+    pub(crate) fn start_with(settings: Settings) -> Self {
+        let home = tempfile::Builder::new().prefix("agentd-it-").tempdir().unwrap();
+        fs::create_dir(home.path().join("workspace")).unwrap();
+        fs::create_dir(home.path().join("policies")).unwrap();
+        let tools = format!("{}{TEST_COMMANDS}", agentd::policy_files::DEFAULT_TOOLS);
+        fs::write(home.path().join("policies/tools.yaml"), tools).unwrap();
+        let paths = settings.paths.as_deref().unwrap_or(agentd::policy_files::DEFAULT_PATHS);
+        fs::write(home.path().join("policies/paths.yaml"), paths).unwrap();
+        fs::write(home.path().join("agentd.yaml"), &settings.configuration).unwrap();
+        let mut daemon = Self { child: None, home, settings, tcp: String::new() };
+        daemon.boot();
+        daemon
+    }
+
+    /// Starts the program, and waits for the line that says it is ready.
+    fn boot(&mut self) {
+        let mut child = self.command().stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        self.child = Some(child);
+        assert!(line.starts_with("agentd is ready"), "not ready: {line:?}\n{}", self.log());
+        let address = line.split(' ').nth(4).unwrap();
+        self.tcp = format!("http://{address}");
+    }
+
+    /// The command that starts this daemon.
+    pub(crate) fn command(&self) -> Command {
+        let home = self.home.path();
+        let log = File::options().create(true).append(true).open(home.join("log")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_agentd"));
+        command
+            .arg("serve")
+            .arg("--config")
+            .arg(home.join("agentd.yaml"))
+            .arg("--state-dir")
+            .arg(self.state())
+            .arg("--workspace-root")
+            .arg(home)
+            .arg("--policy-dir")
+            .arg(home.join("policies"))
+            .args(["--listen", "127.0.0.1:0", "--base-url", &self.settings.base_url])
+            .env_clear()
+            .env("HOME", home)
+            .envs(self.settings.environment.clone())
+            .stdin(Stdio::null())
+            .stderr(log);
+        command
+    }
+
+    pub(crate) fn home(&self) -> &Path {
+        self.home.path()
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.home.path().join("state")
+    }
+
+    pub(crate) fn database(&self) -> PathBuf {
+        self.state().join("agentd.db")
+    }
+
+    pub(crate) fn workspace(&self) -> PathBuf {
+        self.home.path().join("workspace")
+    }
+
+    /// Writes a file of the workspace.
+    pub(crate) fn put(&self, name: &str, content: &str) {
+        let path = self.workspace().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    /// Reads a file of the workspace.
+    pub(crate) fn read(&self, name: &str) -> Option<String> {
+        fs::read_to_string(self.workspace().join(name)).ok()
+    }
+
+    /// What the daemon logged.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join("log")).unwrap_or_default()
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(i32::try_from(self.child.as_ref().unwrap().id()).unwrap()).unwrap()
+    }
+
+    pub(crate) fn socket(&self) -> String {
+        format!("unix:{}", self.state().join("agentd.sock").display())
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(&Address { uri: self.socket(), token_file: None }).await.unwrap()
+    }
+
+    /// Kills the daemon with SIGKILL, as a power cut would.
+    pub(crate) fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Starts it again on the same state directory.
+    pub(crate) fn restart(&mut self) {
+        if self.child.is_some() {
+            self.kill();
+        }
+        self.boot();
+    }
+
+    /// Stops the daemon with SIGTERM. Gives its exit code.
+    pub(crate) fn stop(&mut self) -> Option<i32> {
+        kill_process(self.pid(), Signal::TERM).unwrap();
+        self.child.take().unwrap().wait().unwrap().code()
+    }
+
+    /// Submits a run in the workspace.
+    pub(crate) async fn submit(&self, task: &str) -> v1::Run {
+        self.create(self.request(task)).await.unwrap().run.unwrap()
+    }
+
+    /// A request for a run in the workspace.
+    pub(crate) fn request(&self, task: &str) -> v1::CreateRunRequest {
+        v1::CreateRunRequest {
+            task: task.into(),
+            workspace: self.workspace().display().to_string(),
+            ..Default::default()
+        }
+    }
+
+    pub(crate) async fn create(
+        &self,
+        request: v1::CreateRunRequest,
+    ) -> Result<v1::CreateRunResponse, tonic::Status> {
+        Ok(self.client().await.runs().create_run(request).await?.into_inner())
+    }
+
+    /// The run once it has ended or stands still.
+    pub(crate) async fn wait(&self, id: &str) -> v1::Run {
+        let timeout = Some(PATIENCE.try_into().unwrap());
+        let request = v1::WaitRunRequest { id: id.into(), timeout };
+        let answer = self.client().await.runs().wait_run(request).await.unwrap().into_inner();
+        assert!(!answer.timed_out, "the run did not end: {answer:?}\n{}", self.log());
+        answer.run.unwrap()
+    }
+
+    /// The run's journal as it is now.
+    pub(crate) async fn journal(&self, id: &str) -> Vec<v1::JournalEntry> {
+        let request = v1::StreamRunEventsRequest { id: id.into(), after_sequence: 0, follow: false };
+        let mut stream =
+            self.client().await.runs().stream_run_events(request).await.unwrap().into_inner();
+        let mut entries = Vec::new();
+        while let Some(message) = stream.message().await.unwrap() {
+            if let Some(Event::Entry(entry)) = message.event {
+                entries.push(entry);
+            }
+        }
+        entries
+    }
+
+    /// Waits until the run's journal has an entry of this kind that fits.
+    pub(crate) async fn wait_for_entry(&self, id: &str, kind: &str) -> v1::JournalEntry {
+        let request = v1::StreamRunEventsRequest { id: id.into(), after_sequence: 0, follow: true };
+        let mut stream =
+            self.client().await.runs().stream_run_events(request).await.unwrap().into_inner();
+        let found = async {
+            while let Some(message) = stream.message().await.unwrap() {
+                match message.event {
+                    Some(Event::Entry(entry)) if entry.kind == kind => return entry,
+                    _ => {}
+                }
+            }
+            panic!("the run ended without a {kind} entry")
+        };
+        tokio::time::timeout(PATIENCE, found).await.expect("no such entry in time")
+    }
+
+    /// Submits a run, waits for its end, and gives its story.
+    pub(crate) async fn carry_out(&self, task: &str) -> Story {
+        let run = self.submit(task).await;
+        self.story(&run.id).await
+    }
+
+    /// The story of a run that ends or stands still.
+    pub(crate) async fn story(&self, id: &str) -> Story {
+        let run = self.wait(id).await;
+        Story { run, entries: self.journal(id).await }
+    }
+
+    pub(crate) async fn audit(&self) -> v1::VerifyAuditResponse {
+        let request = v1::VerifyAuditRequest {};
+        self.client().await.audit().verify_audit(request).await.unwrap().into_inner()
+    }
+}
+
+impl Drop for TestDaemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// A run that has ended, with its journal.
+#[derive(Debug)]
+pub(crate) struct Story {
+    pub(crate) run: v1::Run,
+    pub(crate) entries: Vec<v1::JournalEntry>,
+}
+
+impl Story {
+    pub(crate) fn state(&self) -> RunState {
+        self.run.state()
+    }
+
+    pub(crate) fn kinds(&self) -> Vec<&str> {
+        self.entries.iter().map(|entry| entry.kind.as_str()).collect()
+    }
+
+    /// Payloads of one kind, in order.
+    pub(crate) fn payloads(&self, kind: &str) -> Vec<Value> {
+        let found = self.entries.iter().filter(|entry| entry.kind == kind);
+        found.map(|entry| serde_json::from_str(&entry.payload).unwrap()).collect()
+    }
+
+    /// What the model heard of each call, in the order the outputs were written: outcome and output.
+    pub(crate) fn outputs(&self) -> Vec<(String, Value)> {
+        let heard = |payload: Value| {
+            let output = serde_json::from_str(payload["output"].as_str().unwrap()).unwrap();
+            (payload["outcome"].as_str().unwrap().to_owned(), output)
+        };
+        self.payloads("tool_output").into_iter().map(heard).collect()
+    }
+
+    /// Rules of the decisions, in order, each with its decision.
+    pub(crate) fn decisions(&self) -> Vec<String> {
+        let said = |payload: Value| {
+            let text = |key: &str| payload[key].as_str().unwrap().to_owned();
+            format!("{} {}", text("decision"), text("rule"))
+        };
+        self.payloads("decision").into_iter().map(said).collect()
+    }
+
+    /// Each call left one intent, at least one decision and one output, tied by call and call id.
+    pub(crate) fn assert_calls_are_tied(&self) {
+        let keys = |kind: &str| -> Vec<(String, String)> {
+            let key = |payload: Value| {
+                let text = |key: &str| payload[key].as_str().unwrap().to_owned();
+                (text("call"), text("call_id"))
+            };
+            let mut keys: Vec<_> = self.payloads(kind).into_iter().map(key).collect();
+            keys.sort();
+            keys
+        };
+        let mut decided = keys("decision");
+        decided.dedup();
+        assert_eq!(keys("tool_call"), keys("tool_output"), "intents and outputs");
+        assert_eq!(keys("tool_call"), decided, "intents and decisions");
+    }
+}
+
+/// A scripted backend that remembers its requests, and the tasks that keep it alive.
+pub(crate) struct Backend {
+    pub(crate) server: ScriptedBackend,
+    _tasks: Tasks,
+}
+
+impl Backend {
+    pub(crate) async fn start(brain: impl Brain) -> Self {
+        let tasks = Tasks::default();
+        let manner = Manner { memory: Memory::Requests, ..Manner::default() };
+        let server = ScriptedBackend::start(&tasks, brain, manner).await.unwrap();
+        Self { server, _tasks: tasks }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        self.server.url()
+    }
+
+    /// Fails if a request ever broke the pairing of calls and outputs.
+    pub(crate) fn assert_paired(&self) {
+        assert_eq!(self.server.faults(), Vec::<String>::new());
+    }
+}
+
+/// Waits until `holds`, looking again and again.
+pub(crate) async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    waited.await.unwrap_or_else(|_| panic!("it never came to this: {what}"));
+}

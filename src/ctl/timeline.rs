@@ -21,6 +21,8 @@ pub(super) struct Timeline<W> {
     start: Option<i128>,
     /// Words of the turn under way that are on the screen already.
     live: Live,
+    /// Calls of the turn under way, each with what it is about.
+    calls: Vec<(String, String)>,
 }
 
 /// Whether words are shown while they come.
@@ -45,7 +47,7 @@ impl<W: Write> Timeline<W> {
             Words::AsTheyCome => Live::Idle,
             Words::WhenDone => Live::Off,
         };
-        Self { out, colour, start: None, live }
+        Self { out, colour, start: None, live, calls: Vec::new() }
     }
 
     /// A line that is no entry.
@@ -76,11 +78,16 @@ impl<W: Write> Timeline<W> {
                 self.line(entry, &format!("run {id} in {}", text("workspace")))?;
                 self.quote(text("task"))
             }
-            "model_response" => self.response(&payload),
+            "model_response" => {
+                self.calls.clear();
+                self.response(&payload)
+            }
             "tool_call" => {
                 let tool = self.colour.paint(Paint::Name, text("tool"));
                 let what = what(&payload);
-                self.line(entry, &format!("→ {tool} {what}"))
+                self.line(entry, &format!("→ {tool} {what}"))?;
+                self.calls.push((text("call").to_owned(), what));
+                Ok(())
             }
             "tool_resumed" => {
                 let attempt = &payload["attempt"];
@@ -143,7 +150,8 @@ impl<W: Write> Timeline<W> {
                 let millis = payload["duration_ms"].as_u64().unwrap_or(0);
                 let took = self.colour.paint(Paint::Faint, &format!("({millis} ms)"));
                 let summary = self.colour.paint(paint, &summary);
-                self.line(entry, &format!("{summary} {took}"))?;
+                let whose = self.whose(payload);
+                self.line(entry, &format!("{summary}{whose} {took}"))?;
                 self.program_output(&output)
             }
             _ => {
@@ -151,6 +159,15 @@ impl<W: Write> Timeline<W> {
                 let failed = self.colour.paint(Paint::Bad, "✗");
                 self.line(entry, &format!("{failed} {}", printable(message)))
             }
+        }
+    }
+
+    /// Which call an output belongs to, where there are several to choose from.
+    fn whose(&self, payload: &Value) -> String {
+        let call = self.calls.iter().find(|(call, _)| payload["call"] == call.as_str());
+        match call {
+            Some((_, what)) if self.calls.len() > 1 => format!(" {what}"),
+            Some(_) | None => String::new(),
         }
     }
 

@@ -1,0 +1,185 @@
+//! What a program that was allowed to run can still not do. Attacks with positive controls, judged from
+//! outside of the daemon.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use agentd::{
+    proto::v1,
+    scripted::{Script, Turn},
+};
+use serde_json::{Value, json};
+
+use crate::support::{Backend, Settings, Story, TestDaemon, wait_until};
+
+/// Runs one script of the workspace as a tool call. Gives what the model heard of it.
+async fn run(daemon_of: impl FnOnce(String) -> TestDaemon, name: &str, script: &str) -> (TestDaemon, Story, Value) {
+    let turns = vec![Turn::call("shell_exec", json!({"command": ["sh", name]})), Turn::say("done")];
+    let backend = Backend::start(Script { turns }).await;
+    let daemon = daemon_of(backend.url());
+    daemon.put(name, script);
+    let story = daemon.carry_out("run it").await;
+    let (outcome, output) = story.outputs().remove(0);
+    assert_eq!(outcome, "done", "{output}");
+    (daemon, story, output)
+}
+
+async fn plain(name: &str, script: &str) -> (TestDaemon, Story, Value) {
+    run(|url| TestDaemon::start(&url), name, script).await
+}
+
+fn is_alive(pid: &str) -> bool {
+    Path::new("/proc").join(pid.trim()).exists()
+}
+
+async fn mechanisms(daemon: &TestDaemon) -> HashMap<String, String> {
+    let request = v1::GetServerInfoRequest {};
+    daemon.client().await.admin().get_server_info(request).await.unwrap().into_inner().sandbox_limits
+}
+
+#[tokio::test]
+async fn a_program_s_environment_is_made_from_nothing() {
+    let planted = ("PLANTED_SECRET".to_owned(), "not-for-tools".to_owned());
+    let with_secret = |url: String| {
+        let environment = vec![planted.clone()];
+        TestDaemon::start_with(Settings { base_url: url, environment, ..Settings::default() })
+    };
+    let (daemon, _, output) = run(with_secret, "script.sh", "env").await;
+
+    let own = fs::read(format!("/proc/{}/environ", daemon.pid().as_raw_nonzero())).unwrap();
+    assert!(String::from_utf8_lossy(&own).contains("not-for-tools"), "control: the daemon has it");
+    let mut names: Vec<&str> =
+        output["stdout"].as_str().unwrap().lines().map(|line| line.split('=').next().unwrap()).collect();
+    names.sort_unstable();
+    assert_eq!(
+        names,
+        [
+            "GIT_CONFIG_GLOBAL", "GIT_CONFIG_NOSYSTEM", "GIT_OPTIONAL_LOCKS", "GIT_PAGER",
+            "GIT_TERMINAL_PROMPT", "HOME", "LANG", "PATH", "PWD", "TMPDIR", "TZ",
+        ],
+        "what the policy names, and what the shell itself sets"
+    );
+}
+
+#[tokio::test]
+async fn a_program_s_input_is_empty_and_no_descriptor_of_the_daemon_is_open() {
+    let script = "cat; echo end of input; for f in /proc/$$/fd/*; do readlink $f; done";
+    let (daemon, _, output) = plain("script.sh", script).await;
+
+    let targets = |pid: &str| -> Vec<String> {
+        let links = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+        links.filter_map(|link| Some(fs::read_link(link.path()).ok()?.display().to_string())).collect()
+    };
+    let own = targets(&daemon.pid().as_raw_nonzero().to_string());
+    assert!(own.iter().any(|target| target.ends_with("agentd.db")), "control: {own:?}");
+    let stdout = output["stdout"].as_str().unwrap();
+    let (before, open) = stdout.split_once("end of input\n").unwrap();
+    assert_eq!(before, "");
+    for target in open.lines() {
+        let expected = target == "/dev/null" || target.starts_with("pipe:") || target.ends_with("script.sh");
+        assert!(expected, "{target} is open in the program");
+    }
+}
+
+#[tokio::test]
+async fn a_program_cannot_gain_privileges() {
+    let (_daemon, _, output) = plain("script.sh", "grep NoNewPrivs /proc/self/status").await;
+    assert_eq!(output["stdout"], "NoNewPrivs:\t1\n");
+}
+
+#[tokio::test]
+async fn when_its_time_is_up_the_whole_tree_is_killed_also_what_has_detached_itself() {
+    let script = "setsid sh -c 'echo $$ > detached; exec sleep 1000' &\n\
+                  sleep 1000 & echo $! > child\n\
+                  while true; do sleep 1000; done";
+    let (daemon, story, output) = plain("short.sh", script).await;
+
+    assert_eq!(output["limit"], "timeout");
+    for name in ["detached", "child"] {
+        let pid = daemon.read(name).expect("control: it was started");
+        assert!(!is_alive(&pid), "{name} {pid} lives");
+    }
+    assert_no_groups_left(&story.run.id);
+}
+
+#[tokio::test]
+async fn what_a_program_leaves_behind_is_killed_when_it_ends() {
+    let script = "setsid sh -c 'echo $$ > left; exec sleep 1000' & \n\
+                  while [ ! -s left ]; do :; done; echo main is done";
+    let (daemon, story, output) = plain("script.sh", script).await;
+
+    assert_eq!((&output["exit_code"], &output["stdout"]), (&json!(0), &json!("main is done\n")));
+    let pid = daemon.read("left").unwrap();
+    assert!(!is_alive(&pid), "{pid} lives, and holds the output open");
+    assert_no_groups_left(&story.run.id);
+}
+
+/// No cgroup of this run is left in any tree.
+fn assert_no_groups_left(run: &str) {
+    let trees = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
+    for tree in trees {
+        let groups = fs::read_dir(tree.path()).into_iter().flatten().flatten();
+        let left: Vec<_> =
+            groups.filter(|group| group.file_name().to_string_lossy().contains(run)).collect();
+        assert!(left.is_empty(), "{left:?}");
+    }
+}
+
+#[tokio::test]
+async fn long_output_keeps_its_head_and_its_tail_and_says_how_much_is_missing() {
+    let (_daemon, _, output) = plain("script.sh", "seq 1 1000000").await;
+    let stdout = output["stdout"].as_str().unwrap();
+    assert!(stdout.starts_with("1\n2\n3\n") && stdout.ends_with("999999\n1000000\n"));
+    assert!(stdout.contains("bytes left out ...]"));
+    assert!(stdout.len() < 40_000, "{}", stdout.len());
+}
+
+#[tokio::test]
+async fn a_file_cannot_grow_beyond_its_limit() {
+    let script = "dd if=/dev/zero of=big bs=65536 count=64 2>/dev/null; echo status $?";
+    let (control, _, output) = plain("script.sh", script).await;
+    assert_eq!(output["stdout"], "status 0\n", "control: with more room it does");
+    assert_eq!(fs::metadata(control.workspace().join("big")).unwrap().len(), 4 << 20);
+
+    let (daemon, _, output) = plain("short.sh", script).await;
+    assert_ne!(output["stdout"], "status 0\n");
+    assert_eq!(fs::metadata(daemon.workspace().join("big")).unwrap().len(), 1 << 20);
+}
+
+#[tokio::test]
+async fn memory_beyond_the_limit_is_not_given_and_the_daemon_lives() {
+    // tail keeps the whole input, since it has no line break.
+    let script = "head -c 200000000 /dev/zero | tail -n 1 | wc -c; echo end";
+    let (_control, _, output) = plain("script.sh", script).await;
+    assert_eq!(output["stdout"], "200000000\nend\n", "control: with more memory it does");
+
+    let (daemon, _, output) = plain("short.sh", script).await;
+    assert!(!output["stdout"].as_str().unwrap().contains("200000000"), "{output}");
+    if mechanisms(&daemon).await["memory"] == "cgroup_v1" {
+        assert_eq!(output["limit"], "oom", "{output}");
+    }
+    assert!(daemon.audit().await.intact);
+}
+
+#[tokio::test]
+async fn a_fork_bomb_stays_within_its_limit_and_nothing_of_it_is_left() {
+    let bomb = "bomb() { bomb | bomb & }; bomb; sleep 1000";
+    let backend = Backend::start(Script { turns: vec![Turn::say("unused")] }).await;
+    let probe = TestDaemon::start(&backend.url());
+    if mechanisms(&probe).await["processes"] != "cgroup_v1" {
+        // Without a limit the bomb would hit the machine, which is why it is not thrown.
+        eprintln!("NOT CHECKED: the fork bomb (no cgroup can be made here; processes=none)");
+        return;
+    }
+    let (daemon, story, output) = plain("short.sh", bomb).await;
+
+    assert_eq!(output["limit"], "timeout", "{output}");
+    assert_eq!(daemon.audit().await.faults, []);
+    let workspace = daemon.workspace();
+    wait_until("no process is left in the workspace", || !anyone_in(&workspace)).await;
+    assert_no_groups_left(&story.run.id);
+}
+
+fn anyone_in(directory: &Path) -> bool {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    processes.filter_map(|process| fs::read_link(process.path().join("cwd")).ok()).any(|cwd| cwd == directory)
+}

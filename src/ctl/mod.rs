@@ -143,20 +143,33 @@ impl From<Status> for Failure {
 /// Does what the command line says.
 pub async fn run(program: Program) -> Result<Exit, Failure> {
     let Program { global, noun } = program;
-    let done = match noun {
-        Noun::Demo(demo) => demo::run(&global, demo).await,
-        Noun::Run(verb) => runs::run(&global, verb).await,
-        Noun::Audit(verb) => audit::run(&global, verb).await,
-        Noun::Health(health) => health::run(&global, health).await,
-        Noun::Info => health::info(&global).await,
-        Noun::Version => output::line(&format!("agentctl {}", env!("CARGO_PKG_VERSION")))
-            .map(|()| Exit::Done)
-            .map_err(Failure::from),
+    let done = match global.timeout {
+        None => call(&global, noun).await,
+        Some(seconds) => {
+            let patience = std::time::Duration::from_secs(seconds);
+            tokio::time::timeout(patience, call(&global, noun)).await.unwrap_or_else(|_| {
+                let message = format!("gave up after {seconds} s; what was submitted goes on");
+                Err(Failure::new(Exit::TimedOut, message))
+            })
+        }
     };
     match done {
         // Whoever reads us has seen enough, `head` for example: that is no failure.
         Err(failure) if failure.message.contains("Broken pipe") => Ok(Exit::Done),
         done => done,
+    }
+}
+
+async fn call(global: &Global, noun: Noun) -> Result<Exit, Failure> {
+    match noun {
+        Noun::Demo(demo) => demo::run(global, demo).await,
+        Noun::Run(verb) => runs::run(global, verb).await,
+        Noun::Audit(verb) => audit::run(global, verb).await,
+        Noun::Health(health) => health::run(global, health).await,
+        Noun::Info => health::info(global).await,
+        Noun::Version => output::line(&format!("agentctl {}", env!("CARGO_PKG_VERSION")))
+            .map(|()| Exit::Done)
+            .map_err(Failure::from),
     }
 }
 

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     io::{self, IsTerminal as _},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use clap::Subcommand;
@@ -105,7 +104,7 @@ pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
         }
         Verb::Wait { id } => {
             let client = connect::connect(global).await?;
-            let run = wait(global, &client, &id).await?;
+            let run = wait(&client, &id).await?;
             print_run(global, &run)?;
             Ok(exit_of(&run))
         }
@@ -139,7 +138,7 @@ async fn submit(global: &Global, submit: Submit) -> Result<Exit, Failure> {
     match (submit.follow, submit.wait) {
         (true, _) => follow(global, &client, &run.id).await,
         (false, true) => {
-            let run = wait(global, &client, &run.id).await?;
+            let run = wait(&client, &run.id).await?;
             print_run(global, &run)?;
             Ok(exit_of(&run))
         }
@@ -185,20 +184,12 @@ async fn get(client: &Client, id: &str) -> Result<v1::Run, Failure> {
 }
 
 /// The run when it has ended or stands still.
-async fn wait(global: &Global, client: &Client, id: &str) -> Result<v1::Run, Failure> {
-    let mut left = global.timeout;
+async fn wait(client: &Client, id: &str) -> Result<v1::Run, Failure> {
     loop {
-        let seconds = left.unwrap_or(60).min(60);
-        let timeout = Duration::from_secs(seconds).try_into().ok();
-        let request = v1::WaitRunRequest { id: id.to_owned(), timeout };
+        let request = v1::WaitRunRequest { id: id.to_owned(), timeout: None };
         let answer = client.runs().wait_run(request).await?.into_inner();
         if !answer.timed_out {
             return Ok(answer.run.unwrap_or_default());
-        }
-        left = left.map(|left| left - seconds);
-        if left == Some(0) {
-            let message = format!("run {id} is still going; `agentctl run wait {id}` waits on");
-            return Err(Failure::new(Exit::TimedOut, message));
         }
     }
 }

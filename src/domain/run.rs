@@ -244,7 +244,7 @@ impl Work {
             }
             (Self::Asking { attempt }, Record::RunRecovered(_)) => {
                 usage.turns_of_unknown_cost += 1;
-                Self::ToAsk { attempt: attempt + 1 }
+                Self::ToAsk { attempt: attempt.saturating_add(1) }
             }
             (Self::Concluding { answer: None, nudged: Nudged::NotYet }, Record::ModelNudged(nudge)) => {
                 items.push(Item::User { text: nudge.text.clone() });
@@ -297,7 +297,7 @@ fn answered(response: &ModelResponse, items: &mut Vec<Item>, usage: &mut Usage) 
 
 fn after_error(error: &BackendError) -> Work {
     match error.retry_at {
-        Some(until) => Work::BackingOff { attempt: error.attempt + 1, until },
+        Some(until) => Work::BackingOff { attempt: error.attempt.saturating_add(1), until },
         None => Work::Failing(Failure { reason: error.reason.clone(), message: error.message.clone() }),
     }
 }
@@ -421,7 +421,7 @@ fn due_invocation(open: &OpenCall) -> Option<Invocation> {
     let mode = match open.progress {
         Progress::Asked => InvocationMode::First,
         Progress::Lost { class: EffectClass::NonIdempotent, .. } => return None,
-        Progress::Lost { attempt, .. } => InvocationMode::Again { attempt: attempt + 1 },
+        Progress::Lost { attempt, .. } => InvocationMode::Again { attempt: attempt.saturating_add(1) },
         Progress::Intended { .. } | Progress::Done { .. } => return None,
     };
     Some(Invocation { call: open.call.clone(), mode })
@@ -436,7 +436,7 @@ fn unknown_outcome(open: &OpenCall) -> Option<CallKey> {
 
 fn exhausted(state: &RunState) -> Option<Suspension> {
     let budget = &state.spec.budget;
-    let tokens = state.usage.input_tokens + state.usage.output_tokens;
+    let tokens = state.usage.input_tokens.saturating_add(state.usage.output_tokens);
     if state.usage.turns >= budget.max_turns {
         return Some(out_of("turns", u64::from(budget.max_turns)));
     }
@@ -555,3 +555,7 @@ impl RunState {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "run_tests.rs"]
+mod tests;

@@ -392,10 +392,14 @@ impl Engine {
         &self,
         mutation: impl Future<Output = Result<T, EngineError>> + Send + 'static,
     ) -> Result<T, EngineError> {
-        self.inner.tasks.spawn("mutation", mutation).await.unwrap_or_else(|error| {
+        let done = self.inner.tasks.spawn("mutation", mutation).await.unwrap_or_else(|error| {
             let message = format!("a task ended early: {error}");
             Err(EngineError::Journal(JournalError::Failed { message }))
-        })
+        });
+        if let Err(EngineError::Journal(error)) = &done {
+            self.note_failure(error);
+        }
+        done
     }
 
     /// Starts every waiting run that may go: there is room, and its workspace is free.
@@ -428,7 +432,8 @@ impl Engine {
         let engine = self.clone();
         self.inner.tasks.spawn("run", async move {
             if let Err(error) = engine.drive(run, origin, messages).await {
-                engine.fail(run, &error);
+                tracing::error!(%run, %error, "the run's driver stopped");
+                engine.note_failure(&error);
             }
             engine.release(run);
         });
@@ -466,8 +471,9 @@ impl Engine {
         self.pump();
     }
 
-    fn fail(&self, run: RunId, error: &JournalError) {
-        tracing::error!(%run, %error, "the run's driver stopped");
+    /// A journal that cannot be written, or that somebody else writes, stops the daemon; whatever else
+    /// is only this caller's.
+    fn note_failure(&self, error: &JournalError) {
         match error {
             JournalError::Failed { .. } | JournalError::Conflict { .. } => {
                 self.inner.fatal.send_replace(Some(error.to_string()));

@@ -38,7 +38,9 @@ pub fn views_of_file(path: &Path) -> Result<Vec<EntryView>, JournalError> {
 pub(super) fn verify(connection: &Connection) -> Result<AuditReport, ReadError> {
     // One transaction: the heads and the entries must be of the same moment.
     let moment = connection.unchecked_transaction()?;
-    let mut walk = Walk { chains: HashMap::new(), ids: run_ids(&moment)?, report: empty() };
+    let ids = run_ids(&moment)?;
+    let places = ids.iter().map(|(place, run)| (*run, *place)).collect();
+    let mut walk = Walk { chains: HashMap::new(), ids, places, report: empty() };
     let mut statement = moment.prepare(
         "SELECT position, run, sequence, time_us, kind, version, view, body, body_digest,
                 policy_revision, previous, hash
@@ -78,6 +80,7 @@ struct Walk {
     /// By `runs.place`; 0 is the daemon.
     chains: HashMap<i64, End>,
     ids: HashMap<i64, RunId>,
+    places: HashMap<RunId, i64>,
     report: AuditReport,
 }
 
@@ -131,8 +134,7 @@ impl Walk {
         let Ok(anchor) = serde_json::from_str::<RunAnchored>(view) else {
             return Some("is an anchor that cannot be read".into());
         };
-        let place = self.ids.iter().find(|(_, id)| **id == anchor.run_id).map(|(place, _)| place);
-        let end = place.and_then(|place| self.chains.get(place));
+        let end = self.places.get(&anchor.run_id).and_then(|place| self.chains.get(place));
         match end {
             Some(end) if end.sequence == anchor.sequence && end.hash.to_string() == anchor.hash => None,
             Some(_) => Some(format!("run {} does not end as it was anchored", anchor.run_id)),

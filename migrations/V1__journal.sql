@@ -7,7 +7,7 @@ CREATE TABLE runs (
     caller     TEXT    NOT NULL,
     request_id TEXT,
     digest     BLOB    NOT NULL,             -- SHA-256 of the submission
-    spec       TEXT    NOT NULL,             -- what was submitted, JSON, redacted
+    spec       TEXT    NOT NULL,             -- what was submitted, JSON, redacted, shortened
     created_us INTEGER NOT NULL,             -- microseconds since 1970, UTC
 
     state      TEXT    NOT NULL,

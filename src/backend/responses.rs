@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Largest body of an answer, in bytes.
-const BODY_BYTES: usize = 64 << 20;
+const BODY_BYTES: usize = 16 << 20;
 /// Largest body of an error, in bytes; the rest is not read.
 const ERROR_BYTES: usize = 64 << 10;
 /// How long a connection may take.
@@ -139,7 +139,7 @@ impl ResponsesBackend {
         {
             bytes += chunk.len();
             if bytes > BODY_BYTES {
-                return Err(self.protocol("the stream is longer than 64 MiB"));
+                return Err(self.protocol("the stream is longer than 16 MiB"));
             }
             let events = parser.push(&chunk).map_err(|error| self.protocol(&error.to_string()))?;
             for event in events.iter().filter(|event| *event != "[DONE]") {
@@ -327,7 +327,7 @@ async fn whole(url: &str, answer: reqwest::Response) -> Result<Bytes, ModelError
         .and_then(|body| match body.len() > BODY_BYTES {
             true => Err(failure::plain(
                 ModelFault::Protocol,
-                format!("the backend {url} sent more than 64 MiB"),
+                format!("the backend {url} sent more than 16 MiB"),
             )),
             false => Ok(body),
         })

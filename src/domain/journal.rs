@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::{
@@ -322,6 +322,29 @@ pub struct DaemonStopped {
     pub why: String,
 }
 
+/// Longest view that is stored as it is, in bytes: clients accept messages of 4 MiB. In a longer one,
+/// long texts are shortened; the whole is sealed.
+const VIEW_BYTES: usize = 2 << 20;
+/// What is left of a long text then, in characters.
+const SHORTENED_CHARS: usize = 8 << 10;
+
+fn shortened(view: &str) -> Result<String, serde_json::Error> {
+    fn shorten(value: &mut Value) {
+        match value {
+            Value::String(text) if text.len() > SHORTENED_CHARS => {
+                let kept: String = text.chars().take(SHORTENED_CHARS).collect();
+                *text = format!("{kept}[... {} bytes left out ...]", text.len() - kept.len());
+            }
+            Value::Array(values) => values.iter_mut().for_each(shorten),
+            Value::Object(values) => values.values_mut().for_each(shorten),
+            Value::String(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    let mut value = serde_json::from_str(view)?;
+    shorten(&mut value);
+    serde_json::to_string(&value)
+}
+
 /// A record as it is stored: what everyone may see, and, where that is less, the whole of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -341,6 +364,7 @@ impl Record {
             _ => None,
         };
         let view = redactor.redact(shown.as_deref().unwrap_or(&whole)).into_owned();
+        let view = if view.len() > VIEW_BYTES { shortened(&view)? } else { view };
         Ok(match view == whole {
             true => Stored { view, body: None },
             false => Stored { view, body: Some(whole) },
@@ -500,6 +524,15 @@ mod tests {
         let stored = secret.stored(&redactor).unwrap();
         assert_eq!(stored.view, r#"{"why":"[redacted]"}"#);
         assert_eq!(stored.body.as_deref(), Some(r#"{"why":"hunter2-hunter2"}"#));
+    }
+
+    #[test]
+    fn a_view_stays_within_what_clients_accept_and_the_whole_is_sealed() {
+        let why = "x".repeat(VIEW_BYTES);
+        let stored = Record::from(DaemonStopped { why }).stored(&Redactor::default()).unwrap();
+        assert!(stored.view.len() < SHORTENED_CHARS + 100);
+        assert!(stored.view.ends_with("[... 2088960 bytes left out ...]\"}"), "{}", stored.view.len());
+        assert_eq!(stored.body.unwrap().len(), VIEW_BYTES + r#"{"why":""}"#.len());
     }
 
     #[test]

@@ -138,6 +138,19 @@ pub(super) fn listed_state(number: i32) -> Result<Option<StateName>, Status> {
     Ok(StateName::ALL.into_iter().find(|known| state(*known) == wanted))
 }
 
+/// Characters of an answer that lists show, so that a page stays within what clients accept.
+const LISTED_CHARS: usize = 2000;
+
+/// A run for a list.
+pub(super) fn listed_run(summary: RunSummary) -> v1::Run {
+    let mut run = run(summary);
+    if let Some((end, _)) = run.answer.char_indices().nth(LISTED_CHARS) {
+        run.answer.truncate(end);
+        run.answer.push('…');
+    }
+    run
+}
+
 pub(super) fn run(summary: RunSummary) -> v1::Run {
     let status = summary.status;
     v1::Run {

@@ -91,7 +91,7 @@ impl RunService for Runs {
             true => found.get(size - 1).map(|(place, _)| place.0.to_string()).unwrap_or_default(),
             false => String::new(),
         };
-        let runs = found.into_iter().take(size).map(|(_, run)| convert::run(run)).collect();
+        let runs = found.into_iter().take(size).map(|(_, run)| convert::listed_run(run)).collect();
         Ok(Response::new(v1::ListRunsResponse { runs, next_page_token }))
     }
 

@@ -49,6 +49,17 @@ struct SpecRow {
     labels: BTreeMap<String, String>,
 }
 
+/// Characters of a task that lists show; the whole is in the journal.
+const LISTED_CHARS: usize = 2000;
+
+/// As much of a task as lists show.
+pub(super) fn listed_task(task: &str) -> std::sync::Arc<str> {
+    match task.char_indices().nth(LISTED_CHARS) {
+        Some((end, _)) => format!("{}…", &task[..end]).into(),
+        None => task.into(),
+    }
+}
+
 /// JSON of a status, not yet redacted.
 pub(super) fn encode_status(status: &RunStatus) -> serde_json::Result<String> {
     serde_json::to_string(&StatusRow {

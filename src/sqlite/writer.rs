@@ -427,7 +427,10 @@ impl Batch<'_> {
         append: &Append,
         spec: &RunCreated,
     ) -> Result<i64, WriteError> {
-        let spec = self.redactor.redact(&serde_json::to_string(spec)?).into_owned();
+        // Redacted before it is shortened: half a secret would no longer be known as one.
+        let task = self.redactor.redact(&spec.task);
+        let listed = RunCreated { task: rows::listed_task(&task), ..spec.clone() };
+        let spec = self.redactor.redact(&serde_json::to_string(&listed)?).into_owned();
         let time = append.entries.first().map_or(0, |entry| entry.time.0);
         self.transaction
             .prepare_cached(

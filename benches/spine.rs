@@ -5,7 +5,11 @@
 //! The state directories lie below `AGENTD_BENCH_DIR`, else below the target directory: on the disk that
 //! is to be measured, not on a memory file system.
 
-#![expect(clippy::unwrap_used, clippy::print_stdout, reason = "a benchmark that cannot go on should say so and end")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a benchmark that cannot go on should say so and end"
+)]
 
 use std::{
     fs::{self, File},
@@ -38,7 +42,9 @@ fn main() {
 
 async fn measure() {
     println!("## Durable steps\n");
-    println!("| runs | steps | steps/s | ms per step and run | daemon CPU s per 1,000 steps | fsync p50 before / after |");
+    println!(
+        "| runs | steps | steps/s | ms per step and run | daemon CPU s per 1,000 steps | fsync p50 before / after |"
+    );
     println!("|---|---|---|---|---|---|");
     for runs in RUNS {
         let line = steps(runs).await;
@@ -76,9 +82,10 @@ async fn steps(runs: usize) -> String {
 
 fn writer(seen: &Seen) -> Reply {
     Reply::Answer(match seen.turn {
-        turn if turn <= STEPS => {
-            Turn::call("write_file", json!({"path": "out.txt", "content": format!("step {turn}\n")}))
-        }
+        turn if turn <= STEPS => Turn::call(
+            "write_file",
+            json!({"path": "out.txt", "content": format!("step {turn}\n")}),
+        ),
         _ => Turn::say("done"),
     })
 }
@@ -99,7 +106,8 @@ async fn carry_out(client: Client, workspace: PathBuf) {
 
 async fn memory() {
     let tasks = Tasks::default();
-    let backend = ScriptedBackend::start(&tasks, |_: &Seen| Reply::Hang, Manner::default()).await.unwrap();
+    let backend =
+        ScriptedBackend::start(&tasks, |_: &Seen| Reply::Hang, Manner::default()).await.unwrap();
     let daemon = Daemon::start(&backend.url());
     let client = daemon.client().await;
     let idle = daemon.resident_kib();

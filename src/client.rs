@@ -31,7 +31,9 @@ pub struct Address {
 pub enum ConnectError {
     #[error("{uri:?} is not an address such as unix:/path/agentd.sock or http://127.0.0.1:7080")]
     Address { uri: String },
-    #[error("agentd cannot be reached at {uri}. Start it with `agentd serve`, or name another with --addr")]
+    #[error(
+        "agentd cannot be reached at {uri}. Start it with `agentd serve`, or name another with --addr"
+    )]
     Unreachable { uri: String, source: tonic::transport::Error },
     #[error("the token file {path} cannot be read; it lies in the daemon's state directory")]
     Token { path: PathBuf, source: std::io::Error },

@@ -123,8 +123,7 @@ impl Surroundings for Process {
     }
 
     fn is_writable(&self, directory: &Path) -> bool {
-        directory.is_dir()
-            && rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).is_ok()
+        directory.is_dir() && rustix::fs::access(directory, rustix::fs::Access::WRITE_OK).is_ok()
     }
 
     fn exists(&self, path: &Path) -> bool {
@@ -145,8 +144,8 @@ impl Config {
             Some(path) => read_file(path).map_err(|error| vec![error.to_string()])?,
         };
         let mut errors = Vec::new();
-        let api_key = api_key(around, shape.backend.api_key_file.as_deref())
-            .unwrap_or_else(|error| {
+        let api_key =
+            api_key(around, shape.backend.api_key_file.as_deref()).unwrap_or_else(|error| {
                 errors.push(error);
                 None
             });
@@ -159,11 +158,15 @@ impl Config {
         }
         let state_directory = flags.state_dir.or(shape.state_dir).or_else(|| default_state(around));
         if state_directory.is_none() {
-            errors.push("state_dir: there is neither /state nor a home directory; set --state-dir".into());
+            errors.push(
+                "state_dir: there is neither /state nor a home directory; set --state-dir".into(),
+            );
         }
         let base_url = flags.base_url.or(shape.backend.base_url).unwrap_or(DEFAULT_BASE_URL.into());
         if !base_url.starts_with("http://") && !base_url.starts_with("https://") {
-            errors.push(format!("OPENAI_BASE_URL: {base_url:?} does not begin with http:// or https://"));
+            errors.push(format!(
+                "OPENAI_BASE_URL: {base_url:?} does not begin with http:// or https://"
+            ));
         }
         let state_directory = match (errors.is_empty(), state_directory) {
             (true, Some(directory)) => directory,
@@ -307,7 +310,8 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let directory = home.path().join("agentd");
         fs::create_dir_all(directory.join("policies")).unwrap();
-        fs::write(directory.join("agentd.yaml"), "state_dir: /from/file\nbackend: {model: m}\n").unwrap();
+        fs::write(directory.join("agentd.yaml"), "state_dir: /from/file\nbackend: {model: m}\n")
+            .unwrap();
         let around = around(&[("XDG_CONFIG_HOME", home.path().to_str().unwrap())]);
         let config = Config::load(Flags::default(), &around).unwrap();
         assert_eq!(config.state_directory, Path::new("/from/file"));

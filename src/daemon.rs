@@ -51,7 +51,9 @@ const TOKEN: &str = "token";
 /// Why the daemon did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    #[error("the state directory {path} cannot be used; create it, or choose another with --state-dir")]
+    #[error(
+        "the state directory {path} cannot be used; create it, or choose another with --state-dir"
+    )]
     State { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Policy(#[from] policy_files::PolicyErrors),
@@ -61,7 +63,9 @@ pub enum DaemonError {
     Sandbox(#[from] crate::ports::SandboxError),
     #[error("backend: {0}")]
     Backend(String),
-    #[error("the address {address} cannot be listened on; is another agentd running? Choose another with --listen")]
+    #[error(
+        "the address {address} cannot be listened on; is another agentd running? Choose another with --listen"
+    )]
     Listen { address: String, source: io::Error },
     #[error("signals cannot be heard")]
     Signals(io::Error),
@@ -76,7 +80,11 @@ pub enum DaemonError {
 }
 
 /// Runs the daemon until SIGTERM or SIGINT. `ready` is told the addresses once all is served.
-pub async fn run(config: Config, launcher: PathBuf, ready: impl FnOnce(&str)) -> Result<(), DaemonError> {
+pub async fn run(
+    config: Config,
+    launcher: PathBuf,
+    ready: impl FnOnce(&str),
+) -> Result<(), DaemonError> {
     let mut signals = signals()?;
     let parts = assemble(&config, launcher).await?;
     let servers = serve(&config, &parts).await?;
@@ -198,8 +206,7 @@ async fn serve(config: &Config, parts: &Parts) -> Result<Servers, DaemonError> {
     let owner = rustix::process::geteuid().as_raw();
     let socket_path = config.state_directory.join(SOCKET);
     let listen = |address: String| move |source| DaemonError::Listen { address, source };
-    let socket =
-        bind_socket(&socket_path).map_err(listen(socket_path.display().to_string()))?;
+    let socket = bind_socket(&socket_path).map_err(listen(socket_path.display().to_string()))?;
     let tcp = TcpListener::bind(config.listen).await.map_err(listen(config.listen.to_string()))?;
     let address = tcp.local_addr().map_err(listen(config.listen.to_string()))?;
 
@@ -292,7 +299,11 @@ fn token(state: &Path, chance: &SystemChance) -> io::Result<Arc<str>> {
     let path = state.join(TOKEN);
     match fs::read_to_string(&path) {
         Ok(token) if token.trim().len() >= 32 => return Ok(token.trim().into()),
-        Ok(_) => return Err(io::Error::other("the token is too short; delete the file to make a new one")),
+        Ok(_) => {
+            return Err(io::Error::other(
+                "the token is too short; delete the file to make a new one",
+            ));
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
@@ -317,7 +328,8 @@ fn bind_socket(path: &Path) -> io::Result<UnixListener> {
 /// The launcher: `AGENTD_SANDBOX`, else beside the running program.
 pub fn launcher(named: Option<PathBuf>) -> PathBuf {
     named.unwrap_or_else(|| {
-        let beside = std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
+        let beside =
+            std::env::current_exe().ok().and_then(|path| path.parent().map(Path::to_owned));
         beside.unwrap_or_default().join("agentd-sandbox")
     })
 }

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::{
     budget::{TokenCount, Usage},
-    effect::{Effect, EffectResult, Factual, Facts, Unresolved},
+    effect::{Effect, EffectResult, Facts, Factual, Unresolved},
     ids::{Caller, Epoch, Position, RunId, Sequence, Timestamp},
     item::Item,
     journal::{AnsweredItem, ChainHash, Entry, NewEntry, Record},

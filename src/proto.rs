@@ -5,6 +5,7 @@ pub mod v1 {
     #![expect(
         clippy::allow_attributes,
         clippy::allow_attributes_without_reason,
+        clippy::too_many_lines,
         reason = "generated"
     )]
     tonic::include_proto!("agentd.v1");

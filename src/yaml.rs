@@ -26,11 +26,7 @@ impl YamlError {
 
 /// Reads a file of at most 1 MiB as text.
 pub fn read(path: &Path) -> Result<String, YamlError> {
-    let fault = |message: String| YamlError {
-        file: path.display().to_string(),
-        at: None,
-        message,
-    };
+    let fault = |message: String| YamlError { file: path.display().to_string(), at: None, message };
     let file = File::open(path).map_err(|error| fault(format!("cannot be opened: {error}")))?;
     let mut text = String::new();
     // The library's own size limit does not bind texts, so that the reading is bounded here.

@@ -10,20 +10,16 @@ const QUOTE_CHARS: usize = 500;
 
 /// A failure of which only words are known.
 pub(super) fn plain(fault: ModelFault, message: String) -> ModelError {
-    ModelError {
-        fault,
-        message,
-        http_status: None,
-        backend_request_id: None,
-        retry_after_ms: None,
-    }
+    ModelError { fault, message, http_status: None, backend_request_id: None, retry_after_ms: None }
 }
 
 /// The request did not come to an answer.
 pub(super) fn transport(url: &str, error: &reqwest::Error) -> ModelError {
     let why = crate::telemetry::chain(&error);
     match error.is_timeout() {
-        true => plain(ModelFault::Timeout, format!("the backend {url} did not answer in time: {why}")),
+        true => {
+            plain(ModelFault::Timeout, format!("the backend {url} did not answer in time: {why}"))
+        }
         false => plain(
             ModelFault::Unavailable,
             format!("the backend {url} cannot be reached: {why}. Is the model server running?"),
@@ -32,7 +28,12 @@ pub(super) fn transport(url: &str, error: &reqwest::Error) -> ModelError {
 }
 
 /// The backend answered with an HTTP error.
-pub(super) fn status(url: &str, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> ModelError {
+pub(super) fn status(
+    url: &str,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> ModelError {
     let said = words(body);
     let code = code(body);
     let fault = match (status.as_u16(), code.as_deref()) {
@@ -71,7 +72,9 @@ pub(super) fn in_body(url: &str, error: Option<&Value>) -> ModelError {
 
 /// How long the backend asks to be left alone: `retry-after-ms`, or `retry-after` in seconds.
 fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
-    if let Some(millis) = header(headers, "retry-after-ms").and_then(|text| text.trim().parse().ok()) {
+    if let Some(millis) =
+        header(headers, "retry-after-ms").and_then(|text| text.trim().parse().ok())
+    {
         return Some(millis);
     }
     let seconds: f64 = header(headers, "retry-after")?.trim().parse().ok()?;
@@ -126,7 +129,10 @@ mod tests {
     fn each_status_has_its_fault() {
         assert_eq!(fault(401, ""), ModelFault::Unauthenticated);
         assert_eq!(fault(429, "{}"), ModelFault::RateLimited);
-        assert_eq!(fault(429, r#"{"error":{"code":"insufficient_quota"}}"#), ModelFault::QuotaExhausted);
+        assert_eq!(
+            fault(429, r#"{"error":{"code":"insufficient_quota"}}"#),
+            ModelFault::QuotaExhausted
+        );
         assert_eq!(fault(503, "<html>"), ModelFault::Unavailable);
         assert_eq!(fault(400, r#"{"error":{"code":400}}"#), ModelFault::Rejected);
     }

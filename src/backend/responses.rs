@@ -95,7 +95,9 @@ impl ResponsesBackend {
     async fn model<'a>(&'a self, wanted: Option<&'a str>) -> Result<&'a str, ModelError> {
         match wanted {
             Some(model) => Ok(model),
-            None => self.first_model.get_or_try_init(|| self.list_first()).await.map(String::as_str),
+            None => {
+                self.first_model.get_or_try_init(|| self.list_first()).await.map(String::as_str)
+            }
         }
     }
 
@@ -105,14 +107,14 @@ impl ResponsesBackend {
         let models: wire::Models =
             serde_json::from_slice(&body).map_err(|error| self.protocol(&error.to_string()))?;
         models.data.into_iter().next().map(|model| model.id).ok_or_else(|| {
-            let message = format!("the backend {} lists no model; load one, or set AGENTD_MODEL", self.url);
+            let message =
+                format!("the backend {} lists no model; load one, or set AGENTD_MODEL", self.url);
             failure::plain(ModelFault::Unavailable, message)
         })
     }
 
     async fn send(&self, request: RequestBuilder) -> Result<reqwest::Response, ModelError> {
-        let answer =
-            request.send().await.map_err(|error| failure::transport(&self.url, &error))?;
+        let answer = request.send().await.map_err(|error| failure::transport(&self.url, &error))?;
         if answer.status().is_success() {
             return Ok(answer);
         }
@@ -122,7 +124,8 @@ impl ResponsesBackend {
     }
 
     fn protocol(&self, what: &str) -> ModelError {
-        let message = format!("the backend {} does not answer as the Responses API does: {what}", self.url);
+        let message =
+            format!("the backend {} does not answer as the Responses API does: {what}", self.url);
         failure::plain(ModelFault::Protocol, message)
     }
 
@@ -150,7 +153,8 @@ impl ResponsesBackend {
                 }
             }
         }
-        let message = format!("the backend {} ended its stream in the middle of an answer", self.url);
+        let message =
+            format!("the backend {} ended its stream in the middle of an answer", self.url);
         Err(failure::plain(ModelFault::Unavailable, message))
     }
 
@@ -213,7 +217,9 @@ impl ResponsesBackend {
             "failed" | "cancelled" => {
                 return Err(failure::in_body(&self.url, response.error.as_ref()));
             }
-            other => return Err(self.protocol(&format!("the response is {other:?}, not completed"))),
+            other => {
+                return Err(self.protocol(&format!("the response is {other:?}, not completed")));
+            }
         };
         let output = response.output.ok_or_else(|| self.protocol("the response has no output"))?;
         let mut items = Vec::with_capacity(output.len());
@@ -264,7 +270,11 @@ impl Model for ResponsesBackend {
 }
 
 /// The request's body. Errors: the conversation breaks the pairing rule, and no server would take it.
-fn encode(model: &str, question: &Question<'_>, streaming: Streaming) -> Result<Vec<u8>, ModelError> {
+fn encode(
+    model: &str,
+    question: &Question<'_>,
+    streaming: Streaming,
+) -> Result<Vec<u8>, ModelError> {
     let broken = |what: String| failure::plain(ModelFault::BrokenConversation, what);
     check_pairing(question.items.iter().map(paired))
         .map_err(|fault| broken(format!("the conversation was not sent: {fault}")))?;
@@ -321,16 +331,15 @@ fn paired(item: &Item) -> Paired {
 }
 
 async fn whole(url: &str, answer: reqwest::Response) -> Result<Bytes, ModelError> {
-    bounded(answer, BODY_BYTES)
-        .await
-        .map_err(|error| failure::transport(url, &error))
-        .and_then(|body| match body.len() > BODY_BYTES {
+    bounded(answer, BODY_BYTES).await.map_err(|error| failure::transport(url, &error)).and_then(
+        |body| match body.len() > BODY_BYTES {
             true => Err(failure::plain(
                 ModelFault::Protocol,
                 format!("the backend {url} sent more than 16 MiB"),
             )),
             false => Ok(body),
-        })
+        },
+    )
 }
 
 /// The body; one byte more than `most` at the most, the rest is not read.

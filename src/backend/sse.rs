@@ -70,7 +70,8 @@ mod tests {
 
     use super::*;
 
-    const STREAM: &str = ": hello\n\nevent: a\ndata: {\"n\":1}\n\ndata:two\ndata: lines\r\n\r\ndata: ü\r\rdata: cut";
+    const STREAM: &str =
+        ": hello\n\nevent: a\ndata: {\"n\":1}\n\ndata:two\ndata: lines\r\n\r\ndata: ü\r\rdata: cut";
 
     fn events(chunks: &[&[u8]]) -> Vec<String> {
         let mut parser = Parser::default();

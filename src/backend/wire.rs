@@ -186,8 +186,16 @@ fn asked(item: &OutputItem) -> Result<AskedCall, String> {
         other => other.to_string().into(),
     };
     Ok(AskedCall {
-        call_id: item.call_id.clone().filter(|id| !id.as_str().is_empty()).ok_or_else(|| missing("call_id"))?,
-        tool: item.name.clone().filter(|name| !name.as_str().is_empty()).ok_or_else(|| missing("name"))?,
+        call_id: item
+            .call_id
+            .clone()
+            .filter(|id| !id.as_str().is_empty())
+            .ok_or_else(|| missing("call_id"))?,
+        tool: item
+            .name
+            .clone()
+            .filter(|name| !name.as_str().is_empty())
+            .ok_or_else(|| missing("name"))?,
         arguments,
     })
 }
@@ -271,7 +279,10 @@ mod tests {
         assert_eq!(item(json!({"type": "teleport", "x": 1})).unwrap().text, None);
         let sparse = json!({"type": "message", "content": [{"type": "output_text", "text": "hi"}]});
         assert_eq!(item(sparse).unwrap().text.as_deref(), Some("hi"));
-        assert_eq!(item(json!({"type": "message", "content": null})).unwrap().text.as_deref(), Some(""));
+        assert_eq!(
+            item(json!({"type": "message", "content": null})).unwrap().text.as_deref(),
+            Some("")
+        );
     }
 
     #[test]

@@ -53,6 +53,7 @@ fn launch(control: &UnixStream) -> io::Result<Report> {
     rustix::thread::set_no_new_privs(true)?;
     // Orphans of the program come to us, not to the init process, so that we can kill them.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    #[expect(clippy::disallowed_methods, reason = "the launcher has no ports; it only measures")]
     let started = Instant::now();
     let (child, complaint) = start(&order, &mut held)?;
     // The daemon reads until the last writer is gone; we must not be one.

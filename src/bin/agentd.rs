@@ -51,7 +51,7 @@ fn serve(config: Config) -> ExitCode {
         Err(error) => return complain(&format!("no async runtime: {error}"), 1),
     };
     let launcher = daemon::launcher(std::env::var_os("AGENTD_SANDBOX").map(PathBuf::from));
-    let done = runtime.block_on(daemon::run(config, launcher, |line| say(line)));
+    let done = runtime.block_on(daemon::run(config, launcher, say));
     // Work that hangs in the kernel must not keep a stopped daemon alive.
     runtime.shutdown_timeout(Duration::from_millis(500));
     match done {

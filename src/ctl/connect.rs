@@ -20,7 +20,8 @@ fn address(global: &Global) -> Address {
         Some(socket) if Process.exists(&socket) => format!("unix:{}", socket.display()),
         Some(_) | None => "http://127.0.0.1:7080".into(),
     });
-    let default_token = || state.map(|directory| directory.join("token")).filter(|path| Process.exists(path));
+    let default_token =
+        || state.map(|directory| directory.join("token")).filter(|path| Process.exists(path));
     let token_file: Option<PathBuf> = match uri.starts_with("unix:") {
         true => None,
         false => global.token_file.clone().or_else(default_token),

@@ -64,7 +64,8 @@ pub(super) async fn info(global: &Global) -> Result<Exit, Failure> {
             "max_queued_runs": info.max_queued_runs,
         }))?,
         Format::Table => {
-            let limits: Vec<String> = limits.iter().map(|(name, by)| format!("{name}={by}")).collect();
+            let limits: Vec<String> =
+                limits.iter().map(|(name, by)| format!("{name}={by}")).collect();
             let model = if info.model.is_empty() { "the backend's first" } else { &info.model };
             let row = |name: &str, value: &str| vec![name.to_owned(), value.to_owned()];
             output::table(&[

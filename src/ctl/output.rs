@@ -94,7 +94,11 @@ pub(crate) fn json_line(value: &Value) -> io::Result<()> {
 pub(crate) fn table(rows: &[Vec<String>]) -> io::Result<()> {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     for row in rows {
@@ -160,9 +164,7 @@ fn some(text: &str) -> Option<&str> {
 
 /// RFC 3339 in UTC with microseconds.
 pub(crate) fn time(at: prost_types::Timestamp) -> String {
-    jiff::Timestamp::new(at.seconds, at.nanos)
-        .map(|time| format!("{time:.6}"))
-        .unwrap_or_default()
+    jiff::Timestamp::new(at.seconds, at.nanos).map(|time| format!("{time:.6}")).unwrap_or_default()
 }
 
 pub(crate) fn hex(bytes: &[u8]) -> String {

@@ -244,8 +244,7 @@ async fn follow(global: &Global, client: &Client, id: &str) -> Result<Exit, Fail
 
 async fn events(global: &Global, id: &str, after: u64, follow: bool) -> Result<Exit, Failure> {
     let client = connect::connect(global).await?;
-    let request =
-        v1::StreamRunEventsRequest { id: id.to_owned(), after_sequence: after, follow };
+    let request = v1::StreamRunEventsRequest { id: id.to_owned(), after_sequence: after, follow };
     let mut stream = client.runs().stream_run_events(request).await?.into_inner();
     while let Some(message) = stream.message().await? {
         let Some(Event::Entry(entry)) = message.event else { continue };
@@ -253,7 +252,10 @@ async fn events(global: &Global, id: &str, after: u64, follow: bool) -> Result<E
             Format::Json => output::json_line(&output::entry_json(&entry))?,
             Format::Table => {
                 let time = entry.time.map(output::time).unwrap_or_default();
-                output::line(&format!("{:>5}  {time}  {:<16}  {}", entry.sequence, entry.kind, entry.payload))?;
+                output::line(&format!(
+                    "{:>5}  {time}  {:<16}  {}",
+                    entry.sequence, entry.kind, entry.payload
+                ))?;
             }
         }
     }

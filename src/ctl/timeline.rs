@@ -177,7 +177,11 @@ impl<W: Write> Timeline<W> {
         let hidden = lines.len().saturating_sub(OUTPUT_LINES);
         for line in lines.iter().skip(hidden) {
             let line = clip(&printable(line), LINE_CHARS);
-            writeln!(self.out, "           {}", self.colour.paint(Paint::Faint, &format!("│ {line}")))?;
+            writeln!(
+                self.out,
+                "           {}",
+                self.colour.paint(Paint::Faint, &format!("│ {line}"))
+            )?;
         }
         Ok(())
     }
@@ -191,7 +195,9 @@ impl<W: Write> Timeline<W> {
 
     fn line(&mut self, entry: &v1::JournalEntry, text: &str) -> io::Result<()> {
         self.end_words()?;
-        let at = entry.time.map_or(0, |t| i128::from(t.seconds) * 1_000_000 + i128::from(t.nanos) / 1000);
+        let at = entry
+            .time
+            .map_or(0, |t| i128::from(t.seconds) * 1_000_000 + i128::from(t.nanos) / 1000);
         let since = (at - *self.start.get_or_insert(at)).max(0);
         let (seconds, hundredths) = (since / 1_000_000, since / 10_000 % 100);
         let time = self.colour.paint(Paint::Faint, &format!("{seconds:>4}.{hundredths:02}s"));

@@ -80,11 +80,21 @@ impl Factual for Facts {
 /// What a tool's effect gave back, before a tool turns it into words for the model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EffectResult {
-    Read { path: WorkspacePath, content: Captured, file_bytes: u64 },
-    Written { path: WorkspacePath, bytes: u64, before: Before },
+    Read {
+        path: WorkspacePath,
+        content: Captured,
+        file_bytes: u64,
+    },
+    Written {
+        path: WorkspacePath,
+        bytes: u64,
+        before: Before,
+    },
     Ran(Ran),
     /// The world said no (no such file, disk full); the text is for the model.
-    Failed { message: String },
+    Failed {
+        message: String,
+    },
 }
 
 /// What a written file was before.

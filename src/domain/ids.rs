@@ -42,7 +42,9 @@ impl FromStr for RunId {
 }
 
 /// Place of an entry within its chain: gapless, 1 is the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
+)]
 #[serde(transparent)]
 pub struct Sequence(pub u64);
 

@@ -12,10 +12,17 @@ use crate::domain::{
 /// One thing said, in the order it was said.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Item {
-    User { text: Arc<str> },
+    User {
+        text: Arc<str>,
+    },
     /// Said by the model: the backend's JSON, verbatim.
-    Model { raw: Arc<str> },
-    ToolOutput { call_id: CallId, output: Arc<str> },
+    Model {
+        raw: Arc<str>,
+    },
+    ToolOutput {
+        call_id: CallId,
+        output: Arc<str>,
+    },
 }
 
 /// Why an answer of the model cannot be acted on.
@@ -127,7 +134,10 @@ mod tests {
     #[test]
     fn more_calls_than_the_bound_are_a_fault() {
         let items = (0..=budget::CALLS_PER_TURN).map(|n| asked(&format!("c{n}"), "{}")).collect();
-        assert_eq!(settle(items).unwrap_err(), AnswerFault::TooManyCalls(budget::CALLS_PER_TURN + 1));
+        assert_eq!(
+            settle(items).unwrap_err(),
+            AnswerFault::TooManyCalls(budget::CALLS_PER_TURN + 1)
+        );
     }
 
     #[test]
@@ -136,7 +146,10 @@ mod tests {
         let call = |id: &CallId| Paired::Call(id.clone());
         let output = |id: &CallId| Paired::Output(id.clone());
         assert_eq!(check_pairing([call(&a), call(&b), output(&b), output(&a)]), Ok(()));
-        assert_eq!(check_pairing([call(&a), output(&a), Paired::Other, call(&a), output(&a)]), Ok(()));
+        assert_eq!(
+            check_pairing([call(&a), output(&a), Paired::Other, call(&a), output(&a)]),
+            Ok(())
+        );
         assert_eq!(check_pairing([call(&a)]), Err(PairingFault::CallWithoutOutput(a.clone())));
         assert_eq!(
             check_pairing([call(&a), output(&a), output(&a)]),

@@ -15,7 +15,7 @@ use crate::domain::{
     budget::{Budget, TokenCount},
     effect::Facts,
     ids::{
-        Caller, CallId, CallKey, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence,
+        CallId, CallKey, Caller, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence,
         Timestamp, ToolName,
     },
     redact::Redactor,
@@ -531,7 +531,11 @@ mod tests {
         let why = "x".repeat(VIEW_BYTES);
         let stored = Record::from(DaemonStopped { why }).stored(&Redactor::default()).unwrap();
         assert!(stored.view.len() < SHORTENED_CHARS + 100);
-        assert!(stored.view.ends_with("[... 2088960 bytes left out ...]\"}"), "{}", stored.view.len());
+        assert!(
+            stored.view.ends_with("[... 2088960 bytes left out ...]\"}"),
+            "{}",
+            stored.view.len()
+        );
         assert_eq!(stored.body.unwrap().len(), VIEW_BYTES + r#"{"why":""}"#.len());
     }
 

@@ -78,7 +78,8 @@ fn without_shape(text: &str, beginning: &str, least: usize) -> Option<String> {
         let rest = &text[start + beginning.len()..];
         let length = rest.bytes().take_while(|byte| is_token_byte(*byte)).count();
         let end = start + beginning.len() + length;
-        let stands_alone = !text[..start].bytes().next_back().is_some_and(|b| b.is_ascii_alphanumeric());
+        let stands_alone =
+            !text[..start].bytes().next_back().is_some_and(|b| b.is_ascii_alphanumeric());
         if length >= least && stands_alone {
             let clean = clean.get_or_insert_with(String::new);
             clean.push_str(&text[copied..start]);

@@ -81,10 +81,18 @@ pub enum Progress {
     /// The model asked; nothing was done.
     Asked,
     /// Its intent is on disk.
-    Intended { attempt: u32, class: EffectClass },
+    Intended {
+        attempt: u32,
+        class: EffectClass,
+    },
     /// Its intent is on disk, and the daemon that started it is dead.
-    Lost { attempt: u32, class: EffectClass },
-    Done { output: Arc<str> },
+    Lost {
+        attempt: u32,
+        class: EffectClass,
+    },
+    Done {
+        output: Arc<str>,
+    },
 }
 
 /// Why a run stands still.
@@ -119,11 +127,17 @@ pub struct Failure {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Ask the model, not before `at` where that is set.
-    AskModel { turn: u32, attempt: u32, at: Option<Timestamp> },
+    AskModel {
+        turn: u32,
+        attempt: u32,
+        at: Option<Timestamp>,
+    },
     /// Carry these calls out, in any order; their outputs go back in this order.
     Invoke(Vec<Invocation>),
     /// Tell the model that it said nothing.
-    Nudge { turn: u32 },
+    Nudge {
+        turn: u32,
+    },
     Suspend(Suspension),
     Finish(Ending),
     /// Nothing, until something else happens.
@@ -191,8 +205,12 @@ impl RunState {
     pub fn turn(&self) -> u32 {
         match &self.phase {
             Phase::Going(work) | Phase::Suspended { work, .. } => match work {
-                Work::ToAsk { .. } | Work::Asking { .. } | Work::BackingOff { .. } => self.usage.turns + 1,
-                Work::Calling { .. } | Work::Concluding { .. } | Work::Failing(_) => self.usage.turns,
+                Work::ToAsk { .. } | Work::Asking { .. } | Work::BackingOff { .. } => {
+                    self.usage.turns + 1
+                }
+                Work::Calling { .. } | Work::Concluding { .. } | Work::Failing(_) => {
+                    self.usage.turns
+                }
             },
             Phase::Ended(_) => self.usage.turns,
         }
@@ -235,7 +253,9 @@ impl Work {
             (Self::ToAsk { .. } | Self::BackingOff { .. }, Record::ModelRequest(request)) => {
                 Self::Asking { attempt: request.attempt }
             }
-            (Self::Asking { attempt }, Record::ModelResponse(response)) if response.attempt == attempt => {
+            (Self::Asking { attempt }, Record::ModelResponse(response))
+                if response.attempt == attempt =>
+            {
                 answered(response, items, usage)
             }
             (Self::Asking { .. }, Record::BackendError(error)) => {
@@ -246,7 +266,10 @@ impl Work {
                 usage.turns_of_unknown_cost += 1;
                 Self::ToAsk { attempt: attempt.saturating_add(1) }
             }
-            (Self::Concluding { answer: None, nudged: Nudged::NotYet }, Record::ModelNudged(nudge)) => {
+            (
+                Self::Concluding { answer: None, nudged: Nudged::NotYet },
+                Record::ModelNudged(nudge),
+            ) => {
                 items.push(Item::User { text: nudge.text.clone() });
                 Self::ToAsk { attempt: 1 }
             }
@@ -298,7 +321,9 @@ fn answered(response: &ModelResponse, items: &mut Vec<Item>, usage: &mut Usage) 
 fn after_error(error: &BackendError) -> Work {
     match error.retry_at {
         Some(until) => Work::BackingOff { attempt: error.attempt.saturating_add(1), until },
-        None => Work::Failing(Failure { reason: error.reason.clone(), message: error.message.clone() }),
+        None => {
+            Work::Failing(Failure { reason: error.reason.clone(), message: error.message.clone() })
+        }
     }
 }
 
@@ -306,7 +331,9 @@ impl OpenCall {
     fn fold(&mut self, record: &Record, usage: &mut Usage) {
         let key = self.call.key;
         let next = match (&self.progress, record) {
-            (Progress::Asked, Record::ToolCalled(ToolCalled { call, effect_class, .. })) if *call == key => {
+            (Progress::Asked, Record::ToolCalled(ToolCalled { call, effect_class, .. }))
+                if *call == key =>
+            {
                 usage.tool_calls += 1;
                 Progress::Intended { attempt: 1, class: *effect_class }
             }
@@ -388,7 +415,8 @@ fn decide_going(state: &RunState, work: &Work) -> Command {
         Work::Concluding { answer: None, nudged: Nudged::Already } => {
             Command::Finish(Ending::Failed(Failure {
                 reason: "EMPTY_ANSWER".into(),
-                message: "the model neither answered nor called a tool, twice; try another model".into(),
+                message: "the model neither answered nor called a tool, twice; try another model"
+                    .into(),
             }))
         }
         Work::Failing(failure) => Command::Finish(Ending::Failed(failure.clone())),
@@ -421,7 +449,9 @@ fn due_invocation(open: &OpenCall) -> Option<Invocation> {
     let mode = match open.progress {
         Progress::Asked => InvocationMode::First,
         Progress::Lost { class: EffectClass::NonIdempotent, .. } => return None,
-        Progress::Lost { attempt, .. } => InvocationMode::Again { attempt: attempt.saturating_add(1) },
+        Progress::Lost { attempt, .. } => {
+            InvocationMode::Again { attempt: attempt.saturating_add(1) }
+        }
         Progress::Intended { .. } | Progress::Done { .. } => return None,
     };
     Some(Invocation { call: open.call.clone(), mode })
@@ -525,8 +555,12 @@ impl RunState {
             Phase::Ended(Ending::Succeeded { .. }) => StateName::Succeeded,
             Phase::Ended(Ending::Failed(_)) => StateName::Failed,
             Phase::Ended(Ending::Cancelled) => StateName::Cancelled,
-            Phase::Suspended { why: Suspension::BudgetExhausted { .. }, .. } => StateName::OutOfBudget,
-            Phase::Suspended { why: Suspension::OutcomeUnknown { .. }, .. } => StateName::NeedsAttention,
+            Phase::Suspended { why: Suspension::BudgetExhausted { .. }, .. } => {
+                StateName::OutOfBudget
+            }
+            Phase::Suspended { why: Suspension::OutcomeUnknown { .. }, .. } => {
+                StateName::NeedsAttention
+            }
             Phase::Going(Work::BackingOff { .. }) => StateName::WaitingForBackend,
             Phase::Going(Work::ToAsk { attempt: 1 }) if self.usage.turns == 0 => StateName::Queued,
             Phase::Going(_) => StateName::Executing,

@@ -38,7 +38,7 @@ pub(super) struct Pending {
 }
 
 enum Next {
-    Run { tool: &'static dyn Tool, permit: Permit<Resolved>, attempt: Attempt },
+    Run { tool: &'static dyn Tool, permit: Box<Permit<Resolved>>, attempt: Attempt },
     Answer(ToolOutcome),
 }
 
@@ -64,7 +64,8 @@ pub(super) async fn prepare(
         InvocationMode::Again { attempt } => again(world, run, workspace, call, attempt).await,
         InvocationMode::CloseUnstarted => {
             let ruling = built_in(RuleId::new("builtin/cancelled"), "the run was cancelled".into());
-            let outcome = ToolOutcome::cancelled("the run was cancelled before the call was started");
+            let outcome =
+                ToolOutcome::cancelled("the run was cancelled before the call was started");
             Ok(refusal(call, ruling, outcome, None))
         }
         InvocationMode::CloseStarted => {
@@ -101,6 +102,7 @@ async fn first(
     let (ruling, next) = match policy.decide(&executor::role(), resolved) {
         Decision::Allow(permit) => {
             let ruling = permit.ruling().clone();
+            let permit = Box::new(permit);
             (ruling, Next::Run { tool, permit, attempt: Attempt::First })
         }
         Decision::Deny(ruling) => {
@@ -147,7 +149,7 @@ pub(super) async fn perform(
     let (outcome, failure) = match next {
         Next::Answer(outcome) => (outcome, None),
         Next::Run { tool, permit, attempt } => {
-            match world.sandbox.run(permit, attempt, stop).await {
+            match world.sandbox.run(*permit, attempt, stop).await {
                 Ok(result) => (tool.outcome(result), None),
                 Err(error) => {
                     let outcome = ToolOutcome::failed(

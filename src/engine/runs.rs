@@ -179,7 +179,11 @@ impl Engine {
     /// Submits a run. Once this returns, the run is on disk, and will be carried out.
     ///
     /// The same `request_id` and body from the same caller give the same run.
-    pub async fn submit(&self, caller: Caller, wanted: Submission) -> Result<Submitted, EngineError> {
+    pub async fn submit(
+        &self,
+        caller: Caller,
+        wanted: Submission,
+    ) -> Result<Submitted, EngineError> {
         if self.inner.tasks.token().is_cancelled() {
             return Err(EngineError::Draining);
         }
@@ -208,8 +212,7 @@ impl Engine {
         let world = &self.inner.world;
         let now = world.clock.now();
         let run = world.chance.run_id(now);
-        let admission =
-            Admission { caller, request_id: wanted.request_id, digest: digest(&spec)? };
+        let admission = Admission { caller, request_id: wanted.request_id, digest: digest(&spec)? };
         let state = RunState::created(run, Sequence(1), now, spec.clone());
         let append = Append {
             run,
@@ -294,7 +297,12 @@ impl Engine {
     }
 
     /// Asks a run to stop. Once this returns, the wish is on disk. Ended runs return unchanged.
-    pub async fn cancel(&self, caller: Caller, run: RunId, why: String) -> Result<RunSummary, EngineError> {
+    pub async fn cancel(
+        &self,
+        caller: Caller,
+        run: RunId,
+        why: String,
+    ) -> Result<RunSummary, EngineError> {
         if why.len() > WHY_BYTES {
             let message = format!("is {} bytes long, {WHY_BYTES} are accepted", why.len());
             return Err(EngineError::InvalidField { field: "why", message });
@@ -409,7 +417,9 @@ impl Engine {
         }
         let mut schedule = self.schedule();
         let mut place = 0;
-        while place < schedule.queue.len() && schedule.running.len() < self.inner.limits.running_runs {
+        while place < schedule.queue.len()
+            && schedule.running.len() < self.inner.limits.running_runs
+        {
             let is_free = !schedule.leases.contains_key(&schedule.queue[place].workspace);
             match is_free.then(|| schedule.queue.remove(place)).flatten() {
                 Some(waiting) => {
@@ -494,7 +504,10 @@ fn check(wanted: &Submission) -> Result<(), EngineError> {
         return invalid("task", format!("is {} bytes long, 1 MiB is accepted", wanted.task.len()));
     }
     if !matches!(wanted.agent.as_str(), "" | executor::NAME) {
-        return invalid("agent", format!("there is no agent {:?}; there is \"executor\"", wanted.agent));
+        return invalid(
+            "agent",
+            format!("there is no agent {:?}; there is \"executor\"", wanted.agent),
+        );
     }
     if let Some(id) = &wanted.request_id
         && (id.is_empty() || id.len() > REQUEST_ID_BYTES)
@@ -503,9 +516,13 @@ fn check(wanted: &Submission) -> Result<(), EngineError> {
     }
     let (most, key_bytes, value_bytes) = LABELS;
     if wanted.labels.len() > most {
-        return invalid("labels", format!("there are {}, {most} are accepted", wanted.labels.len()));
+        return invalid(
+            "labels",
+            format!("there are {}, {most} are accepted", wanted.labels.len()),
+        );
     }
-    let long = |(key, value): &(&String, &String)| key.len() > key_bytes || value.len() > value_bytes;
+    let long =
+        |(key, value): &(&String, &String)| key.len() > key_bytes || value.len() > value_bytes;
     if let Some((key, _)) = wanted.labels.iter().find(long) {
         let key: String = key.chars().take(key_bytes).collect();
         return invalid("labels", format!("{key:?} or its value is too long"));

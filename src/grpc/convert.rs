@@ -73,7 +73,9 @@ pub(super) fn status(error: EngineError) -> Status {
     let plain = ErrorDetails::new;
     match error {
         EngineError::InvalidField { field, message } => invalid(field, message),
-        EngineError::UnknownRun(_) => with_reason(Code::NotFound, "RUN_NOT_FOUND", message, plain()),
+        EngineError::UnknownRun(_) => {
+            with_reason(Code::NotFound, "RUN_NOT_FOUND", message, plain())
+        }
         EngineError::QueueFull { .. } => {
             with_reason(Code::ResourceExhausted, "QUEUE_FULL", message, with_retry())
         }

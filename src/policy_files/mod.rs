@@ -146,7 +146,8 @@ impl Compiler {
                 self.fault(file, &format!("roles.{role}.tools"), &message);
             }
         }
-        let role = |shape: &shapes::RoleShape| Role { tools: shape.tools.iter().cloned().collect() };
+        let role =
+            |shape: &shapes::RoleShape| Role { tools: shape.tools.iter().cloned().collect() };
         tools.roles.iter().map(|(name, shape)| (name.clone(), role(shape))).collect()
     }
 
@@ -163,10 +164,11 @@ impl Compiler {
             paths.rules.iter().filter_map(|shape| self.path(file, shape)).collect();
         for (n, test) in paths.tests.iter().enumerate() {
             let path = WorkspacePath::from_resolved(test.path.clone());
-            let (found, rule) = match crate::domain::policy::judge_path(&rules, test.operation.into(), &path) {
-                Ok(rule) => (Verdict::Allow, rule.id.clone()),
-                Err(ruling) => (Verdict::Deny, ruling.rule),
-            };
+            let (found, rule) =
+                match crate::domain::policy::judge_path(&rules, test.operation.into(), &path) {
+                    Ok(rule) => (Verdict::Allow, rule.id.clone()),
+                    Err(ruling) => (Verdict::Deny, ruling.rule),
+                };
             if found != test.expect || rule != test.rule {
                 let message = format!(
                     "{} expects {:?} by {}, the rules say {found:?} by {rule}",
@@ -204,13 +206,20 @@ impl Compiler {
         for line in extra.split(',').map(str::trim).filter(|line| !line.is_empty()) {
             match shlex::split(line).filter(|words| !words.is_empty()) {
                 Some(argv) => rules.push(extra_command(argv, tools)),
-                None => self.fault("ALLOW_COMMANDS", line, "is not a command: its quotes do not close"),
+                None => {
+                    self.fault("ALLOW_COMMANDS", line, "is not a command: its quotes do not close")
+                }
             }
         }
         rules
     }
 
-    fn command(&mut self, file: &str, shape: &CommandShape, tools: &ToolsFile) -> Option<CommandRule> {
+    fn command(
+        &mut self,
+        file: &str,
+        shape: &CommandShape,
+        tools: &ToolsFile,
+    ) -> Option<CommandRule> {
         let key = format!("command {}", shape.id);
         if shape.argv.first().is_none_or(|program| program.is_empty() || program.contains('/')) {
             self.fault(file, &key, "argv must begin with a program's name without '/'");
@@ -253,7 +262,11 @@ impl Compiler {
         let mut seen = BTreeSet::new();
         for id in ids {
             if id.as_str().starts_with("builtin/") {
-                self.fault(file, key, &format!("{id}: ids beginning with builtin/ are agentd's own"));
+                self.fault(
+                    file,
+                    key,
+                    &format!("{id}: ids beginning with builtin/ are agentd's own"),
+                );
             }
             if !seen.insert(id) {
                 self.fault(file, key, &format!("the id {id} is used twice"));
@@ -325,7 +338,8 @@ mod tests {
 
     #[test]
     fn an_unknown_key_is_refused_with_file_line_and_column() {
-        let errors = errors(|s| s.paths.text = s.paths.text.replace("glob: \"**\"", "globb: \"**\""));
+        let errors =
+            errors(|s| s.paths.text = s.paths.text.replace("glob: \"**\"", "globb: \"**\""));
         assert_eq!(errors.len(), 1);
         assert!(errors[0].starts_with("built-in paths.yaml:8:5: "), "{errors:?}");
     }
@@ -335,17 +349,22 @@ mod tests {
         let errors = errors(|s| {
             s.tools.text = s.tools.text.replace("[read_file, write_file, shell_exec]", "[rm_rf]");
             s.tools.text = s.tools.text.replace("id: wc", "id: ls");
-            s.paths.text = s.paths.text.replace("expect: deny, rule: secrets.env", "expect: allow, rule: x");
+            s.paths.text =
+                s.paths.text.replace("expect: deny, rule: secrets.env", "expect: allow, rule: x");
         });
         assert_eq!(errors.len(), 4, "{errors:#?}");
     }
 
     #[test]
     fn a_rule_that_matches_what_it_says_it_does_not_is_refused() {
-        let errors = errors(|s| s.tools.text = s.tools.text.replace("flags: [-s,", "flags: [--output=x, -s,"));
+        let errors = errors(|s| {
+            s.tools.text = s.tools.text.replace("flags: [-s,", "flags: [--output=x, -s,")
+        });
         assert_eq!(
             errors,
-            ["built-in tools.yaml: command git.status: matches its example \"git status --output=x\""]
+            [
+                "built-in tools.yaml: command git.status: matches its example \"git status --output=x\""
+            ]
         );
     }
 
@@ -355,7 +374,8 @@ mod tests {
         sources.extra_commands = Some("make test, cargo check".into());
         let policy = compile(&sources, &tools()).unwrap();
         let words = |line: &str| shlex::split(line).unwrap();
-        let make = policy.commands.iter().find(|rule| rule.check(&words("make test")).is_ok()).unwrap();
+        let make =
+            policy.commands.iter().find(|rule| rule.check(&words("make test")).is_ok()).unwrap();
         assert_eq!(make.class, EffectClass::NonIdempotent);
         assert!(make.check(&words("make test all")).is_err());
     }

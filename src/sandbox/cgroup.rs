@@ -72,8 +72,11 @@ impl Cgroups {
                 Ok(()) | Err(_) => Ok(Some(path)),
             }
         };
-        let group =
-            Group { memory: make(&self.memory)?, pids: make(&self.pids)?, unified: make(&self.unified)? };
+        let group = Group {
+            memory: make(&self.memory)?,
+            pids: make(&self.pids)?,
+            unified: make(&self.unified)?,
+        };
         if let Some(memory) = &group.memory {
             let bytes = limits.memory_bytes.to_string();
             fs::write(memory.join("memory.limit_in_bytes"), &bytes)?;
@@ -171,7 +174,11 @@ fn kill(path: &Path) {
         return;
     }
     let members = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
-    for pid in members.lines().filter_map(|line| line.parse().ok()).filter_map(rustix::process::Pid::from_raw) {
+    for pid in members
+        .lines()
+        .filter_map(|line| line.parse().ok())
+        .filter_map(rustix::process::Pid::from_raw)
+    {
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
 }

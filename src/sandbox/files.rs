@@ -54,8 +54,8 @@ pub(super) fn resolve_read(
     path: &str,
 ) -> Result<(Facts, ReadProof), ResolveError> {
     let relative = relative(scene, path)?;
-    let file = beneath(workspace, relative, OFlags::PATH)
-        .map_err(|error| unresolved(path, error))?;
+    let file =
+        beneath(workspace, relative, OFlags::PATH).map_err(|error| unresolved(path, error))?;
     let stat = rustix::fs::fstat(&file).map_err(|error| unresolved(path, error))?;
     regular(path, FileType::from_raw_mode(stat.st_mode))?;
     let real = real_path(workspace, &file)?;
@@ -78,11 +78,15 @@ pub(super) fn resolve_write(
     if matches!(name, "" | "." | "..") {
         return Err(missing(format!("{path:?} names a directory, not a file")));
     }
-    let directory = beneath(workspace, if parent.is_empty() { "." } else { parent }, OFlags::PATH | OFlags::DIRECTORY)
-        .map_err(|error| match error {
-            Errno::NOENT => missing(format!("the directory of {path:?} does not exist")),
-            error => unresolved(path, error),
-        })?;
+    let directory = beneath(
+        workspace,
+        if parent.is_empty() { "." } else { parent },
+        OFlags::PATH | OFlags::DIRECTORY,
+    )
+    .map_err(|error| match error {
+        Errno::NOENT => missing(format!("the directory of {path:?} does not exist")),
+        error => unresolved(path, error),
+    })?;
     match rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => regular(path, FileType::from_raw_mode(stat.st_mode))?,
         Err(Errno::NOENT) => {}
@@ -119,8 +123,12 @@ pub(super) fn read(proof: &ReadProof) -> EffectResult {
         Ok((Captured { head, tail, dropped: bytes - 2 * half as u64 }, bytes))
     });
     match content {
-        Ok((content, file_bytes)) => EffectResult::Read { path: proof.path.clone(), content, file_bytes },
-        Err(error) => EffectResult::Failed { message: format!("{} cannot be read: {error}", proof.path) },
+        Ok((content, file_bytes)) => {
+            EffectResult::Read { path: proof.path.clone(), content, file_bytes }
+        }
+        Err(error) => {
+            EffectResult::Failed { message: format!("{} cannot be read: {error}", proof.path) }
+        }
     }
 }
 
@@ -157,7 +165,8 @@ fn write_draft_and_rename(proof: &WriteProof, attempt: Attempt) -> io::Result<Be
         }
     }
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let draft = rustix::fs::openat(&proof.directory, &proof.draft, flags, Mode::from_raw_mode(0o644))?;
+    let draft =
+        rustix::fs::openat(&proof.directory, &proof.draft, flags, Mode::from_raw_mode(0o644))?;
     let mut draft = File::from(draft);
     let renamed = draft
         .write_all(proof.content.as_bytes())
@@ -194,7 +203,8 @@ fn inherit(draft: &File, existing: Option<&File>, directory: &OwnedFd) -> io::Re
             Some(existing) => rustix::fs::fstat(existing)?,
             None => rustix::fs::fstat(directory)?,
         };
-        let (uid, gid) = (rustix::fs::Uid::from_raw(owner.st_uid), rustix::fs::Gid::from_raw(owner.st_gid));
+        let (uid, gid) =
+            (rustix::fs::Uid::from_raw(owner.st_uid), rustix::fs::Gid::from_raw(owner.st_gid));
         rustix::fs::fchown(draft, Some(uid), Some(gid))?;
     }
     Ok(())
@@ -265,8 +275,10 @@ fn beneath(workspace: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Er
 /// Where an open file lies beneath the workspace, by the kernel's own account.
 fn real_path(workspace: &OwnedFd, file: &OwnedFd) -> Result<WorkspacePath, ResolveError> {
     let name = |fd: BorrowedFd<'_>| -> Result<String, ResolveError> {
-        let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new())
-            .map_err(|error| SandboxError::Io { what: "looking up a path", source: error.into() })?;
+        let link =
+            rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new()).map_err(
+                |error| SandboxError::Io { what: "looking up a path", source: error.into() },
+            )?;
         link.into_string()
             .map_err(|_| refused("builtin/path", "a name on the way is not UTF-8".into()))
     };

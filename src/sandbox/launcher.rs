@@ -145,7 +145,8 @@ impl Launcher {
 /// Waits until no launcher of an earlier daemon is left: each of them holds the lock until all its
 /// processes are dead, and dies with its daemon.
 fn wait_for_leftovers(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
+    let file =
+        OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path)?;
     let step = Duration::from_millis(10);
     for _ in 0..LEFTOVERS.as_millis() / step.as_millis() {
         match flock(&file, FlockOperation::NonBlockingLockExclusive) {
@@ -184,7 +185,9 @@ fn start(
         .create(&proof.label, &orders.limits)
         .map_err(io("making a cgroup for a program"))?;
     match start_in(program, alive, cgroups, proof, orders, &group) {
-        Ok((child, control, stdout, stderr)) => Ok(Started { child, group, control, stdout, stderr }),
+        Ok((child, control, stdout, stderr)) => {
+            Ok(Started { child, group, control, stdout, stderr })
+        }
         Err(error) => {
             group.remove();
             Err(error)
@@ -210,7 +213,10 @@ fn start_in(
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(|source| SandboxError::Launcher { launcher: program.display().to_string(), source })?;
+        .map_err(|source| SandboxError::Launcher {
+            launcher: program.display().to_string(),
+            source,
+        })?;
     let ends = hand_over(&control, &mut child, alive, cgroups, proof, orders, group)
         .and_then(|(stdout, stderr)| {
             control.set_nonblocking(true)?;

@@ -86,10 +86,14 @@ impl Sandbox for LocalSandbox {
         let (resolved, orders) = permit.redeem();
         let proof = resolved.proof.downcast::<Proof>().map_err(|_| SandboxError::ForeignProof)?;
         match *proof {
-            Proof::Read(proof) => tasks::blocking(move || files::read(&proof)).await.map_err(join_error),
+            Proof::Read(proof) => {
+                tasks::blocking(move || files::read(&proof)).await.map_err(join_error)
+            }
             Proof::Write(proof) => {
                 let limit = orders.limits.file_bytes;
-                tasks::blocking(move || files::write(&proof, attempt, limit)).await.map_err(join_error)
+                tasks::blocking(move || files::write(&proof, attempt, limit))
+                    .await
+                    .map_err(join_error)
             }
             Proof::Spawn(proof) => self.launcher.run(proof, orders, stop).await,
         }
@@ -109,8 +113,10 @@ fn resolve(
     let (facts, proof): (Facts, Proof) = match effect {
         Effect::ReadFile { path } => files::resolve_read(scene, &workspace, &path)
             .map(|(facts, proof)| (facts, Proof::Read(proof)))?,
-        Effect::WriteFile { path, content } => files::resolve_write(scene, &workspace, &path, content)
-            .map(|(facts, proof)| (facts, Proof::Write(proof)))?,
+        Effect::WriteFile { path, content } => {
+            files::resolve_write(scene, &workspace, &path, content)
+                .map(|(facts, proof)| (facts, Proof::Write(proof)))?
+        }
         Effect::Spawn { argv } => programs
             .resolve(scene, workspace, argv)
             .map(|(facts, proof)| (facts, Proof::Spawn(proof)))?,

@@ -125,8 +125,12 @@ fn find(scene: &Scene, name: &str) -> Result<(OwnedFd, String), ResolveError> {
         let Ok(stat) = rustix::fs::fstat(&file) else { continue };
         let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
         if is_file && stat.st_mode & 0o111 != 0 {
-            let real = rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())
-                .map_err(|error| SandboxError::Io { what: "looking up a program", source: error.into() })?;
+            let real =
+                rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())
+                    .map_err(|error| SandboxError::Io {
+                        what: "looking up a program",
+                        source: error.into(),
+                    })?;
             return Ok((file, real.to_string_lossy().into_owned()));
         }
     }

@@ -76,7 +76,8 @@ fn body(seen: &Seen, turn: &Turn, status: &str, incomplete: &Value) -> Value {
             "name": call.tool, "arguments": call.arguments.text(), "status": "completed",
         }));
     }
-    let written: usize = turn.say.len() + turn.calls.iter().map(|c| c.arguments.text().len()).sum::<usize>();
+    let written: usize =
+        turn.say.len() + turn.calls.iter().map(|c| c.arguments.text().len()).sum::<usize>();
     let read: usize = seen.task.len() + seen.outputs.iter().map(String::len).sum::<usize>();
     let (input_tokens, output_tokens) = (read / 4 + 1, written / 4 + 1);
     json!({
@@ -93,7 +94,8 @@ fn body(seen: &Seen, turn: &Turn, status: &str, incomplete: &Value) -> Value {
 /// The events of a stream that comes to `body`, each as it stands on the wire.
 fn events_of(body: &Value) -> Vec<String> {
     let mut events = Events { written: Vec::new() };
-    let begun = json!({"id": body["id"], "object": "response", "status": "in_progress", "output": []});
+    let begun =
+        json!({"id": body["id"], "object": "response", "status": "in_progress", "output": []});
     events.push(json!({"type": "response.created", "response": begun}));
     events.push(json!({"type": "response.in_progress", "response": begun}));
     for (index, item) in body["output"].as_array().into_iter().flatten().enumerate() {
@@ -105,7 +107,8 @@ fn events_of(body: &Value) -> Vec<String> {
                 events.push(json!({"type": "response.output_item.added", "output_index": index, "item": added}));
                 let text = item["content"][0]["text"].as_str().unwrap_or_default();
                 for delta in chunks(text) {
-                    events.push(json!({"type": "response.output_text.delta", "output_index": index,
+                    events
+                        .push(json!({"type": "response.output_text.delta", "output_index": index,
                                        "content_index": 0, "item_id": item["id"], "delta": delta}));
                 }
                 events.push(json!({"type": "response.output_text.done", "output_index": index,
@@ -114,13 +117,19 @@ fn events_of(body: &Value) -> Vec<String> {
             _ => {
                 added["arguments"] = "".into();
                 events.push(json!({"type": "response.output_item.added", "output_index": index, "item": added}));
-                events.push(json!({"type": "response.function_call_arguments.delta", "output_index": index,
-                                   "item_id": item["id"], "delta": item["arguments"]}));
-                events.push(json!({"type": "response.function_call_arguments.done", "output_index": index,
-                                   "item_id": item["id"], "arguments": item["arguments"]}));
+                events.push(
+                    json!({"type": "response.function_call_arguments.delta", "output_index": index,
+                                   "item_id": item["id"], "delta": item["arguments"]}),
+                );
+                events.push(
+                    json!({"type": "response.function_call_arguments.done", "output_index": index,
+                                   "item_id": item["id"], "arguments": item["arguments"]}),
+                );
             }
         }
-        events.push(json!({"type": "response.output_item.done", "output_index": index, "item": item}));
+        events.push(
+            json!({"type": "response.output_item.done", "output_index": index, "item": item}),
+        );
     }
     let kind = format!("response.{}", body["status"].as_str().unwrap_or("completed"));
     events.push(json!({"type": kind, "response": body}));
@@ -172,6 +181,8 @@ fn streamed(events: Vec<String>, pace: Duration, end: End) -> Response {
         )),
     };
     let mut response = Response::new(body);
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
     response
 }

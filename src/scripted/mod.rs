@@ -118,7 +118,13 @@ impl ScriptedBackend {
 
     /// Bodies of the requests so far, oldest first, if they are remembered.
     pub fn requests(&self) -> Vec<Value> {
-        self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.shared
+            .requests
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .cloned()
+            .collect()
     }
 
     /// Requests that broke the pairing rule, in words.
@@ -128,7 +134,9 @@ impl ScriptedBackend {
 }
 
 async fn models() -> Json<Value> {
-    Json(json!({"object": "list", "data": [{"id": "scripted", "object": "model", "owned_by": "agentd"}]}))
+    Json(
+        json!({"object": "list", "data": [{"id": "scripted", "object": "model", "owned_by": "agentd"}]}),
+    )
 }
 
 async fn unknown() -> Response {

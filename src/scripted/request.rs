@@ -51,8 +51,8 @@ impl Seen {
     /// Errors: not a request, or a call without its output, or an output without its call; in the words
     /// of the servers that check it.
     pub(super) fn read(body: &[u8]) -> Result<Self, String> {
-        let request: Request =
-            serde_json::from_slice(body).map_err(|error| format!("the body is no request: {error}"))?;
+        let request: Request = serde_json::from_slice(body)
+            .map_err(|error| format!("the body is no request: {error}"))?;
         check_pairing(&request.input)?;
         let mut seen = Self {
             turn: 1,
@@ -120,9 +120,18 @@ mod tests {
     #[test]
     fn turns_are_counted_by_the_groups_of_outputs() {
         let call = |id: &str| json!({"type": "function_call", "call_id": id});
-        let output = |id: &str| json!({"type": "function_call_output", "call_id": id, "output": id});
+        let output =
+            |id: &str| json!({"type": "function_call_output", "call_id": id, "output": id});
         let user = json!({"type": "message", "role": "user", "content": "task"});
-        let seen = read(json!([user, call("a"), call("b"), output("a"), output("b"), call("c"), output("c")]));
+        let seen = read(json!([
+            user,
+            call("a"),
+            call("b"),
+            output("a"),
+            output("b"),
+            call("c"),
+            output("c")
+        ]));
         let seen = seen.unwrap();
         assert_eq!((seen.turn, seen.task.as_str(), seen.outputs.len()), (3, "task", 3));
     }

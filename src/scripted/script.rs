@@ -49,11 +49,21 @@ pub enum Arguments {
 pub enum Reply {
     Answer(Turn),
     /// An answer that is cut off after so many events of its stream.
-    Cut { turn: Turn, events: usize },
+    Cut {
+        turn: Turn,
+        events: usize,
+    },
     /// An answer that says of itself that it was cut off.
-    Incomplete { turn: Turn, reason: String },
+    Incomplete {
+        turn: Turn,
+        reason: String,
+    },
     /// Any other answer, as it stands.
-    Http { status: u16, headers: Vec<(String, String)>, body: String },
+    Http {
+        status: u16,
+        headers: Vec<(String, String)>,
+        body: String,
+    },
     /// No answer at all.
     Hang,
 }
@@ -95,7 +105,11 @@ impl Turn {
 
     /// The same with one more call.
     pub fn and_call(mut self, tool: &str, arguments: Value) -> Self {
-        self.calls.push(Call { tool: tool.into(), arguments: Arguments::Json(arguments), call_id: None });
+        self.calls.push(Call {
+            tool: tool.into(),
+            arguments: Arguments::Json(arguments),
+            call_id: None,
+        });
         self
     }
 }

@@ -169,9 +169,7 @@ impl Journal for SqliteJournal {
         before: Option<RunPlace>,
         limit: usize,
     ) -> Result<Vec<(RunPlace, RunSummary)>, JournalError> {
-        self.readers
-            .ask(move |reader| rows::runs(&reader.connection, &states, before, limit))
-            .await
+        self.readers.ask(move |reader| rows::runs(&reader.connection, &states, before, limit)).await
     }
 
     async fn unended(&self) -> Result<Vec<RunId>, JournalError> {

@@ -49,7 +49,11 @@ impl Readers {
             let queue = queue.clone();
             thread::Builder::new()
                 .name(format!("journal-reader-{n}"))
-                .spawn(move || while let Some(job) = next(&queue) { job(&reader) })
+                .spawn(move || {
+                    while let Some(job) = next(&queue) {
+                        job(&reader)
+                    }
+                })
                 .map_err(|source| OpenError::Thread { source })?;
         }
         Ok(Self { jobs })

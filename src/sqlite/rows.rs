@@ -120,7 +120,8 @@ pub(super) fn entries(
     Ok(entries)
 }
 
-const VIEW: &str = "SELECT sequence, position, time_us, kind, version, view, policy_revision, previous, hash";
+const VIEW: &str =
+    "SELECT sequence, position, time_us, kind, version, view, policy_revision, previous, hash";
 
 fn view(row: &Row<'_>, run: Option<RunId>) -> rusqlite::Result<EntryView> {
     Ok(EntryView {
@@ -169,7 +170,8 @@ pub(super) fn all_views(connection: &Connection) -> Result<Vec<EntryView>, ReadE
     Ok(found.collect::<rusqlite::Result<_>>()?)
 }
 
-const SUMMARY: &str = "SELECT place, id, spec, state, status, head, created_us, updated_us FROM runs";
+const SUMMARY: &str =
+    "SELECT place, id, spec, state, status, head, created_us, updated_us FROM runs";
 
 fn summary(row: &Row<'_>) -> rusqlite::Result<(RunPlace, RunSummary)> {
     let spec: SpecRow = json(row, 2)?;

@@ -71,7 +71,12 @@ impl Seal {
     }
 
     /// Seals a record of a run: format, nonce, then the encrypted bytes with their tag.
-    pub(super) fn seal(&self, run: Option<RunId>, at: Sequence, body: &str) -> Result<Vec<u8>, Broken> {
+    pub(super) fn seal(
+        &self,
+        run: Option<RunId>,
+        at: Sequence,
+        body: &str,
+    ) -> Result<Vec<u8>, Broken> {
         let mut nonce = [0; NONCE_LEN];
         self.random.fill(&mut nonce).map_err(|_| Broken)?;
         let mut sealed = Vec::with_capacity(1 + NONCE_LEN + body.len() + AES_256_GCM.tag_len());
@@ -79,7 +84,9 @@ impl Seal {
         sealed.extend_from_slice(&nonce);
         let mut text = body.as_bytes().to_vec();
         let nonce = Nonce::assume_unique_for_key(nonce);
-        self.key.seal_in_place_append_tag(nonce, bound_to(run, at), &mut text).map_err(|_| Broken)?;
+        self.key
+            .seal_in_place_append_tag(nonce, bound_to(run, at), &mut text)
+            .map_err(|_| Broken)?;
         sealed.append(&mut text);
         Ok(sealed)
     }
@@ -122,7 +129,9 @@ mod tests {
         let reopened = Seal::open(home.path()).unwrap();
         assert_eq!(reopened.open_body(None, Sequence(1), &sealed).unwrap(), "words");
         assert!(reopened.open_body(None, Sequence(2), &sealed).is_err());
-        assert!(Seal::open(elsewhere.path()).unwrap().open_body(None, Sequence(1), &sealed).is_err());
+        assert!(
+            Seal::open(elsewhere.path()).unwrap().open_body(None, Sequence(1), &sealed).is_err()
+        );
         assert!(!sealed.windows(5).any(|bytes| bytes == b"words"));
     }
 }

@@ -21,16 +21,16 @@ const MOST_FAULTS: usize = 100;
 /// Verifies a database that no daemon needs to serve.
 pub fn verify_file(path: &Path) -> Result<AuditReport, JournalError> {
     let unreadable = |what: String| JournalError::Unreadable { what };
-    let connection =
-        migrate::open_for_reading(path).map_err(|error| unreadable(crate::telemetry::chain(&error)))?;
+    let connection = migrate::open_for_reading(path)
+        .map_err(|error| unreadable(crate::telemetry::chain(&error)))?;
     verify(&connection).map_err(|error| unreadable(error.to_string()))
 }
 
 /// Every entry of a database that no daemon needs to serve, in the order of position.
 pub fn views_of_file(path: &Path) -> Result<Vec<EntryView>, JournalError> {
     let unreadable = |what: String| JournalError::Unreadable { what };
-    let connection =
-        migrate::open_for_reading(path).map_err(|error| unreadable(crate::telemetry::chain(&error)))?;
+    let connection = migrate::open_for_reading(path)
+        .map_err(|error| unreadable(crate::telemetry::chain(&error)))?;
     rows::all_views(&connection).map_err(|error| unreadable(error.to_string()))
 }
 
@@ -90,8 +90,11 @@ impl Walk {
         let place: i64 = row.get(1)?;
         let sequence = Sequence(row.get(2)?);
         let run = self.ids.get(&place).copied();
-        let end =
-            self.chains.get(&place).copied().unwrap_or(End { sequence: Sequence(0), hash: ChainHash::START });
+        let end = self
+            .chains
+            .get(&place)
+            .copied()
+            .unwrap_or(End { sequence: Sequence(0), hash: ChainHash::START });
         self.report.entries += 1;
 
         let mut faults: Vec<String> = Vec::new();
@@ -123,9 +126,12 @@ impl Walk {
             faults.extend(self.check_anchor(&view));
         }
         self.chains.insert(place, End { sequence, hash: stored });
-        self.report
-            .faults
-            .extend(faults.into_iter().map(|what| AuditFault { position, run, sequence, what }));
+        self.report.faults.extend(faults.into_iter().map(|what| AuditFault {
+            position,
+            run,
+            sequence,
+            what,
+        }));
         Ok(())
     }
 
@@ -136,7 +142,9 @@ impl Walk {
         };
         let end = self.places.get(&anchor.run_id).and_then(|place| self.chains.get(place));
         match end {
-            Some(end) if end.sequence == anchor.sequence && end.hash.to_string() == anchor.hash => None,
+            Some(end) if end.sequence == anchor.sequence && end.hash.to_string() == anchor.hash => {
+                None
+            }
             Some(_) => Some(format!("run {} does not end as it was anchored", anchor.run_id)),
             None => Some(format!("run {} was anchored and is missing", anchor.run_id)),
         }
@@ -150,7 +158,8 @@ impl Walk {
             let place: i64 = row.get(0)?;
             let head = Sequence(row.get(1)?);
             let hash = ChainHash(row.get(2)?);
-            let fits = self.chains.get(&place).is_some_and(|end| end.sequence == head && end.hash == hash);
+            let fits =
+                self.chains.get(&place).is_some_and(|end| end.sequence == head && end.hash == hash);
             if !fits {
                 self.report.faults.push(AuditFault {
                     position: Position(self.report.entries),

@@ -36,11 +36,23 @@ pub(super) struct Writer {
 }
 
 enum Job {
-    Create { admission: Admission, append: Append, reply: Reply<Created> },
-    Append { append: Append, reply: Reply<()> },
-    Daemon { entry: Box<NewEntry>, reply: Reply<()> },
+    Create {
+        admission: Admission,
+        append: Append,
+        reply: Reply<Created>,
+    },
+    Append {
+        append: Append,
+        reply: Reply<()>,
+    },
+    Daemon {
+        entry: Box<NewEntry>,
+        reply: Reply<()>,
+    },
     /// The last job: puts everything into the database file itself.
-    Close { reply: Reply<()> },
+    Close {
+        reply: Reply<()>,
+    },
 }
 
 type Reply<T> = oneshot::Sender<Result<T, JournalError>>;
@@ -123,7 +135,8 @@ struct Heads {
 impl Heads {
     fn read(connection: &Connection) -> rusqlite::Result<Self> {
         let position: u64 =
-            connection.query_row("SELECT coalesce(max(position), 0) FROM entries", [], |r| r.get(0))?;
+            connection
+                .query_row("SELECT coalesce(max(position), 0) FROM entries", [], |r| r.get(0))?;
         let daemon = connection
             .query_row(
                 "SELECT sequence, hash FROM entries WHERE run = 0 ORDER BY sequence DESC LIMIT 1",
@@ -368,12 +381,8 @@ impl Batch<'_> {
             return Err(JobError::Refused(conflict(append, Sequence(0))));
         };
         let place = self.insert_run(admission, append, spec)?;
-        let chain = Chain {
-            place,
-            run: Some(append.run),
-            head: Sequence(0),
-            hash: ChainHash::START,
-        };
+        let chain =
+            Chain { place, run: Some(append.run), head: Sequence(0), hash: ChainHash::START };
         self.extend(chain, append)?;
         Ok(Created::New)
     }
@@ -396,12 +405,8 @@ impl Batch<'_> {
     }
 
     fn daemon(&mut self, entry: &NewEntry) -> Result<(), JobError> {
-        let mut chain = Chain {
-            place: 0,
-            run: None,
-            head: self.heads.daemon,
-            hash: self.heads.daemon_hash,
-        };
+        let mut chain =
+            Chain { place: 0, run: None, head: self.heads.daemon, hash: self.heads.daemon_hash };
         self.insert_entry(&mut chain, entry)?;
         self.heads.daemon = chain.head;
         self.heads.daemon_hash = chain.hash;

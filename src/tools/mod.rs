@@ -101,7 +101,9 @@ mod tests {
     fn every_tool_has_a_name_a_description_and_an_object_schema() {
         for spec in SPECS.iter() {
             let name = spec.name.as_str();
-            assert!(name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_'));
+            assert!(
+                name.len() <= 64 && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+            );
             assert!(spec.description.len() > 20, "{name}");
             let schema: serde_json::Value = serde_json::from_str(&spec.parameters).unwrap();
             assert_eq!(schema["type"], "object", "{name}");

@@ -64,7 +64,8 @@ impl Tool for ReadFile {
 /// Whether the bytes are UTF-8 without NUL; where bytes were left out, a character may be cut there.
 fn is_text(content: &Captured) -> bool {
     let cut = content.dropped > 0;
-    let tail_start = content.tail.iter().take(3).take_while(|byte| cut && *byte & 0xC0 == 0x80).count();
+    let tail_start =
+        content.tail.iter().take(3).take_while(|byte| cut && *byte & 0xC0 == 0x80).count();
     let head = match std::str::from_utf8(&content.head) {
         Ok(_) => true,
         Err(error) => cut && error.error_len().is_none(),

@@ -97,8 +97,9 @@ fn split(line: &str) -> Result<Vec<String>, BadCall> {
     if line.split_whitespace().any(|word| word.starts_with('#')) {
         return Err(no_shell("a word begins with '#'; give a list of words instead".into()));
     }
-    shlex::split(line)
-        .ok_or_else(|| no_shell(format!("the quotes in {line:?} do not close; give a list of words")))
+    shlex::split(line).ok_or_else(|| {
+        no_shell(format!("the quotes in {line:?} do not close; give a list of words"))
+    })
 }
 
 fn check(argv: &[String]) -> Result<(), BadCall> {
@@ -112,9 +113,9 @@ fn check(argv: &[String]) -> Result<(), BadCall> {
         }
         _ => {}
     }
-    let shell_word = argv
-        .iter()
-        .find(|word| SHELL_WORDS.contains(&word.as_str()) || word.starts_with("$(") || word.starts_with('`'));
+    let shell_word = argv.iter().find(|word| {
+        SHELL_WORDS.contains(&word.as_str()) || word.starts_with("$(") || word.starts_with('`')
+    });
     match shell_word {
         Some(word) => Err(no_shell(format!(
             "there is no shell, so {word:?} would not do what it says; run one program a call"
@@ -138,7 +139,10 @@ mod tests {
     #[test]
     fn a_line_is_split_into_words_and_a_list_is_taken_as_it_is() {
         let words = |words: &[&str]| Ok(words.iter().map(|w| (*w).to_owned()).collect());
-        assert_eq!(argv(json!({"command": "grep -n 'a b' src"})), words(&["grep", "-n", "a b", "src"]));
+        assert_eq!(
+            argv(json!({"command": "grep -n 'a b' src"})),
+            words(&["grep", "-n", "a b", "src"])
+        );
         assert_eq!(argv(json!({"command": ["echo", "a b"]})), words(&["echo", "a b"]));
     }
 

@@ -32,8 +32,9 @@ fn words(output: &Output) -> String {
 /// The one demo directory in `scratch`.
 fn directory(scratch: &TempDir) -> PathBuf {
     let found = fs::read_dir(scratch.path()).unwrap().flatten().map(|entry| entry.path());
-    let mut found: Vec<_> =
-        found.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("agentd-demo-")).collect();
+    let mut found: Vec<_> = found
+        .filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("agentd-demo-"))
+        .collect();
     assert_eq!(found.len(), 1);
     found.remove(0)
 }
@@ -117,7 +118,8 @@ fn with_the_audit_altered_by_one_byte_the_demo_fails() {
 
 fn alter_one_byte(path: &Path, near: &[u8]) {
     let mut bytes = fs::read(path).unwrap();
-    let place = bytes.windows(near.len()).position(|window| window == near).expect("not in the file");
+    let place =
+        bytes.windows(near.len()).position(|window| window == near).expect("not in the file");
     bytes[place] ^= 1;
     fs::write(path, bytes).unwrap();
 }

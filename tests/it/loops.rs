@@ -39,9 +39,19 @@ async fn read_write_answer(configuration: &str) {
         story.kinds(),
         [
             "run_created",
-            "model_request", "model_response", "tool_call", "decision", "tool_output",
-            "model_request", "model_response", "tool_call", "decision", "tool_output",
-            "model_request", "model_response", "run_finished",
+            "model_request",
+            "model_response",
+            "tool_call",
+            "decision",
+            "tool_output",
+            "model_request",
+            "model_response",
+            "tool_call",
+            "decision",
+            "tool_output",
+            "model_request",
+            "model_response",
+            "run_finished",
         ]
     );
     let sequences: Vec<u64> = story.entries.iter().map(|entry| entry.sequence).collect();
@@ -81,7 +91,13 @@ async fn requests_carry_the_whole_conversation_and_ask_the_backend_to_store_noth
     assert_eq!(types(&requests[0]), ["message"]);
     assert_eq!(
         types(&requests[2]),
-        ["message", "function_call", "function_call_output", "function_call", "function_call_output"]
+        [
+            "message",
+            "function_call",
+            "function_call_output",
+            "function_call",
+            "function_call_output"
+        ]
     );
     for request in &requests {
         assert_eq!(request["store"], false);
@@ -161,10 +177,8 @@ async fn a_call_repeated_word_for_word_in_one_answer_runs_once() {
         arguments: Arguments::Json(json!({"path": path, "content": "once"})),
         call_id: Some("same".into()),
     };
-    let turns = vec![
-        Turn { say: String::new(), calls: vec![call("x"), call("x")] },
-        Turn::say("done"),
-    ];
+    let turns =
+        vec![Turn { say: String::new(), calls: vec![call("x"), call("x")] }, Turn::say("done")];
     let backend = Backend::start(Script { turns }).await;
     let daemon = TestDaemon::start(&backend.url());
 
@@ -220,7 +234,8 @@ async fn a_call_id_that_comes_again_in_a_later_turn_is_another_call() {
 async fn a_stream_cut_before_its_terminal_event_is_asked_again_and_nothing_of_it_is_done() {
     let asked = AtomicUsize::new(0);
     let backend = Backend::start(move |seen: &Seen| {
-        let write = |content: &str| Turn::call("write_file", json!({"path": "x", "content": content}));
+        let write =
+            |content: &str| Turn::call("write_file", json!({"path": "x", "content": content}));
         match (asked.fetch_add(1, Ordering::SeqCst), seen.turn) {
             // Everything but the terminal event: the call's item is done already.
             (0, 1) => Reply::Cut { turn: write("cut"), events: 6 },
@@ -266,7 +281,10 @@ async fn a_model_that_says_nothing_is_told_so_once_and_then_the_run_fails() {
 
     assert_eq!(story.state(), RunState::Failed);
     assert_eq!(story.run.error.as_ref().unwrap().reason, "EMPTY_ANSWER");
-    assert_eq!((story.payloads("model_request").len(), story.payloads("model_nudged").len()), (2, 1));
+    assert_eq!(
+        (story.payloads("model_request").len(), story.payloads("model_nudged").len()),
+        (2, 1)
+    );
 }
 
 #[tokio::test]
@@ -292,12 +310,16 @@ async fn wrong_credentials_fail_the_run_at_once_and_say_what_to_do() {
 #[tokio::test]
 async fn a_budget_that_is_used_up_suspends_the_run_and_keeps_everything() {
     let backend = Backend::start(|seen: &Seen| {
-        Reply::Answer(Turn::call("write_file", json!({"path": format!("f{}", seen.turn), "content": ""})))
+        Reply::Answer(Turn::call(
+            "write_file",
+            json!({"path": format!("f{}", seen.turn), "content": ""}),
+        ))
     })
     .await;
     let daemon = TestDaemon::start(&backend.url());
     let mut request = daemon.request("never stop");
-    request.budget = Some(agentd::proto::v1::Budget { max_turns: 0, max_tool_calls: 3, max_tokens: 0 });
+    request.budget =
+        Some(agentd::proto::v1::Budget { max_turns: 0, max_tool_calls: 3, max_tokens: 0 });
     let run = daemon.create(request).await.unwrap().run.unwrap();
 
     let story = daemon.story(&run.id).await;

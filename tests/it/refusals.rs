@@ -12,7 +12,11 @@ use serde_json::{Value, json};
 use crate::support::{Backend, Story, TestDaemon};
 
 /// One run whose model tries one call. `prepare` sets the scene.
-async fn attempt(tool: &str, arguments: Value, prepare: impl FnOnce(&TestDaemon)) -> (TestDaemon, Story) {
+async fn attempt(
+    tool: &str,
+    arguments: Value,
+    prepare: impl FnOnce(&TestDaemon),
+) -> (TestDaemon, Story) {
     let turns = vec![Turn::call(tool, arguments), Turn::say("I was told no")];
     let backend = Backend::start(Script { turns }).await;
     let daemon = TestDaemon::start(&backend.url());
@@ -25,7 +29,12 @@ async fn attempt(tool: &str, arguments: Value, prepare: impl FnOnce(&TestDaemon)
     (daemon, story)
 }
 
-async fn is_refused(tool: &str, arguments: Value, rule: &str, prepare: impl FnOnce(&TestDaemon)) -> TestDaemon {
+async fn is_refused(
+    tool: &str,
+    arguments: Value,
+    rule: &str,
+    prepare: impl FnOnce(&TestDaemon),
+) -> TestDaemon {
     let (daemon, story) = attempt(tool, arguments.clone(), prepare).await;
     assert_eq!(story.decisions(), [format!("deny {rule}")], "{arguments}");
     let (outcome, output) = &story.outputs()[0];
@@ -68,9 +77,11 @@ async fn a_file_outside_is_not_written_by_any_path() {
 
 #[tokio::test]
 async fn a_link_out_of_the_workspace_is_not_followed_for_reading() {
-    let absolute = |daemon: &TestDaemon| symlink("/etc/passwd", daemon.workspace().join("link")).unwrap();
+    let absolute =
+        |daemon: &TestDaemon| symlink("/etc/passwd", daemon.workspace().join("link")).unwrap();
     is_refused("read_file", json!({"path": "link"}), "builtin/path-escape", absolute).await;
-    let magic = |daemon: &TestDaemon| symlink("/proc/self/root", daemon.workspace().join("root")).unwrap();
+    let magic =
+        |daemon: &TestDaemon| symlink("/proc/self/root", daemon.workspace().join("root")).unwrap();
     is_refused("read_file", json!({"path": "root/etc/passwd"}), "builtin/path-escape", magic).await;
 }
 
@@ -95,7 +106,8 @@ async fn a_link_that_stays_inside_is_followed_and_judged_by_where_it_leads() {
 async fn a_pipe_is_refused_without_waiting_for_somebody_to_write_to_it() {
     let pipe = |daemon: &TestDaemon| {
         let path = daemon.workspace().join("pipe");
-        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::from_raw_mode(0o600)).unwrap();
+        rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::from_raw_mode(0o600))
+            .unwrap();
     };
     is_refused("read_file", json!({"path": "pipe"}), "builtin/not-regular", pipe).await;
 }
@@ -124,7 +136,11 @@ async fn a_command_off_the_allowlist_is_refused_and_the_model_is_told_what_is_on
         match decided[0].as_str() {
             "deny builtin/missing" => assert_eq!(outcome, "failed", "{command}"),
             rule => {
-                assert_eq!((rule, outcome.as_str()), ("deny builtin/no-rule", "refused"), "{command}");
+                assert_eq!(
+                    (rule, outcome.as_str()),
+                    ("deny builtin/no-rule", "refused"),
+                    "{command}"
+                );
                 let message = output["error"]["message"].as_str().unwrap();
                 assert!(message.contains("allow"), "{command}: {message}");
             }
@@ -135,7 +151,12 @@ async fn a_command_off_the_allowlist_is_refused_and_the_model_is_told_what_is_on
 #[tokio::test]
 async fn a_program_in_the_workspace_does_not_pass_for_one_of_the_system() {
     let planted = |daemon: &TestDaemon| daemon.put("git", "#!/bin/sh\ntouch pwned\n");
-    let daemon =
-        is_refused("shell_exec", json!({"command": ["./git", "status"]}), "builtin/program", planted).await;
+    let daemon = is_refused(
+        "shell_exec",
+        json!({"command": ["./git", "status"]}),
+        "builtin/program",
+        planted,
+    )
+    .await;
     assert_eq!(daemon.read("pwned"), None);
 }

@@ -28,7 +28,8 @@ use crate::{
     tasks::Tasks,
 };
 
-const TASK: &str = "The tests of this project fail. Find out why, fix the code, and show that they pass.";
+const TASK: &str =
+    "The tests of this project fail. Find out why, fix the code, and show that they pass.";
 const SCRIPT: &str = include_str!("files/script.yaml");
 /// How long the whole run may take with a model of one's own.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -61,7 +62,9 @@ pub(super) struct Demo {
 pub(super) enum Backend {
     /// A real one, that the environment names.
     Configured,
-    Scripted { url: String },
+    Scripted {
+        url: String,
+    },
 }
 
 pub(super) async fn run(global: &Global, demo: Demo) -> Result<Exit, Failure> {
@@ -81,8 +84,10 @@ pub(super) async fn run(global: &Global, demo: Demo) -> Result<Exit, Failure> {
         let (first, last) = CRASH_BETWEEN;
         first + (chance.fraction() * (last - first + 1) as f64) as u64
     });
-    let carried_out =
-        tokio::time::timeout(PATIENCE, carry_out(&mut show, colour, &project, &backend, crash_after));
+    let carried_out = tokio::time::timeout(
+        PATIENCE,
+        carry_out(&mut show, colour, &project, &backend, crash_after),
+    );
     let carried_out = carried_out
         .await
         .map_err(|_| Failure::new(Exit::TimedOut, "the run did not end within 15 minutes"))?;
@@ -106,11 +111,13 @@ async fn backend(tasks: &Tasks, script: Option<&Path>) -> Result<Backend, Failur
     let (file, text) = match script {
         None => ("the demo's script".to_owned(), SCRIPT.to_owned()),
         Some(path) => {
-            let text = crate::yaml::read(path).map_err(|e| Failure::new(Exit::BadUsage, e.to_string()))?;
+            let text =
+                crate::yaml::read(path).map_err(|e| Failure::new(Exit::BadUsage, e.to_string()))?;
             (path.display().to_string(), text)
         }
     };
-    let script = Script::parse(&file, &text).map_err(|e| Failure::new(Exit::BadUsage, e.to_string()))?;
+    let script =
+        Script::parse(&file, &text).map_err(|e| Failure::new(Exit::BadUsage, e.to_string()))?;
     // Slow enough to be read as it comes, fast enough not to bore.
     let manner = Manner { pace: Duration::from_millis(8), ..Manner::default() };
     let server = ScriptedBackend::start(tasks, script, manner).await?;
@@ -119,7 +126,12 @@ async fn backend(tasks: &Tasks, script: Option<&Path>) -> Result<Backend, Failur
 
 type Show = Timeline<io::Stdout>;
 
-fn introduce(show: &mut Show, colour: Colour, project: &Project, backend: &Backend) -> Result<(), Failure> {
+fn introduce(
+    show: &mut Show,
+    colour: Colour,
+    project: &Project,
+    backend: &Backend,
+) -> Result<(), Failure> {
     let words = match backend {
         Backend::Configured => "The model is the one that your environment names.".to_owned(),
         Backend::Scripted { .. } => colour.paint(
@@ -129,7 +141,10 @@ fn introduce(show: &mut Show, colour: Colour, project: &Project, backend: &Backe
         ),
     };
     show.note(&colour.paint(Paint::Strong, "agentd demo"))?;
-    show.note(&format!("A throwaway git project with a failing test, in {}", project.workspace().display()))?;
+    show.note(&format!(
+        "A throwaway git project with a failing test, in {}",
+        project.workspace().display()
+    ))?;
     show.note(&format!("{words}\n"))?;
     Ok(())
 }
@@ -157,10 +172,13 @@ async fn carry_out(
         let moment = SystemChance::default().fraction() * CRASH_LATER.as_secs_f64();
         tokio::time::sleep(Duration::from_secs_f64(moment)).await;
         daemon.kill().await?;
-        let killed = colour.paint(Paint::Bad, &format!("☠ daemon killed with SIGKILL after entry {}", seen.last));
+        let killed = colour
+            .paint(Paint::Bad, &format!("☠ daemon killed with SIGKILL after entry {}", seen.last));
         show.note(&killed)?;
         daemon = PrivateDaemon::start(project, backend).await?;
-        show.note(&colour.paint(Paint::Good, "↻ daemon started again on the same state directory"))?;
+        show.note(
+            &colour.paint(Paint::Good, "↻ daemon started again on the same state directory"),
+        )?;
         let client = daemon.connect().await?;
         seen = follow(show, &client, &run.id, seen.last, None).await?;
     }
@@ -192,7 +210,8 @@ async fn follow(
         match message.event {
             Some(Event::Entry(entry)) => {
                 if entry.sequence != seen.last + 1 {
-                    let message = format!("entry {} came after entry {}", entry.sequence, seen.last);
+                    let message =
+                        format!("entry {} came after entry {}", entry.sequence, seen.last);
                     return Err(Failure::new(Exit::Unsuccessful, message));
                 }
                 seen.last = entry.sequence;
@@ -228,7 +247,9 @@ fn judge_and_tell(show: &mut Show, colour: Colour, project: &Project) -> Result<
             Ok(Exit::Unsuccessful)
         }
         false => {
-            show.note(&colour.paint(Paint::Good, "\nAll of this happened on this machine just now."))?;
+            show.note(
+                &colour.paint(Paint::Good, "\nAll of this happened on this machine just now."),
+            )?;
             Ok(Exit::Done)
         }
     }

@@ -56,7 +56,10 @@ impl PrivateDaemon {
             }
         }
         if let Backend::Scripted { url } = backend {
-            command.args(["--base-url", url]).env_remove("OPENAI_API_KEY").env_remove("OPENAI_API_KEY_FILE");
+            command
+                .args(["--base-url", url])
+                .env_remove("OPENAI_API_KEY")
+                .env_remove("OPENAI_API_KEY_FILE");
         }
         let mut child = command.spawn().map_err(|error| {
             let message = format!("{} cannot be started: {error}", program.display());
@@ -66,7 +69,10 @@ impl PrivateDaemon {
         let daemon = Self { child: Some(child), socket: project.state().join("agentd.sock") };
         let ready = tasks::blocking(move || {
             let mut line = String::new();
-            stdout.map(|stdout| BufReader::new(stdout).read_line(&mut line)).transpose().map(|_| line)
+            stdout
+                .map(|stdout| BufReader::new(stdout).read_line(&mut line))
+                .transpose()
+                .map(|_| line)
         });
         match tokio::time::timeout(START, ready).await {
             Ok(Ok(Ok(line))) if line.starts_with("agentd is ready") => Ok(daemon),

@@ -47,7 +47,10 @@ impl Project {
         let directory = std::env::temp_dir().join(name);
         // The paths of sockets are short: 107 bytes.
         if directory.as_os_str().len() > 80 {
-            return Err(Failure::new(Exit::BadUsage, "TMPDIR is too long a path for a socket; set another"));
+            return Err(Failure::new(
+                Exit::BadUsage,
+                "TMPDIR is too long a path for a socket; set another",
+            ));
         }
         fs::create_dir(&directory)?;
         let project = Self { directory: directory.canonicalize()? };
@@ -166,12 +169,17 @@ impl Project {
             .env_remove("GIT_WORK_TREE")
             .env_remove("GIT_INDEX_FILE")
             .output()
-            .map_err(|error| Failure::new(Exit::Unsuccessful, format!("git cannot be started: {error}")))?;
+            .map_err(|error| {
+                Failure::new(Exit::Unsuccessful, format!("git cannot be started: {error}"))
+            })?;
         match output.status.success() {
             true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
             false => {
                 let words = String::from_utf8_lossy(&output.stderr).into_owned();
-                Err(Failure::new(Exit::Unsuccessful, format!("git {}: {words}", arguments.join(" "))))
+                Err(Failure::new(
+                    Exit::Unsuccessful,
+                    format!("git {}: {words}", arguments.join(" ")),
+                ))
             }
         }
     }

@@ -93,7 +93,10 @@ impl Positionals {
 }
 
 /// The rule that allows it, or the ruling that does not.
-pub(super) fn judge<'a>(rules: &'a [CommandRule], argv: &[String]) -> Result<&'a CommandRule, Ruling> {
+pub(super) fn judge<'a>(
+    rules: &'a [CommandRule],
+    argv: &[String],
+) -> Result<&'a CommandRule, Ruling> {
     let matching = || rules.iter().filter(|rule| rule.check(argv).is_ok());
     if let Some(rule) = matching().find(|rule| rule.decision == Verdict::Deny) {
         return Err(deny(rule.id.clone(), rule.why.clone()));
@@ -167,8 +170,10 @@ mod tests {
 
     #[test]
     fn deny_beats_allow_and_nothing_matching_is_deny() {
-        let rules =
-            [rule("ok", "git status", Verdict::Allow), rule("never", "git status -s", Verdict::Deny)];
+        let rules = [
+            rule("ok", "git status", Verdict::Allow),
+            rule("never", "git status -s", Verdict::Deny),
+        ];
         assert_eq!(judge(&rules, &words("git status")).unwrap().id, RuleId::new("ok"));
         assert_eq!(judge(&rules, &words("git status -s")).unwrap_err().rule, RuleId::new("never"));
         let ruling = judge(&rules, &words("curl example.test")).unwrap_err();

@@ -43,7 +43,7 @@ pub use paths::{FileOperation, PathRule, judge as judge_path};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::{
-    effect::{Factual, Facts},
+    effect::{Facts, Factual},
     ids::{PolicyRevision, RoleName, RuleId, ToolName},
     journal::Verdict,
     tool::EffectClass,

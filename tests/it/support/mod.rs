@@ -1,6 +1,10 @@
 //! What the tests stand on: the real daemon as a process on a directory of its own, and the scripted
 //! backend over real HTTP. Fakes the model's words, never our own logic.
 
+mod client;
+
+pub(crate) use client::{agentctl, exited, refusal};
+
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader},
@@ -351,4 +355,10 @@ pub(crate) async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         }
     });
     waited.await.unwrap_or_else(|_| panic!("it never came to this: {what}"));
+}
+
+/// Says that something could not be checked on this machine, and why: never silently.
+#[expect(clippy::print_stderr, reason = "a check that is left out must be seen")]
+pub(crate) fn not_checked(what: &str) {
+    eprintln!("NOT CHECKED: {what}");
 }

@@ -125,7 +125,8 @@ impl RunService for Runs {
         let feed = Feed {
             engine: self.engine.clone(),
             run,
-            sent: Sequence(request.after_sequence),
+            // No journal is that long; the store counts in 63 bits.
+            sent: Sequence(request.after_sequence.min(i64::MAX as u64)),
             events,
         };
         self.engine.spawn_stream(feed.send(follow));

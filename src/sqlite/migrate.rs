@@ -33,7 +33,9 @@ pub enum OpenError {
     File { path: PathBuf, source: io::Error },
     #[error("the database {path} cannot be used")]
     Database { path: PathBuf, source: rusqlite::Error },
-    #[error("{path} is a database, but not agentd's; move it away or choose another state directory")]
+    #[error(
+        "{path} is a database, but not agentd's; move it away or choose another state directory"
+    )]
     Foreign { path: PathBuf },
     #[error(
         "{path} was written by a newer agentd (schema {found}, this one knows {known}); install that \
@@ -87,7 +89,9 @@ pub(super) fn open_for_writing(path: &Path) -> Result<(Connection, Epoch), OpenE
     drop(file);
     let database = |source| OpenError::Database { path: path.to_owned(), source };
     let mut connection = Connection::open(path).map_err(database)?;
+    // Nothing is written before it is known that the file is ours and that we know its schema.
     check_owner(&connection, path)?;
+    check_version(&connection, path)?;
     configure(&connection).map_err(database)?;
     migrate(&mut connection, path)?;
     let epoch = connection
@@ -135,28 +139,94 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
     ))
 }
 
-fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+fn check_version(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let database = |source| OpenError::Database { path: path.to_owned(), source };
-    let runner = embedded::migrations::runner();
-    let known = runner.get_migrations().iter().map(|m| i64::from(m.version())).max().unwrap_or(0);
     let has_history: Option<i64> = connection
-        .query_row("SELECT 1 FROM sqlite_schema WHERE name = 'refinery_schema_history'", [], |row| {
-            row.get(0)
-        })
+        .query_row(
+            "SELECT 1 FROM sqlite_schema WHERE name = 'refinery_schema_history'",
+            [],
+            |row| row.get(0),
+        )
         .optional()
         .map_err(database)?;
-    if has_history.is_some() {
-        let found: i64 = connection
-            .query_row("SELECT coalesce(max(version), 0) FROM refinery_schema_history", [], |row| {
-                row.get(0)
-            })
-            .map_err(database)?;
-        if found > known {
-            return Err(OpenError::Newer { path: path.to_owned(), found, known });
-        }
+    if has_history.is_none() {
+        return Ok(());
     }
-    runner
+    let found: i64 = connection
+        .query_row("SELECT coalesce(max(version), 0) FROM refinery_schema_history", [], |row| {
+            row.get(0)
+        })
+        .map_err(database)?;
+    let migrations = embedded::migrations::runner();
+    let migrations = migrations.get_migrations().iter();
+    let known = migrations.map(|migration| i64::from(migration.version())).max().unwrap_or(0);
+    match found > known {
+        true => Err(OpenError::Newer { path: path.to_owned(), found, known }),
+        false => Ok(()),
+    }
+}
+
+fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+    embedded::migrations::runner()
         .run(connection)
         .map(drop)
         .map_err(|source| OpenError::Migration { path: path.to_owned(), source: Box::new(source) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pragma(connection: &Connection, name: &str) -> String {
+        connection
+            .pragma_query_value(None, name, |row| {
+                Ok(match row.get_ref(0)? {
+                    rusqlite::types::ValueRef::Integer(number) => number.to_string(),
+                    value => value.as_str()?.to_owned(),
+                })
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn what_the_writer_commits_is_on_disk_when_the_commit_returns() {
+        let home = tempfile::tempdir().unwrap();
+        let (connection, _) = open_for_writing(&home.path().join("agentd.db")).unwrap();
+        // Only the connection itself can tell how it syncs: 2 is FULL.
+        assert_eq!(pragma(&connection, "journal_mode"), "wal");
+        assert_eq!(pragma(&connection, "synchronous"), "2");
+        assert_eq!(pragma(&connection, "foreign_keys"), "1");
+        assert_eq!(pragma(&connection, "trusted_schema"), "0");
+        assert_eq!(pragma(&connection, "mmap_size"), "0");
+        assert_eq!(pragma(&connection, "application_id"), APPLICATION_ID.to_string());
+    }
+
+    #[test]
+    fn each_opening_for_writing_is_an_epoch_of_its_own() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("agentd.db");
+        let epochs = [(); 3].map(|()| open_for_writing(&path).unwrap().1);
+        assert_eq!(epochs, [Epoch(1), Epoch(2), Epoch(3)]);
+    }
+
+    #[test]
+    fn a_connection_for_reading_cannot_write() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("agentd.db");
+        let (_writer, _) = open_for_writing(&path).unwrap();
+        let reader = open_for_reading(&path).unwrap();
+        let error = reader.execute("UPDATE owner SET epoch = 77", []).unwrap_err();
+        assert_eq!(error.sqlite_error_code(), Some(rusqlite::ErrorCode::ReadOnly));
+    }
+
+    #[test]
+    fn a_state_directory_has_one_owner_at_a_time() {
+        let home = tempfile::tempdir().unwrap();
+        let held = lock(home.path()).unwrap();
+        assert!(
+            matches!(lock(home.path()), Err(OpenError::Owned { directory }) if directory == home.path())
+        );
+        drop(held);
+        lock(home.path()).unwrap();
+    }
 }

@@ -215,6 +215,11 @@ pub trait Journal: Send + Sync {
     /// Returns once it is on disk. Concurrent submissions with one request id make one run.
     async fn create(&self, admission: Admission, append: Append) -> Result<Created, JournalError>;
 
+    /// The run that this very submission made before; none if it made none. Writes nothing.
+    ///
+    /// Errors: its request id was used for another submission.
+    async fn submitted(&self, admission: Admission) -> Result<Option<RunId>, JournalError>;
+
     /// Writes entries, all or none; returns once they are on disk.
     async fn append(&self, append: Append) -> Result<(), JournalError>;
 

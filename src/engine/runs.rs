@@ -197,11 +197,9 @@ impl Engine {
         caller: Caller,
         wanted: Submission,
     ) -> Result<Submitted, EngineError> {
-        self.check_room()?;
-        let workspace = self.admit(&wanted.workspace).await?;
-        let spec = RunCreated {
+        let mut spec = RunCreated {
             task: wanted.task.into(),
-            workspace,
+            workspace: wanted.workspace,
             agent: executor::NAME.into(),
             model: Some(wanted.model).filter(|model| !model.is_empty()),
             budget: wanted.budget,
@@ -210,9 +208,15 @@ impl Engine {
             request_id: wanted.request_id.clone(),
         };
         let world = &self.inner.world;
+        let admission = Admission { caller, request_id: wanted.request_id, digest: digest(&spec)? };
+        // What was accepted once stays accepted, also where it would be refused by now.
+        if let Some(run) = world.journal.submitted(admission.clone()).await? {
+            return Ok(Submitted::Existed(self.run(run).await?));
+        }
+        self.check_room()?;
+        spec.workspace = self.admit(&spec.workspace).await?;
         let now = world.clock.now();
         let run = world.chance.run_id(now);
-        let admission = Admission { caller, request_id: wanted.request_id, digest: digest(&spec)? };
         let state = RunState::created(run, Sequence(1), now, spec.clone());
         let append = Append {
             run,
@@ -221,15 +225,15 @@ impl Engine {
             entries: vec![NewEntry { time: now, record: spec.into(), policy_revision: None }],
             status: status_of(&state),
         };
-        let workspace = state.spec.workspace.clone();
         match world.journal.create(admission, append).await? {
             Created::Existed(run) => Ok(Submitted::Existed(self.run(run).await?)),
             Created::New => {
-                let summary = self.run(run).await?;
+                // Queued before anything else can fail: it is on disk, so it must be carried out.
+                let workspace = state.spec.workspace.clone();
                 let origin = Origin::Fresh(Box::new(state));
                 self.schedule().queue.push_back(Waiting { run, workspace, origin });
                 self.pump();
-                Ok(Submitted::New(summary))
+                Ok(Submitted::New(self.run(run).await?))
             }
         }
     }
@@ -530,7 +534,7 @@ fn check(wanted: &Submission) -> Result<(), EngineError> {
     Ok(())
 }
 
-/// SHA-256 of what was submitted, by which a repetition is known.
+/// SHA-256 of what was submitted, as it was sent, by which a repetition is known.
 fn digest(spec: &RunCreated) -> Result<[u8; 32], EngineError> {
     let body = serde_json::to_vec(spec)
         .map_err(|error| JournalError::Unreadable { what: error.to_string() })?;

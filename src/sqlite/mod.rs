@@ -131,6 +131,10 @@ impl Journal for SqliteJournal {
         self.writer.create(admission, append).await
     }
 
+    async fn submitted(&self, admission: Admission) -> Result<Option<RunId>, JournalError> {
+        self.readers.ask(move |reader| Ok(rows::submitted(&reader.connection, &admission)?)).await?
+    }
+
     async fn append(&self, append: Append) -> Result<(), JournalError> {
         self.writer.append(append).await
     }

@@ -12,7 +12,7 @@ use crate::{
         journal::{ChainHash, DecodeError, Entry, Record},
         run::{Failure, StateName},
     },
-    ports::{EntryView, RunPlace, RunStatus, RunSummary},
+    ports::{Admission, EntryView, JournalError, RunPlace, RunStatus, RunSummary},
     sqlite::seal::{Broken, Seal},
 };
 
@@ -206,6 +206,27 @@ pub(super) fn run(connection: &Connection, run: RunId) -> Result<Option<RunSumma
     let mut statement = connection.prepare_cached(&format!("{SUMMARY} WHERE id = ?1"))?;
     let found = statement.query_row([run.to_string()], summary).optional()?;
     Ok(found.map(|(_, summary)| summary))
+}
+
+/// The run that this submission made before; refused where its request id made another.
+pub(super) fn submitted(
+    connection: &Connection,
+    admission: &Admission,
+) -> rusqlite::Result<Result<Option<RunId>, JournalError>> {
+    let Some(request_id) = &admission.request_id else { return Ok(Ok(None)) };
+    let found = connection
+        .prepare_cached("SELECT id, digest FROM runs WHERE caller = ?1 AND request_id = ?2")?
+        .query_row(params![admission.caller.as_str(), request_id], |row| {
+            Ok((run_id(row, 0)?, row.get::<_, [u8; 32]>(1)?))
+        })
+        .optional()?;
+    Ok(match found {
+        None => Ok(None),
+        Some((run, digest)) if digest == admission.digest => Ok(Some(run)),
+        Some((run, _)) => {
+            Err(JournalError::RequestIdReused { request_id: request_id.clone(), run })
+        }
+    })
 }
 
 /// Runs in one of `states` (empty: any), newest first.

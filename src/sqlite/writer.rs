@@ -366,16 +366,10 @@ impl Batch<'_> {
     }
 
     fn create(&mut self, admission: &Admission, append: &Append) -> Result<Created, JobError> {
-        if let Some(request_id) = &admission.request_id
-            && let Some((run, digest)) = self.submitted(admission, request_id)?
+        if let Some(run) =
+            rows::submitted(&self.transaction, admission)?.map_err(JobError::Refused)?
         {
-            return match digest == admission.digest {
-                true => Ok(Created::Existed(run)),
-                false => Err(JobError::Refused(JournalError::RequestIdReused {
-                    request_id: request_id.clone(),
-                    run,
-                })),
-            };
+            return Ok(Created::Existed(run));
         }
         let Some(Record::RunCreated(spec)) = append.records().next() else {
             return Err(JobError::Refused(conflict(append, Sequence(0))));
@@ -411,19 +405,6 @@ impl Batch<'_> {
         self.heads.daemon = chain.head;
         self.heads.daemon_hash = chain.hash;
         Ok(())
-    }
-
-    fn submitted(
-        &self,
-        admission: &Admission,
-        request_id: &str,
-    ) -> rusqlite::Result<Option<(RunId, [u8; 32])>> {
-        self.transaction
-            .prepare_cached("SELECT id, digest FROM runs WHERE caller = ?1 AND request_id = ?2")?
-            .query_row(params![admission.caller.as_str(), request_id], |row| {
-                Ok((rows::run_id(row, 0)?, row.get(1)?))
-            })
-            .optional()
     }
 
     fn insert_run(

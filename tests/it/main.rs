@@ -5,4 +5,5 @@
 mod demo;
 mod loops;
 mod refusals;
+mod submissions;
 mod support;

@@ -1,0 +1,146 @@
+//! The other end of a test's daemon: calls over gRPC, `agentctl` as a process, and what is left of a
+//! daemon's programs.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::Duration,
+};
+
+use agentd::{
+    client::{Address, Client},
+    proto::v1,
+    scripted::{Brain, Manner, Memory, ScriptedBackend},
+    tasks::{self, Tasks},
+};
+use rustix::process::{Signal, kill_process};
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::{Backend, PATIENCE, TestDaemon, wait_until};
+
+impl TestDaemon {
+    /// A client over TCP, with the token of this file.
+    pub(crate) async fn tcp_client(&self, token_file: Option<PathBuf>) -> Client {
+        Client::connect(&Address { uri: self.tcp.clone(), token_file }).await.unwrap()
+    }
+
+    pub(crate) fn token_file(&self) -> PathBuf {
+        self.state().join("token")
+    }
+
+    /// The run as it stands.
+    pub(crate) async fn get(&self, id: &str) -> v1::Run {
+        let request = v1::GetRunRequest { id: id.into() };
+        self.client().await.runs().get_run(request).await.unwrap().into_inner().run.unwrap()
+    }
+
+    /// All runs, at most 500, newest first.
+    pub(crate) async fn runs(&self) -> Vec<v1::Run> {
+        let request = v1::ListRunsRequest { page_size: 500, ..Default::default() };
+        self.client().await.runs().list_runs(request).await.unwrap().into_inner().runs
+    }
+
+    /// Asks a run to stop.
+    pub(crate) async fn cancel(&self, id: &str) -> v1::Run {
+        let request = v1::CancelRunRequest { id: id.into(), why: "the test wants it".into() };
+        self.client().await.runs().cancel_run(request).await.unwrap().into_inner().run.unwrap()
+    }
+
+    /// Waits until a file of the workspace is there and not empty. Gives it.
+    pub(crate) async fn wait_for_file(&self, name: &str) -> String {
+        let content = || self.read(name).filter(|content| !content.is_empty());
+        wait_until(name, || content().is_some()).await;
+        content().unwrap()
+    }
+
+    /// Tells the daemon to stop. See [`Self::exit_code`].
+    pub(crate) fn terminate(&self) {
+        kill_process(self.pid(), Signal::TERM).unwrap();
+    }
+
+    /// The exit code of a daemon that was told to stop, while the test's own tasks go on.
+    pub(crate) async fn exit_code(&mut self) -> Option<i32> {
+        let child = self.child.take().unwrap();
+        tasks::blocking(move || exited(child)).await.unwrap()
+    }
+
+    /// Runs `agentctl` against this daemon's socket.
+    pub(crate) async fn agentctl(&self, arguments: &[&str]) -> Output {
+        let mut command = self.agentctl_command();
+        command.args(arguments);
+        tasks::blocking(move || command.output()).await.unwrap().unwrap()
+    }
+
+    /// `agentctl` with the address of this daemon's socket, in an environment of its own.
+    pub(crate) fn agentctl_command(&self) -> Command {
+        let mut command = agentctl(self.home());
+        command.args(["--addr", &self.socket()]);
+        command
+    }
+
+    /// Processes of the workspace: those that have it, or what is below it, as working directory.
+    pub(crate) fn programs(&self) -> Vec<String> {
+        let workspace = self.workspace().canonicalize().unwrap();
+        let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+        let here = |process: &PathBuf| {
+            fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(&workspace))
+        };
+        let command = |process: PathBuf| {
+            fs::read_to_string(process.join("cmdline")).unwrap_or_default().replace('\0', " ")
+        };
+        processes.filter(here).map(command).collect()
+    }
+}
+
+impl Backend {
+    /// A backend that speaks slowly: a pause between any two events of an answer.
+    pub(crate) async fn start_slow(brain: impl Brain, pace: Duration) -> Self {
+        let tasks = Tasks::default();
+        let manner = Manner { pace, memory: Memory::Requests, ..Manner::default() };
+        let server = ScriptedBackend::start(&tasks, brain, manner).await.unwrap();
+        Self { server, _tasks: tasks }
+    }
+
+    /// Waits until so many requests have come.
+    pub(crate) async fn wait_for_requests(&self, count: usize) {
+        wait_until("requests to the model", || self.server.requests().len() >= count).await;
+    }
+
+    /// The first words of each request, oldest first.
+    pub(crate) fn tasks(&self) -> Vec<String> {
+        let task = |request: &serde_json::Value| {
+            request["input"][0]["content"].as_str().unwrap_or_default().to_owned()
+        };
+        self.server.requests().iter().map(task).collect()
+    }
+}
+
+/// `agentctl` in an environment of its own, at home in `home`.
+pub(crate) fn agentctl(home: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_agentctl"));
+    command.env_clear().env("HOME", home).current_dir(home).stdin(Stdio::null());
+    command
+}
+
+/// Code and reason of a refusal. Fails if it carries no reason of ours.
+pub(crate) fn refusal(status: &Status) -> (Code, String) {
+    let info = status.get_details_error_info().unwrap_or_else(|| panic!("no reason: {status:?}"));
+    assert_eq!(info.domain, "agentd", "{status:?}");
+    (status.code(), info.reason)
+}
+
+/// Waits for a process that should end. Kills it, and fails, if it does not.
+pub(crate) fn exited(mut child: Child) -> Option<i32> {
+    let step = Duration::from_millis(5);
+    for _ in 0..PATIENCE.as_millis() / step.as_millis() {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status.code();
+        }
+        std::thread::sleep(step);
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    panic!("the process did not end")
+}

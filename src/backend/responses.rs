@@ -1,7 +1,7 @@
 //! The Responses API: one question, one answer, streamed or not. Acts on nothing before the terminal
 //! event; checks the pairing of calls and outputs before every send.
 
-use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -15,10 +15,7 @@ use crate::{
         sse::Parser,
         wire::{self, FunctionTool, InputItem, Request, Response, StreamEvent},
     },
-    domain::{
-        ids::CallId,
-        item::{Item, Paired, check_pairing, settle},
-    },
+    domain::item::{Item, Paired, RawJson, check_pairing, settle},
     ports::{Answer, Model, ModelError, ModelFault, Question, Said},
 };
 
@@ -135,7 +132,7 @@ impl ResponsesBackend {
         said: &Said,
     ) -> Result<Response, ModelError> {
         let mut parser = Parser::default();
-        let mut done: BTreeMap<u64, Arc<RawValue>> = BTreeMap::new();
+        let mut done: BTreeMap<u64, RawJson> = BTreeMap::new();
         let mut bytes = 0;
         while let Some(chunk) =
             answer.chunk().await.map_err(|error| failure::transport(&self.url, &error))?
@@ -162,7 +159,7 @@ impl ResponsesBackend {
     fn take_event(
         &self,
         event: StreamEvent,
-        done: &mut BTreeMap<u64, Arc<RawValue>>,
+        done: &mut BTreeMap<u64, RawJson>,
         said: &Said,
     ) -> Result<Option<Response>, ModelError> {
         match event.kind.as_str() {
@@ -226,6 +223,9 @@ impl ResponsesBackend {
         let mut text = String::new();
         for raw in output {
             let read = wire::read_item(raw).map_err(|what| self.protocol(&what))?;
+            if read.is_unfinished_call && incomplete.is_none() {
+                return Err(self.protocol("a whole answer holds a function call that is not done"));
+            }
             text.push_str(read.text.as_deref().unwrap_or_default());
             items.push(read.item);
         }
@@ -278,7 +278,6 @@ fn encode(
     let broken = |what: String| failure::plain(ModelFault::BrokenConversation, what);
     check_pairing(question.items.iter().map(paired))
         .map_err(|fault| broken(format!("the conversation was not sent: {fault}")))?;
-    let input = question.items.iter().map(input_item).collect::<Result<_, _>>();
     let tools = question.tools.iter().map(|tool| {
         Ok(FunctionTool {
             name: &tool.name,
@@ -287,12 +286,12 @@ fn encode(
             strict: false,
         })
     });
-    let encoded = input.and_then(|input| {
+    let encoded = tools.collect::<Result<_, serde_json::Error>>().and_then(|tools| {
         serde_json::to_vec(&Request {
             model,
             instructions: question.instructions,
-            input,
-            tools: tools.collect::<Result<_, serde_json::Error>>()?,
+            input: question.items.iter().map(input_item).collect(),
+            tools,
             stream: streaming == Streaming::On,
             store: false,
             parallel_tool_calls: true,
@@ -301,32 +300,21 @@ fn encode(
     encoded.map_err(|error| broken(format!("the conversation cannot be encoded: {error}")))
 }
 
-fn input_item(item: &Item) -> Result<InputItem<'_>, serde_json::Error> {
-    Ok(match item {
+fn input_item(item: &Item) -> InputItem<'_> {
+    match item {
         Item::User { text } => InputItem::Message(wire::Message { role: "user", content: text }),
-        Item::Model { raw } => InputItem::Raw(serde_json::from_str(raw)?),
+        Item::Model { raw, .. } => InputItem::Raw(raw.as_value()),
         Item::ToolOutput { call_id, output } => {
             InputItem::Output(wire::CallOutput { call_id, output })
         }
-    })
+    }
 }
 
-/// What pairing needs to know of an item. Raw items are looked into only as far as needed.
 fn paired(item: &Item) -> Paired {
-    #[derive(serde::Deserialize)]
-    struct Head {
-        #[serde(rename = "type", default)]
-        kind: String,
-        #[serde(default)]
-        call_id: Option<CallId>,
-    }
     match item {
-        Item::User { .. } => Paired::Other,
+        Item::Model { call: Some(id), .. } => Paired::Call(id.clone()),
         Item::ToolOutput { call_id, .. } => Paired::Output(call_id.clone()),
-        Item::Model { raw } => match serde_json::from_str::<Head>(raw) {
-            Ok(Head { kind, call_id: Some(id) }) if kind == "function_call" => Paired::Call(id),
-            _ => Paired::Other,
-        },
+        Item::User { .. } | Item::Model { call: None, .. } => Paired::Other,
     }
 }
 
@@ -366,6 +354,7 @@ fn with_version(base_url: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ids::CallId;
 
     #[test]
     fn the_base_url_may_come_with_or_without_its_version() {
@@ -376,9 +365,8 @@ mod tests {
 
     #[test]
     fn a_conversation_with_an_open_call_is_never_encoded() {
-        let items = [Item::Model {
-            raw: r#"{"type":"function_call","call_id":"c1","name":"x","arguments":"{}"}"#.into(),
-        }];
+        let raw = serde_json::value::to_raw_value(&serde_json::json!({})).unwrap().into();
+        let items = [Item::Model { raw, call: Some(CallId::new("c1")) }];
         let question = Question { model: None, instructions: "", items: &items, tools: &[] };
         let error = encode("m", &question, Streaming::On).unwrap_err();
         assert_eq!(error.fault, ModelFault::BrokenConversation);

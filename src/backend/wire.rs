@@ -1,14 +1,13 @@
 //! Serde shapes of the Responses API: lenient in all that agentd only carries along, strict in what it
 //! acts on. Source: docs/adr/0006-model-requests.md.
 
-use std::sync::Arc;
-
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::{Value, value::RawValue};
 
 use crate::domain::{
     budget::TokenCount,
     ids::{CallId, ToolName},
+    item::RawJson,
     journal::{AnsweredItem, AskedCall},
 };
 
@@ -68,7 +67,7 @@ pub(super) struct Response {
     pub(super) model: Option<String>,
     #[serde(deserialize_with = "lenient")]
     pub(super) status: Option<String>,
-    pub(super) output: Option<Vec<Arc<RawValue>>>,
+    pub(super) output: Option<Vec<RawJson>>,
     #[serde(deserialize_with = "lenient")]
     pub(super) incomplete_details: Option<IncompleteDetails>,
     pub(super) error: Option<Value>,
@@ -130,7 +129,7 @@ pub(super) struct StreamEvent {
     pub(super) delta: Option<String>,
     #[serde(deserialize_with = "lenient")]
     pub(super) output_index: Option<u64>,
-    pub(super) item: Option<Arc<RawValue>>,
+    pub(super) item: Option<RawJson>,
     pub(super) response: Option<Box<RawValue>>,
     pub(super) error: Option<Value>,
     #[serde(deserialize_with = "lenient")]
@@ -155,6 +154,8 @@ struct OutputItem {
 /// What an item of an answer comes to.
 pub(super) struct ReadItem {
     pub(super) item: AnsweredItem,
+    /// A function call that the backend did not finish: never to be acted on.
+    pub(super) is_unfinished_call: bool,
     /// Words for people, where it is a message.
     pub(super) text: Option<String>,
 }
@@ -162,7 +163,7 @@ pub(super) struct ReadItem {
 /// Reads one item of an answer. Items of unknown type are carried along.
 ///
 /// Errors: a function call without id, name or arguments must not vanish: the answer is then unusable.
-pub(super) fn read_item(raw: Arc<RawValue>) -> Result<ReadItem, String> {
+pub(super) fn read_item(raw: RawJson) -> Result<ReadItem, String> {
     let item: OutputItem = serde_json::from_str(raw.get())
         .map_err(|error| format!("an item of the answer cannot be read: {error}"))?;
     let call = match item.kind.as_str() {
@@ -170,7 +171,8 @@ pub(super) fn read_item(raw: Arc<RawValue>) -> Result<ReadItem, String> {
         _ => None,
     };
     let text = (item.kind == "message").then(|| words(item.content.as_deref().unwrap_or_default()));
-    Ok(ReadItem { item: AnsweredItem { raw, call }, text })
+    let is_unfinished_call = item.kind == "function_call" && call.is_none();
+    Ok(ReadItem { item: AnsweredItem { raw, call }, is_unfinished_call, text })
 }
 
 /// Servers that leave the status out send only whole items.

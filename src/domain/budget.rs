@@ -44,10 +44,12 @@ pub struct Usage {
 
 impl Usage {
     pub fn add_tokens(&mut self, tokens: &TokenCount) {
-        self.input_tokens += tokens.input;
-        self.cached_input_tokens += tokens.cached_input;
-        self.output_tokens += tokens.output;
-        self.reasoning_tokens += tokens.reasoning;
+        // The counts are the backend's word: absurd ones must not wrap around a budget.
+        let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+        add(&mut self.input_tokens, tokens.input);
+        add(&mut self.cached_input_tokens, tokens.cached_input);
+        add(&mut self.output_tokens, tokens.output);
+        add(&mut self.reasoning_tokens, tokens.reasoning);
     }
 }
 

@@ -3,6 +3,9 @@
 
 use std::{collections::HashMap, sync::Arc};
 
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
 use crate::domain::{
     budget,
     ids::{CallId, ToolName},
@@ -15,15 +18,46 @@ pub enum Item {
     User {
         text: Arc<str>,
     },
-    /// Said by the model: the backend's JSON, verbatim.
+    /// Said by the model: the backend's JSON, verbatim, and the call in it, if it is one.
     Model {
-        raw: Arc<str>,
+        raw: RawJson,
+        call: Option<CallId>,
     },
     ToolOutput {
         call_id: CallId,
         output: Arc<str>,
     },
 }
+
+/// JSON text as somebody else wrote it, byte for byte. Cheap to clone; known to be valid.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RawJson(Arc<RawValue>);
+
+impl RawJson {
+    pub fn get(&self) -> &str {
+        self.0.get()
+    }
+
+    /// For writing it into other JSON as it stands.
+    pub fn as_value(&self) -> &RawValue {
+        &self.0
+    }
+}
+
+impl From<Box<RawValue>> for RawJson {
+    fn from(raw: Box<RawValue>) -> Self {
+        Self(raw.into())
+    }
+}
+
+impl PartialEq for RawJson {
+    fn eq(&self, other: &Self) -> bool {
+        self.get() == other.get()
+    }
+}
+
+impl Eq for RawJson {}
 
 /// Why an answer of the model cannot be acted on.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -76,7 +110,7 @@ pub enum Paired {
     Other,
 }
 
-/// Checks that each call is followed by exactly one output before the conversation goes on.
+/// Checks that each call is followed by exactly one output, and that no output stands alone.
 ///
 /// Ids may come again in a later turn, since local servers repeat theirs: an output belongs to the
 /// last open call of its id.

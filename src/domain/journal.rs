@@ -8,7 +8,7 @@
 use std::{collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, value::RawValue};
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use crate::domain::{
@@ -18,6 +18,7 @@ use crate::domain::{
         CallId, CallKey, Caller, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence,
         Timestamp, ToolName,
     },
+    item::RawJson,
     redact::Redactor,
     run::{Ending, Suspension},
     tool::{EffectClass, OutcomeKind},
@@ -172,7 +173,7 @@ pub struct ModelResponse {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct AnsweredItem {
     /// The backend's JSON, verbatim.
-    pub raw: Arc<RawValue>,
+    pub raw: RawJson,
     /// What the item asks for, when it is a function call that is done.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call: Option<AskedCall>,
@@ -223,12 +224,12 @@ pub struct ToolCalled {
     pub effect_class: EffectClass,
     /// What the call was resolved to; none when it was refused before that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub facts: Option<Arc<RawValue>>,
+    pub facts: Option<RawJson>,
 }
 
 impl ToolCalled {
     /// The facts as they are stored.
-    pub fn facts_json(facts: &Facts) -> Option<Arc<RawValue>> {
+    pub fn facts_json(facts: &Facts) -> Option<RawJson> {
         serde_json::value::to_raw_value(facts).ok().map(Into::into)
     }
 }

@@ -230,7 +230,9 @@ pub fn fold_into(state: &mut RunState, entry: &Entry) {
     state.head = entry.sequence;
     state.updated = entry.time;
     let RunState { phase, items, usage, wish, .. } = state;
-    if let Record::CancelRequested(_) = &entry.record {
+    if let (Record::CancelRequested(_), Phase::Going(_) | Phase::Suspended { .. }) =
+        (&entry.record, &*phase)
+    {
         *wish = Wish::Cancel;
     }
     let before = std::mem::replace(phase, Phase::Ended(Ending::Cancelled));
@@ -258,11 +260,12 @@ impl Work {
             {
                 answered(response, items, usage)
             }
-            (Self::Asking { .. }, Record::BackendError(error)) => {
-                usage.turns_of_unknown_cost += 1;
+            (Self::Asking { attempt }, Record::BackendError(error)) if error.attempt == attempt => {
+                // Where the backend itself refused, nothing was generated.
+                usage.turns_of_unknown_cost += u32::from(error.http_status.is_none());
                 after_error(error)
             }
-            (Self::Asking { attempt }, Record::RunRecovered(_)) => {
+            (Self::Asking { attempt }, Record::RunRecovered(_) | Record::CancelRequested(_)) => {
                 usage.turns_of_unknown_cost += 1;
                 Self::ToAsk { attempt: attempt.saturating_add(1) }
             }
@@ -290,7 +293,10 @@ fn answered(response: &ModelResponse, items: &mut Vec<Item>, usage: &mut Usage) 
     };
     usage.turns += 1;
     usage.add_tokens(&response.tokens);
-    items.extend(response.items.iter().map(|item| Item::Model { raw: Arc::from(item.raw.get()) }));
+    items.extend(response.items.iter().map(|item| Item::Model {
+        raw: item.raw.clone(),
+        call: item.call.as_ref().map(|call| call.call_id.clone()),
+    }));
     if let Some(reason) = &response.incomplete {
         return Work::Failing(Failure {
             reason: "INCOMPLETE_RESPONSE".into(),

@@ -16,7 +16,7 @@ use crate::{
             RunSuspended,
         },
         retry,
-        run::{Command, Ending, Failure, Invocation, decide},
+        run::{Command, Ending, Failure, Invocation, Wish, decide},
     },
     engine::{
         World, invoker,
@@ -191,9 +191,10 @@ impl Driver {
                 }
             }
         }
-        match failure {
-            Some(error) => self.fail(&error).await,
-            None => Ok(()),
+        match (failure, self.log.state().wish) {
+            (Some(error), Wish::GoOn) => self.fail(&error).await,
+            // A run that is to stop stops, whatever became of the sandbox.
+            (Some(_), Wish::Cancel) | (None, _) => Ok(()),
         }
     }
 

@@ -21,6 +21,8 @@ const PAGE: (usize, usize) = (50, 500);
 const STREAM_PAGE: usize = 200;
 /// Silence after which a stream says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(15);
+/// How long a subscriber may take to be told that the daemon stops; one that never reads is not told.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How long WaitRun waits, if the caller does not say, and at most.
 const WAIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(600));
 
@@ -192,7 +194,11 @@ impl Feed {
         tokio::select! {
             _ = self.run_to_end(follow, heads, words) => {}
             () = stopping.cancelled() => {
-                let _ = events.send(Err(convert::draining())).await;
+                let clock = self.engine.world().clock.clone();
+                tokio::select! {
+                    _ = events.send(Err(convert::draining())) => {}
+                    () = clock.sleep(FAREWELL) => {}
+                }
             }
             () = events.closed() => {}
         }

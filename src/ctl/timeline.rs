@@ -94,7 +94,8 @@ impl<W: Write> Timeline<W> {
                 let again = self.colour.paint(Paint::Warning, "again");
                 self.line(entry, &format!("→ call {} {again}, attempt {attempt}", text("call")))
             }
-            "decision" if text("decision") == "deny" => {
+            // What is missing is no refusal; its output says it.
+            "decision" if text("decision") == "deny" && text("rule") != "builtin/missing" => {
                 let refused = self.colour.paint(Paint::Warning, "✗ refused");
                 self.line(entry, &format!("{refused} by rule {}: {}", text("rule"), text("why")))
             }

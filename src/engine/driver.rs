@@ -46,14 +46,17 @@ pub(super) struct Driver {
 }
 
 impl Driver {
+    /// Gives the inbox back, with what came too late to be heard.
+    ///
     /// Errors: the journal failed; nothing more may be done.
-    pub(super) async fn drive(mut self) -> Result<(), JournalError> {
+    pub(super) async fn drive(mut self) -> Result<mpsc::Receiver<Message>, JournalError> {
         while let Ok(message) = self.inbox.try_recv() {
             self.hear(message).await?;
         }
         loop {
             if self.stopping.is_cancelled() {
-                return self.log.append([]).await;
+                self.log.append([]).await?;
+                return Ok(self.inbox);
             }
             match decide(self.log.state()) {
                 Command::AskModel { turn, attempt, at } => {
@@ -70,7 +73,7 @@ impl Driver {
                     self.log.append([RunSuspended { why }.into()]).await?;
                 }
                 Command::Finish(ending) => self.finish(ending).await?,
-                Command::Rest => return Ok(()),
+                Command::Rest => return Ok(self.inbox),
             }
         }
     }

@@ -104,6 +104,8 @@ struct Inner {
 /// Which runs go and which wait. Runs that are suspended or ended are in neither.
 #[derive(Default)]
 struct Schedule {
+    /// Submissions that are being written: others may see them on disk before their submitter does.
+    arriving: HashMap<RunId, Waiting>,
     /// In the order of submission.
     queue: VecDeque<Waiting>,
     running: HashMap<RunId, Running>,
@@ -128,6 +130,16 @@ enum Origin {
 struct Running {
     workspace: String,
     inbox: mpsc::Sender<Message>,
+}
+
+impl Schedule {
+    /// Takes a run out that does not go yet.
+    fn take(&mut self, run: RunId) -> Option<Waiting> {
+        self.arriving.remove(&run).or_else(|| {
+            let place = self.queue.iter().position(|waiting| waiting.run == run)?;
+            self.queue.remove(place)
+        })
+    }
 }
 
 impl std::fmt::Debug for Engine {
@@ -225,17 +237,28 @@ impl Engine {
             entries: vec![NewEntry { time: now, record: spec.into(), policy_revision: None }],
             status: status_of(&state),
         };
-        match world.journal.create(admission, append).await? {
+        let workspace = state.spec.workspace.clone();
+        let waiting = Waiting { run, workspace, origin: Origin::Fresh(Box::new(state)) };
+        self.schedule().arriving.insert(run, waiting);
+        let created = world.journal.create(admission, append).await;
+        // Queued before anything else can fail: it is on disk, so it must be carried out.
+        self.arrive(run, &created);
+        match created? {
             Created::Existed(run) => Ok(Submitted::Existed(self.run(run).await?)),
-            Created::New => {
-                // Queued before anything else can fail: it is on disk, so it must be carried out.
-                let workspace = state.spec.workspace.clone();
-                let origin = Origin::Fresh(Box::new(state));
-                self.schedule().queue.push_back(Waiting { run, workspace, origin });
-                self.pump();
-                Ok(Submitted::New(self.run(run).await?))
+            Created::New => Ok(Submitted::New(self.run(run).await?)),
+        }
+    }
+
+    /// Queues a run that has been written; whoever wanted something of it meanwhile has it already.
+    fn arrive(&self, run: RunId, created: &Result<Created, JournalError>) {
+        {
+            let mut schedule = self.schedule();
+            let arrived = schedule.arriving.remove(&run);
+            if matches!(created, Ok(Created::New)) {
+                schedule.queue.extend(arrived);
             }
         }
+        self.pump();
     }
 
     async fn admit(&self, workspace: &str) -> Result<String, EngineError> {
@@ -334,8 +357,10 @@ impl Engine {
         self.tell(run, workspace, Message::Cancel { by, why, done }).await;
         match written.await {
             Ok(written) => Ok(written?),
-            // The driver had just ended its run, and dropped the message.
-            Err(_) => Ok(()),
+            Err(_) => {
+                let what = format!("run {run} could not be taken up; the daemon's log says why");
+                Err(JournalError::Unreadable { what }.into())
+            }
         }
     }
 
@@ -347,10 +372,8 @@ impl Engine {
             match schedule.running.get(&run) {
                 Some(running) => (running.inbox.clone(), message),
                 None => {
-                    let queued = schedule.queue.iter().position(|waiting| waiting.run == run);
-                    let waiting = queued.and_then(|place| schedule.queue.remove(place));
-                    let waiting =
-                        waiting.unwrap_or(Waiting { run, workspace, origin: Origin::Stored });
+                    let stored = || Waiting { run, workspace, origin: Origin::Stored };
+                    let waiting = schedule.take(run).unwrap_or_else(stored);
                     return self.start(&mut schedule, waiting, Some(message));
                 }
             }
@@ -442,30 +465,41 @@ impl Engine {
             // The channel is new and has room.
             let _ = inbox.try_send(message);
         }
-        schedule.running.insert(run, Running { workspace, inbox });
+        schedule.running.insert(run, Running { workspace: workspace.clone(), inbox });
         let engine = self.clone();
         self.inner.tasks.spawn("run", async move {
-            if let Err(error) = engine.drive(run, origin, messages).await {
-                tracing::error!(%run, %error, "the run's driver stopped");
-                engine.note_failure(&error);
+            match engine.drive(run, origin, messages).await {
+                Ok(mut late) => {
+                    engine.release(run);
+                    // What was said after the driver's last look is said again, to the next one.
+                    while let Some(message) = late.recv().await {
+                        engine.tell(run, workspace.clone(), message).await;
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%run, %error, "the run's driver stopped");
+                    engine.note_failure(&error);
+                    engine.release(run);
+                }
             }
-            engine.release(run);
         });
     }
 
+    /// Gives the run's inbox back, with what nobody has heard.
     async fn drive(
         &self,
         run: RunId,
         origin: Origin,
         inbox: mpsc::Receiver<Message>,
-    ) -> Result<(), JournalError> {
+    ) -> Result<mpsc::Receiver<Message>, JournalError> {
         let world = self.inner.world.clone();
         let state = match origin {
             Origin::Fresh(state) => *state,
-            Origin::Stored => match RunLog::read(&*world.journal, run).await? {
-                Some(state) => state,
-                None => return Ok(()),
-            },
+            Origin::Stored => {
+                let unknown =
+                    || JournalError::Unreadable { what: format!("there is no run {run}") };
+                RunLog::read(&*world.journal, run).await?.ok_or_else(unknown)?
+            }
         };
         let mut log = RunLog::new(world.journal.clone(), world.clock.clone(), world.epoch, state);
         recovery::take_over(&world, &mut log).await?;

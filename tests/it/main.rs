@@ -6,5 +6,6 @@ mod access;
 mod demo;
 mod loops;
 mod refusals;
+mod resume;
 mod submissions;
 mod support;

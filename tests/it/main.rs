@@ -7,5 +7,6 @@ mod demo;
 mod loops;
 mod refusals;
 mod resume;
+mod streams;
 mod submissions;
 mod support;

@@ -6,6 +6,7 @@ mod access;
 mod cancel;
 mod demo;
 mod loops;
+mod real_parts;
 mod refusals;
 mod resume;
 mod streams;

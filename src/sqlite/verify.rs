@@ -48,7 +48,10 @@ pub(super) fn verify(connection: &Connection) -> Result<AuditReport, ReadError> 
     )?;
     let mut found = statement.query([])?;
     while let Some(row) = found.next()? {
-        walk.step(row)?;
+        match Stored::read(row) {
+            Ok(entry) => walk.step(&entry),
+            Err(error) => walk.unreadable(row, &error),
+        }
         if walk.report.faults.len() >= MOST_FAULTS {
             return Ok(walk.report);
         }
@@ -63,10 +66,12 @@ fn empty() -> AuditReport {
     AuditReport { entries: 0, runs: 0, head: ChainHash::START, faults: Vec::new() }
 }
 
+/// A run whose id cannot be read is as good as missing.
 fn run_ids(connection: &Connection) -> Result<HashMap<i64, RunId>, ReadError> {
     let mut statement = connection.prepare("SELECT place, id FROM runs")?;
-    let rows = statement.query_map([], |row| Ok((row.get(0)?, rows::run_id(row, 1)?)))?;
-    Ok(rows.collect::<rusqlite::Result<_>>()?)
+    let rows = statement.query_map([], |row| Ok((row.get(0)?, rows::run_id(row, 1).ok())))?;
+    let rows = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    Ok(rows.into_iter().filter_map(|(place, id)| Some((place, id?))).collect())
 }
 
 /// The end of a chain as far as it has been walked.
@@ -85,54 +90,58 @@ struct Walk {
 }
 
 impl Walk {
-    fn step(&mut self, row: &Row<'_>) -> Result<(), ReadError> {
-        let position = Position(row.get(0)?);
-        let place: i64 = row.get(1)?;
-        let sequence = Sequence(row.get(2)?);
+    fn step(&mut self, entry: &Stored) {
+        let Stored { position, place, sequence, .. } = *entry;
         let run = self.ids.get(&place).copied();
         let end = self
             .chains
             .get(&place)
             .copied()
             .unwrap_or(End { sequence: Sequence(0), hash: ChainHash::START });
-        self.report.entries += 1;
 
-        let mut faults: Vec<String> = Vec::new();
-        if position.0 != self.report.entries {
-            faults.push(format!("entry {} of the journal is missing", self.report.entries));
-            // Go on from here, or every later entry would be reported too.
-            self.report.entries = position.0;
-        }
+        let mut faults: Vec<String> = self.gap_before(position).into_iter().collect();
         if place != 0 && run.is_none() {
             faults.push("its run is missing".into());
         }
         if sequence != end.sequence.next() {
             faults.push(format!("follows sequence {} of its chain", end.sequence));
         }
-        let previous = ChainHash(row.get(10)?);
-        if previous != end.hash {
+        if entry.previous != end.hash {
             faults.push("does not name the hash of the entry before it".into());
         }
-        let kind: String = row.get(4)?;
-        let view: String = row.get(6)?;
-        let stored = ChainHash(row.get(11)?);
-        if hash_of(row, run, &kind, &view, previous)? != stored {
+        if entry.recomputed(run) != entry.hash {
             faults.push("was altered: its hash does not fit".into());
         }
-        if !body_fits(row)? {
+        if !entry.body_fits() {
             faults.push("was altered: its sealed body does not fit".into());
         }
-        if kind == "run_anchored" {
-            faults.extend(self.check_anchor(&view));
+        if entry.kind == "run_anchored" {
+            faults.extend(self.check_anchor(&entry.view));
         }
-        self.chains.insert(place, End { sequence, hash: stored });
-        self.report.faults.extend(faults.into_iter().map(|what| AuditFault {
-            position,
-            run,
-            sequence,
-            what,
-        }));
-        Ok(())
+        self.chains.insert(place, End { sequence, hash: entry.hash });
+        let fault = |what| AuditFault { position, run, sequence, what };
+        self.report.faults.extend(faults.into_iter().map(fault));
+    }
+
+    /// An entry that holds what no daemon wrote. Its chain goes on after it, and will not fit.
+    fn unreadable(&mut self, row: &Row<'_>, error: &rusqlite::Error) {
+        let expected = Position(self.report.entries + 1);
+        let found = row.get(0).map(Position).ok();
+        let gap = found.and_then(|position| self.gap_before(position));
+        let position = found.unwrap_or(expected);
+        let run = row.get(1).ok().and_then(|place: i64| self.ids.get(&place).copied());
+        let sequence = Sequence(row.get(2).unwrap_or(0));
+        let what = format!("was altered: it cannot be read: {error}");
+        let fault = |what| AuditFault { position, run, sequence, what };
+        self.report.faults.extend(gap.into_iter().chain([what]).map(fault));
+    }
+
+    /// Counts an entry, and tells what is missing before it.
+    fn gap_before(&mut self, position: Position) -> Option<String> {
+        let expected = self.report.entries + 1;
+        // Go on from here, or every later entry would be reported too.
+        self.report.entries = position.0;
+        (position.0 != expected).then(|| format!("entry {expected} of the journal is missing"))
     }
 
     /// What an anchor says of a run must be what was walked.
@@ -156,15 +165,15 @@ impl Walk {
         let mut found = statement.query([])?;
         while let Some(row) = found.next()? {
             let place: i64 = row.get(0)?;
-            let head = Sequence(row.get(1)?);
-            let hash = ChainHash(row.get(2)?);
-            let fits =
-                self.chains.get(&place).is_some_and(|end| end.sequence == head && end.hash == hash);
+            let head = row.get(1).map(Sequence).ok();
+            let hash = row.get(2).map(ChainHash).ok();
+            let end = self.chains.get(&place);
+            let fits = end.is_some_and(|end| Some(end.sequence) == head && Some(end.hash) == hash);
             if !fits {
                 self.report.faults.push(AuditFault {
                     position: Position(self.report.entries),
                     run: self.ids.get(&place).copied(),
-                    sequence: head,
+                    sequence: head.unwrap_or_default(),
                     what: "the run's chain does not end where the run says it does".into(),
                 });
             }
@@ -173,35 +182,61 @@ impl Walk {
     }
 }
 
-fn hash_of(
-    row: &Row<'_>,
-    run: Option<RunId>,
-    kind: &str,
-    view: &str,
+/// One row of the journal as it stands.
+struct Stored {
+    position: Position,
+    place: i64,
+    sequence: Sequence,
+    time: Timestamp,
+    kind: String,
+    version: u32,
+    view: String,
+    body: Option<Vec<u8>>,
+    body_digest: Option<Vec<u8>>,
+    policy_revision: Option<String>,
     previous: ChainHash,
-) -> Result<ChainHash, ReadError> {
-    let digest: Option<Vec<u8>> = row.get(8)?;
-    let revision: Option<String> = row.get(9)?;
-    let linked = Linked {
-        run,
-        sequence: Sequence(row.get(2)?),
-        position: Position(row.get(0)?),
-        time: Timestamp(row.get(3)?),
-        kind,
-        version: row.get(5)?,
-        view,
-        body_digest: digest.as_deref(),
-        policy_revision: revision.as_deref(),
-    };
-    Ok(linked.hash(previous))
+    hash: ChainHash,
 }
 
-fn body_fits(row: &Row<'_>) -> Result<bool, ReadError> {
-    let body: Option<Vec<u8>> = row.get(7)?;
-    let digest: Option<Vec<u8>> = row.get(8)?;
-    Ok(match (body, digest) {
-        (Some(body), Some(digest)) => Sha256::digest(body).as_slice() == digest,
-        (None, None) => true,
-        (Some(_), None) | (None, Some(_)) => false,
-    })
+impl Stored {
+    /// Errors: a value is not of the kind that its column holds.
+    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+        Ok(Self {
+            position: Position(row.get(0)?),
+            place: row.get(1)?,
+            sequence: Sequence(row.get(2)?),
+            time: Timestamp(row.get(3)?),
+            kind: row.get(4)?,
+            version: row.get(5)?,
+            view: row.get(6)?,
+            body: row.get(7)?,
+            body_digest: row.get(8)?,
+            policy_revision: row.get(9)?,
+            previous: ChainHash(row.get(10)?),
+            hash: ChainHash(row.get(11)?),
+        })
+    }
+
+    fn recomputed(&self, run: Option<RunId>) -> ChainHash {
+        let linked = Linked {
+            run,
+            sequence: self.sequence,
+            position: self.position,
+            time: self.time,
+            kind: &self.kind,
+            version: self.version,
+            view: &self.view,
+            body_digest: self.body_digest.as_deref(),
+            policy_revision: self.policy_revision.as_deref(),
+        };
+        linked.hash(self.previous)
+    }
+
+    fn body_fits(&self) -> bool {
+        match (&self.body, &self.body_digest) {
+            (Some(body), Some(digest)) => Sha256::digest(body).as_slice() == digest,
+            (None, None) => true,
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
 }

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should say so and end")]
 
 mod access;
+mod audit;
 mod cancel;
 mod demo;
 mod loops;

@@ -225,7 +225,10 @@ async fn follow(global: &Global, client: &Client, id: &str) -> Result<Exit, Fail
         match message.event {
             Some(Event::Entry(entry)) => {
                 timeline.entry(&entry)?;
-                if entry.kind == "run_suspended" {
+                // A run that stood still once may have gone on since.
+                if entry.kind == "run_suspended"
+                    && get(client, id).await?.head_sequence == entry.sequence
+                {
                     break;
                 }
             }

@@ -204,10 +204,14 @@ impl Compiler {
             tools.commands.iter().filter_map(|shape| self.command(file, shape, tools)).collect();
         let extra = sources.extra_commands.as_deref().unwrap_or_default();
         for line in extra.split(',').map(str::trim).filter(|line| !line.is_empty()) {
-            match shlex::split(line).filter(|words| !words.is_empty()) {
-                Some(argv) => rules.push(extra_command(argv, tools)),
-                None => {
-                    self.fault("ALLOW_COMMANDS", line, "is not a command: its quotes do not close")
+            match shlex::split(line).as_deref() {
+                Some([program, ..]) if program.contains('/') => {
+                    let message = "must begin with a program's name without '/'";
+                    self.fault("ALLOW_COMMANDS", line, message);
+                }
+                Some(argv @ [_, ..]) => rules.push(extra_command(argv.to_vec(), tools)),
+                Some([]) | None => {
+                    self.fault("ALLOW_COMMANDS", line, "is not a command: its quotes do not close");
                 }
             }
         }
@@ -235,6 +239,7 @@ impl Compiler {
             flags: shape.flags.iter().cloned().collect(),
             positionals: shape.positionals.into(),
             inject: shape.inject.clone(),
+            inject_after: shape.inject_after.clone(),
             environment: environment.map(|(name, value)| (name.clone(), value.clone())).collect(),
             class: shape.effect,
             decision: shape.decision,
@@ -283,6 +288,7 @@ fn extra_command(argv: Vec<String>, tools: &ToolsFile) -> CommandRule {
         flags: BTreeSet::new(),
         positionals: Positionals::None,
         inject: Vec::new(),
+        inject_after: Vec::new(),
         environment: tools.environment.clone(),
         class: EffectClass::NonIdempotent,
         decision: Verdict::Allow,

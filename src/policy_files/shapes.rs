@@ -60,6 +60,8 @@ pub(super) struct CommandShape {
     #[serde(default)]
     pub(super) inject: Vec<String>,
     #[serde(default)]
+    pub(super) inject_after: Vec<String>,
+    #[serde(default)]
     pub(super) environment: BTreeMap<String, String>,
     #[serde(default = "unknown_effect")]
     pub(super) effect: EffectClass,

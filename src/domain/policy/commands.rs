@@ -20,6 +20,8 @@ pub struct CommandRule {
     pub positionals: Positionals,
     /// Words put in after the program's name.
     pub inject: Vec<String>,
+    /// Words put in after the rule's own words.
+    pub inject_after: Vec<String>,
     pub environment: BTreeMap<String, String>,
     pub class: EffectClass,
     pub decision: Verdict,
@@ -47,9 +49,12 @@ pub enum Mismatch {
 }
 
 impl CommandRule {
-    /// Whether the rule speaks of this command.
+    /// Whether the rule speaks of this command. A rule that denies speaks of whatever follows its words.
     pub fn check(&self, argv: &[String]) -> Result<(), Mismatch> {
         let rest = argv.strip_prefix(self.argv.as_slice()).ok_or(Mismatch::OtherCommand)?;
+        if self.decision == Verdict::Deny {
+            return Ok(());
+        }
         let mut only_positionals = false;
         for word in rest {
             match word.as_str() {
@@ -74,7 +79,8 @@ impl CommandRule {
     /// The argument vector to run for a command that the rule speaks of.
     pub fn full_argv(&self, argv: &[String]) -> Vec<String> {
         let (program, rest) = argv.split_at(argv.len().min(1));
-        [program, &self.inject, rest].concat()
+        let (own, rest) = rest.split_at(rest.len().min(self.argv.len().saturating_sub(1)));
+        [program, &self.inject, own, &self.inject_after, rest].concat()
     }
 }
 
@@ -142,6 +148,7 @@ mod tests {
             flags: ["-s".to_owned()].into(),
             positionals: Positionals::WorkspacePaths,
             inject: vec!["--safe".into()],
+            inject_after: vec!["--plain".into()],
             environment: BTreeMap::new(),
             class: EffectClass::Pure,
             decision,
@@ -191,8 +198,21 @@ mod tests {
     }
 
     #[test]
-    fn injected_words_stand_after_the_program() {
+    fn injected_words_stand_after_the_program_and_after_the_rule_s_own() {
         let status = rule("git.status", "git status", Verdict::Allow);
-        assert_eq!(status.full_argv(&words("git status -s")), words("git --safe status -s"));
+        let full = status.full_argv(&words("git status -s"));
+        assert_eq!(full, words("git --safe status --plain -s"));
+    }
+
+    #[test]
+    fn a_rule_that_denies_speaks_of_whatever_follows_its_words() {
+        let mut anything = rule("git", "git", Verdict::Allow);
+        anything.positionals = Positionals::Any;
+        let rules = [anything, rule("git.push", "git push", Verdict::Deny)];
+        for line in ["git push", "git push origin main", "git push --force"] {
+            let ruling = judge(&rules, &words(line)).unwrap_err();
+            assert_eq!(ruling.rule, RuleId::new("git.push"), "{line}");
+        }
+        assert!(judge(&rules, &words("git fetch")).is_ok(), "control");
     }
 }

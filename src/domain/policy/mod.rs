@@ -6,9 +6,9 @@
 //! Permission cannot be made up elsewhere. This compiles, since it asks the policy:
 //!
 //! ```
-//! use agentd::domain::{effect::Facts, ids::RoleName, policy::{Decision, Permit, Policy}};
+//! use agentd::domain::{effect::Facts, ids::{RoleName, ToolName}, policy::{Decision, Permit, Policy}};
 //! fn ask(policy: &Policy, facts: Facts) -> Option<Permit<Facts>> {
-//!     match policy.decide(&RoleName::new("executor"), facts) {
+//!     match policy.decide(&RoleName::new("executor"), &ToolName::new("read_file"), facts) {
 //!         Decision::Allow(permit) => Some(permit),
 //!         Decision::Deny(_) => None,
 //!     }
@@ -127,16 +127,16 @@ impl<T> Permit<T> {
 }
 
 impl Policy {
-    /// Decides about `subject` for an agent in `role`.
-    pub fn decide<T: Factual>(&self, role: &RoleName, subject: T) -> Decision<T> {
-        match self.judge(role, subject.facts()) {
+    /// Decides about `subject`, which `tool` wants, for an agent in `role`.
+    pub fn decide<T: Factual>(&self, role: &RoleName, tool: &ToolName, subject: T) -> Decision<T> {
+        let judged = self.check_role(role, tool).and_then(|()| self.judge(subject.facts()));
+        match judged {
             Ok((ruling, orders)) => Decision::Allow(Permit { subject, orders, ruling }),
             Err(ruling) => Decision::Deny(ruling),
         }
     }
 
-    fn judge(&self, role: &RoleName, facts: &Facts) -> Result<(Ruling, Orders), Ruling> {
-        self.check_role(role, facts)?;
+    fn judge(&self, facts: &Facts) -> Result<(Ruling, Orders), Ruling> {
         match facts {
             Facts::ReadFile { path, .. } => {
                 let rule = paths::judge(&self.paths, FileOperation::Read, path)?;
@@ -158,14 +158,9 @@ impl Policy {
         }
     }
 
-    fn check_role(&self, role: &RoleName, facts: &Facts) -> Result<(), Ruling> {
-        let tool = ToolName::new(match facts {
-            Facts::ReadFile { .. } => "read_file",
-            Facts::WriteFile { .. } => "write_file",
-            Facts::Spawn { .. } => "shell_exec",
-        });
+    fn check_role(&self, role: &RoleName, tool: &ToolName) -> Result<(), Ruling> {
         match self.roles.get(role) {
-            Some(granted) if granted.tools.contains(&tool) => Ok(()),
+            Some(granted) if granted.tools.contains(tool) => Ok(()),
             Some(_) => Err(deny(
                 RuleId::new(format!("roles.{role}")),
                 format!("role {role} may not use {tool}"),

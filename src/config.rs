@@ -144,6 +144,7 @@ impl Config {
             Some(path) => read_file(path).map_err(|error| vec![error.to_string()])?,
         };
         let mut errors = Vec::new();
+        check_numbers(&shape, &mut errors);
         let api_key =
             api_key(around, shape.backend.api_key_file.as_deref()).unwrap_or_else(|error| {
                 errors.push(error);
@@ -163,11 +164,7 @@ impl Config {
             );
         }
         let base_url = flags.base_url.or(shape.backend.base_url).unwrap_or(DEFAULT_BASE_URL.into());
-        if !base_url.starts_with("http://") && !base_url.starts_with("https://") {
-            errors.push(format!(
-                "OPENAI_BASE_URL: {base_url:?} does not begin with http:// or https://"
-            ));
-        }
+        check_base_url(&base_url, &mut errors);
         let state_directory = match (errors.is_empty(), state_directory) {
             (true, Some(directory)) => directory,
             _ => return Err(errors),
@@ -197,13 +194,38 @@ impl Config {
             },
             model: flags.model.or(shape.backend.model),
             limits: Limits {
-                running_runs: shape.limits.running_runs.unwrap_or(1024).max(1),
+                running_runs: shape.limits.running_runs.unwrap_or(1024),
                 queued_runs: shape.limits.queued_runs.unwrap_or(10_000),
             },
             log: flags.log.or(shape.log).unwrap_or_else(|| "info".into()),
             log_format: flags.log_format.unwrap_or_default(),
             file,
         })
+    }
+}
+
+fn check_base_url(url: &str, errors: &mut Vec<String>) {
+    match url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")) {
+        None => {
+            errors.push(format!("OPENAI_BASE_URL: {url:?} does not begin with http:// or https://"))
+        }
+        // Addresses are shown; what proves who we are must not stand in one.
+        Some(rest) if rest.split('/').next().is_some_and(|host| host.contains('@')) => {
+            errors.push("OPENAI_BASE_URL: holds credentials; give them as OPENAI_API_KEY".into());
+        }
+        Some(_) => {}
+    }
+}
+
+fn check_numbers(shape: &FileShape, errors: &mut Vec<String>) {
+    for (key, value) in [
+        ("limits.running_runs", shape.limits.running_runs.map(|runs| runs as u64)),
+        ("limits.queued_runs", shape.limits.queued_runs.map(|runs| runs as u64)),
+        ("backend.idle_timeout_seconds", shape.backend.idle_timeout_seconds),
+    ] {
+        if value == Some(0) {
+            errors.push(format!("{key}: 0 would let nothing happen; give at least 1"));
+        }
     }
 }
 
@@ -255,7 +277,7 @@ fn xdg(around: &dyn Surroundings, variable: &str, below_home: &str) -> Option<Pa
 /// The credential: from the environment, else from the file that is named there or in the file.
 fn api_key(around: &dyn Surroundings, file: Option<&Path>) -> Result<Option<String>, String> {
     if let Some(key) = around.variable("OPENAI_API_KEY") {
-        return Ok(Some(key));
+        return Ok(Some(key.trim().to_owned()));
     }
     let named = around.variable("OPENAI_API_KEY_FILE").map(PathBuf::from);
     let Some(path) = named.or_else(|| file.map(Path::to_owned)) else { return Ok(None) };
@@ -329,6 +351,21 @@ mod tests {
             ..Flags::default()
         };
         assert_eq!(Config::load(flags, &around(&[])).unwrap_err().len(), 3);
+    }
+
+    #[test]
+    fn credentials_in_the_address_and_limits_of_nothing_are_refused() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("x.yaml");
+        fs::write(
+            &path,
+            "backend: {base_url: 'http://me:secret@h/v1'}\nlimits: {queued_runs: 0}\n",
+        )
+        .unwrap();
+        let flags = Flags { config: Some(path), ..Flags::default() };
+        let errors = Config::load(flags, &around(&[("HOME", "/h")])).unwrap_err();
+        assert_eq!(errors.len(), 2, "{errors:?}");
+        assert!(!errors.concat().contains("secret"), "{errors:?}");
     }
 
     #[test]

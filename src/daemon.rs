@@ -2,10 +2,10 @@
 //! order that durability wants, waits, and stops it in reverse.
 
 use std::{
-    fs::{self, OpenOptions, Permissions},
-    io::{self, Write as _},
+    fs::{self, Permissions},
+    io,
     net::SocketAddr,
-    os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -31,7 +31,8 @@ use crate::{
     grpc::{self, Door, HEALTH_NAMES, Info},
     policy_files::{self, Sources},
     ports::{Clock as _, Journal},
-    sandbox::LocalSandbox,
+    private_file,
+    sandbox::{LocalSandbox, Places},
     sqlite,
     system::{SystemChance, SystemClock},
     tasks::Tasks,
@@ -81,11 +82,18 @@ pub enum DaemonError {
 
 /// Runs the daemon until SIGTERM or SIGINT. `ready` is told the addresses once all is served.
 pub async fn run(
-    config: Config,
+    mut config: Config,
     launcher: PathBuf,
     ready: impl FnOnce(&str),
 ) -> Result<(), DaemonError> {
+    raise_descriptor_limit();
     let mut signals = signals()?;
+    let state = |source| DaemonError::State { path: config.state_directory.clone(), source };
+    // Resolved once: what is named after the directory must not depend on how it was spelt.
+    let resolved = create_private(&config.state_directory)
+        .and_then(|()| config.state_directory.canonicalize())
+        .map_err(state)?;
+    config.state_directory = resolved;
     let parts = assemble(&config, launcher).await?;
     let servers = serve(&config, &parts).await?;
     ready(&format!(
@@ -128,9 +136,18 @@ struct Parts {
     token: Arc<str>,
 }
 
+/// Every run that waits on the model is a socket: take as many descriptors as this process may have.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files cannot be raised");
+    }
+}
+
 async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonError> {
     let state = &config.state_directory;
-    create_private(state).map_err(|source| DaemonError::State { path: state.clone(), source })?;
     let chance = Arc::new(SystemChance::default());
     let clock = Arc::new(SystemClock::default());
     let token = token(state, &chance)
@@ -138,9 +155,11 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     let policy = Arc::new(policy(config)?);
     let secrets = config.backend.api_key.iter().cloned().chain([token.to_string()]);
     // The journal first: its lock says that this state directory is ours.
-    let journal = Arc::new(sqlite::open(state, Redactor::new(secrets))?);
+    let redactor = Redactor::new(secrets);
+    let journal = Arc::new(sqlite::open(state, redactor.clone())?);
     // Then the sandbox: what the last daemon left running is dead before anything is decided.
-    let sandbox = Arc::new(LocalSandbox::open(launcher, state, &config.workspace_root)?);
+    let places = places(config, &launcher);
+    let sandbox = Arc::new(LocalSandbox::open(launcher, state, places)?);
     let backend = ResponsesBackend::new(&config.backend).map_err(DaemonError::Backend)?;
     let started = clock.now();
     let info = Info {
@@ -166,6 +185,7 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
         clock: clock.clone(),
         chance,
         policy,
+        redactor: Arc::new(redactor),
         epoch: journal.epoch(),
     };
     let engine = Engine::new(world, config.limits);
@@ -174,6 +194,14 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
         tracing::info!(runs = resumed, "runs go on");
     }
     Ok(Parts { engine, journal, clock, info, token })
+}
+
+/// A tool must reach none of what decides, remembers or confines.
+fn places(config: &Config, launcher: &Path) -> Places {
+    let own =
+        [Some(&config.state_directory), config.policy_directory.as_ref(), config.file.as_ref()];
+    let own = own.into_iter().flatten().cloned().chain([launcher.to_owned()]);
+    Places { workspace_root: config.workspace_root.clone(), off_limits: own.collect() }
 }
 
 fn policy(config: &Config) -> Result<crate::domain::policy::Policy, policy_files::PolicyErrors> {
@@ -296,22 +324,15 @@ fn create_private(directory: &Path) -> io::Result<()> {
 
 /// The owner's bearer token; made at the first start.
 fn token(state: &Path, chance: &SystemChance) -> io::Result<Arc<str>> {
-    let path = state.join(TOKEN);
-    match fs::read_to_string(&path) {
-        Ok(token) if token.trim().len() >= 32 => return Ok(token.trim().into()),
-        Ok(_) => {
-            return Err(io::Error::other(
-                "the token is too short; delete the file to make a new one",
-            ));
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error),
+    let fresh = || {
+        let token: String = chance.bytes::<32>().iter().map(|byte| format!("{byte:02x}")).collect();
+        Ok(format!("{token}\n").into_bytes())
+    };
+    let token = private_file::read_or_create(&state.join(TOKEN), fresh)?;
+    match std::str::from_utf8(&token).map(str::trim) {
+        Ok(token) if token.len() >= 32 => Ok(token.into()),
+        _ => Err(io::Error::other("the token is too short; delete the file to make a new one")),
     }
-    let token: String = chance.bytes::<32>().iter().map(|byte| format!("{byte:02x}")).collect();
-    let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path)?;
-    writeln!(file, "{token}")?;
-    file.sync_all()?;
-    Ok(token.into())
 }
 
 fn bind_socket(path: &Path) -> io::Result<UnixListener> {

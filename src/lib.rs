@@ -5,7 +5,7 @@
 //! - [`tools`], [`agents`]: what a model may call, and what it is told. Pure.
 //! - [`engine`]: the loop, and one tool call from top to bottom.
 //! - [`backend`], [`sandbox`], [`sqlite`], [`system`]: the world behind the ports.
-//! - [`policy_files`], [`yaml`]: rules as people write them.
+//! - [`policy_files`], [`yaml`], [`private_file`]: rules as people write them; secrets on disk.
 //! - [`grpc`], [`proto`]: the API. [`daemon`] joins everything.
 //! - [`client`], [`ctl`]: the other end. [`scripted`]: a model server whose words are scripted.
 //!
@@ -22,6 +22,7 @@ pub mod engine;
 pub mod grpc;
 pub mod policy_files;
 pub mod ports;
+pub mod private_file;
 pub mod proto;
 pub mod sandbox;
 pub mod scripted;

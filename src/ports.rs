@@ -25,11 +25,11 @@ pub trait Model: Send + Sync {
     ///
     /// `said` hears the words as they come; they are not the answer. Dropping the future closes the
     /// connection. No retry happens in here.
-    async fn respond(&self, question: Question<'_>, said: &Said) -> Result<Answer, ModelError>;
+    async fn respond(&self, question: Question<'_>, said: &Said<'_>) -> Result<Answer, ModelError>;
 }
 
 /// Hears the model's words as they come.
-pub type Said = dyn Fn(&str) + Send + Sync;
+pub type Said<'a> = dyn Fn(&str) + Send + Sync + 'a;
 
 /// One request to the model.
 #[derive(Debug, Clone, Copy)]

@@ -129,7 +129,7 @@ impl ResponsesBackend {
     async fn read_stream(
         &self,
         mut answer: reqwest::Response,
-        said: &Said,
+        said: &Said<'_>,
     ) -> Result<Response, ModelError> {
         let mut parser = Parser::default();
         let mut done: BTreeMap<u64, RawJson> = BTreeMap::new();
@@ -160,7 +160,7 @@ impl ResponsesBackend {
         &self,
         event: StreamEvent,
         done: &mut BTreeMap<u64, RawJson>,
-        said: &Said,
+        said: &Said<'_>,
     ) -> Result<Option<Response>, ModelError> {
         match event.kind.as_str() {
             "response.output_text.delta" => {
@@ -242,7 +242,7 @@ impl ResponsesBackend {
 
 #[async_trait]
 impl Model for ResponsesBackend {
-    async fn respond(&self, question: Question<'_>, said: &Said) -> Result<Answer, ModelError> {
+    async fn respond(&self, question: Question<'_>, said: &Said<'_>) -> Result<Answer, ModelError> {
         let model = self.model(question.model).await?;
         let body = encode(model, &question, self.streaming)?;
         let request = self

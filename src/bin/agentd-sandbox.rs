@@ -56,21 +56,27 @@ fn launch(control: &UnixStream) -> io::Result<Report> {
     #[expect(clippy::disallowed_methods, reason = "the launcher has no ports; it only measures")]
     let started = Instant::now();
     let (child, complaint) = start(&order, &mut held)?;
-    // The daemon reads until the last writer is gone; we must not be one.
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdout(&null)?;
-    rustix::stdio::dup2_stderr(&null)?;
-    let early = watch(control, child, started, Duration::from_millis(order.wall_ms))?;
+    let wall = Duration::from_millis(order.wall_ms);
+    let early = let_go_of_output().and_then(|()| watch(control, child, started, wall));
+    // However that went: nothing may be left when we report.
     kill_all(child, held.cgroup_kill.as_ref());
-    let status = reap_all(child)?;
-    let end = match (early, complaint_of(complaint), status) {
+    let reaped = reap_all(child);
+    let end = match (early, complaint_of(complaint), reaped) {
         (_, Some(message), _) => End::NotStarted(message),
-        (Some(end), None, _) => end,
-        (None, None, status) => status,
+        (Err(error), None, _) | (_, None, Err(error)) => End::Lost(error.to_string()),
+        (Ok(Some(end)), None, Ok(_)) => end,
+        (Ok(None), None, Ok(status)) => status,
     };
     let (cpu_ms, peak_memory_kib) = used();
     let wall_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
     Ok(Report { end, cpu_ms, peak_memory_kib, wall_ms })
+}
+
+/// The daemon reads until the last writer is gone; we must not be one.
+fn let_go_of_output() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(rustix::stdio::dup2_stderr(&null)?)
 }
 
 /// What the daemon's descriptors are for.
@@ -128,7 +134,7 @@ fn receive(mut control: &UnixStream) -> io::Result<(Order, Vec<OwnedFd>)> {
     }
 }
 
-/// Everything the child needs, made before the fork: after it nothing is allocated.
+/// Everything the child needs, made before the fork.
 struct Prepared {
     executable: RawFd,
     argv: Vec<CString>,
@@ -193,6 +199,7 @@ fn become_program(prepared: &Prepared, workspace: BorrowedFd<'_>) -> io::Error {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         rustix::stdio::dup2_stdin(&prepared.null)?;
         close_on_exec(prepared.executable)?;
+        restore_sigpipe()?;
         for (resource, most) in &prepared.limits {
             let limit = Rlimit { current: Some(*most), maximum: Some(*most) };
             rustix::process::setrlimit(*resource, limit)?;
@@ -219,6 +226,14 @@ fn become_program(prepared: &Prepared, workspace: BorrowedFd<'_>) -> io::Error {
         );
     }
     io::Error::last_os_error()
+}
+
+/// Our runtime ignores SIGPIPE, and what is ignored stays so in the program: `yes | head` would complain.
+fn restore_sigpipe() -> io::Result<()> {
+    #[expect(unsafe_code, reason = "signal has no safe form")]
+    // SAFETY: the default action involves no code of ours.
+    let before = unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// Marks every descriptor from 3 on, but for `keep`, to be closed when the program starts.

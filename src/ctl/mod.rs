@@ -103,7 +103,12 @@ impl From<anyhow::Error> for Failure {
 
 impl From<std::io::Error> for Failure {
     fn from(error: std::io::Error) -> Self {
-        Self::new(Exit::Unsuccessful, error.to_string())
+        // Whoever reads us has seen enough, `head` for example: that is no failure.
+        let exit = match error.kind() {
+            std::io::ErrorKind::BrokenPipe => Exit::Done,
+            _ => Exit::Unsuccessful,
+        };
+        Self::new(exit, error.to_string())
     }
 }
 
@@ -154,8 +159,7 @@ pub async fn run(program: Program) -> Result<Exit, Failure> {
         }
     };
     match done {
-        // Whoever reads us has seen enough, `head` for example: that is no failure.
-        Err(failure) if failure.message.contains("Broken pipe") => Ok(Exit::Done),
+        Err(failure) if failure.exit == Exit::Done => Ok(Exit::Done),
         done => done,
     }
 }

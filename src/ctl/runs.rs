@@ -13,7 +13,7 @@ use crate::{
     ctl::{
         Exit, Failure, Global, connect,
         output::{self, Colour, Format},
-        timeline::{Timeline, Words},
+        timeline::{Timeline, Words, printable},
     },
     proto::v1::{self, RunState, stream_run_events_response::Event},
 };
@@ -239,8 +239,9 @@ async fn follow(global: &Global, client: &Client, id: &str) -> Result<Exit, Fail
     let run = get(client, id).await?;
     match global.output {
         Format::Json => output::json_line(&output::run_json(&run))?,
-        Format::Table if !run.answer.is_empty() => output::line(&run.answer)?,
-        Format::Table => {}
+        Format::Table if run.answer.is_empty() => {}
+        Format::Table if io::stdout().is_terminal() => output::line(&printable(&run.answer))?,
+        Format::Table => output::line(&run.answer)?,
     }
     Ok(exit_of(&run))
 }
@@ -257,7 +258,9 @@ async fn events(global: &Global, id: &str, after: u64, follow: bool) -> Result<E
                 let time = entry.time.map(output::time).unwrap_or_default();
                 output::line(&format!(
                     "{:>5}  {time}  {:<16}  {}",
-                    entry.sequence, entry.kind, entry.payload
+                    entry.sequence,
+                    entry.kind,
+                    printable(&entry.payload)
                 ))?;
             }
         }
@@ -303,7 +306,7 @@ fn row(run: &v1::Run) -> Vec<String> {
         usage.turns.to_string(),
         usage.tool_calls.to_string(),
         run.create_time.map(output::time).unwrap_or_default(),
-        task.chars().take(60).collect(),
+        printable(&task.chars().take(60).collect::<String>()),
     ]
 }
 
@@ -327,14 +330,14 @@ fn print_run(global: &Global, run: &v1::Run) -> io::Result<()> {
         ("id", run.id.clone()),
         ("state", output::state_name(run).to_owned()),
         ("workspace", run.workspace.clone()),
-        ("task", run.task.clone()),
+        ("task", printable(&run.task)),
         ("used", used),
     ];
     if let Some(error) = &run.error {
-        rows.push(("error", format!("{}: {}", error.reason, error.message)));
+        rows.push(("error", format!("{}: {}", error.reason, printable(&error.message))));
     }
     if !run.answer.is_empty() {
-        rows.push(("answer", run.answer.clone()));
+        rows.push(("answer", printable(&run.answer)));
     }
     let rows: Vec<_> = rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
     output::table(&rows)

@@ -71,22 +71,23 @@ impl<W: Write> Timeline<W> {
     /// One journal entry.
     pub(super) fn entry(&mut self, entry: &v1::JournalEntry) -> io::Result<()> {
         let payload: Value = serde_json::from_str(&entry.payload).unwrap_or(Value::Null);
-        let text = |key: &str| payload[key].as_str().unwrap_or_default();
+        // Whatever stands there may be the model's words.
+        let text = |key: &str| printable(payload[key].as_str().unwrap_or_default());
         match entry.kind.as_str() {
             "run_created" => {
                 let id = self.colour.paint(Paint::Strong, &entry.run_id);
                 self.line(entry, &format!("run {id} in {}", text("workspace")))?;
-                self.quote(text("task"))
+                self.quote(&text("task"))
             }
             "model_response" => {
                 self.calls.clear();
                 self.response(&payload)
             }
             "tool_call" => {
-                let tool = self.colour.paint(Paint::Name, text("tool"));
+                let tool = self.colour.paint(Paint::Name, &text("tool"));
                 let what = what(&payload);
                 self.line(entry, &format!("→ {tool} {what}"))?;
-                self.calls.push((text("call").to_owned(), what));
+                self.calls.push((text("call"), what));
                 Ok(())
             }
             "tool_resumed" => {
@@ -244,7 +245,7 @@ fn summary(output: &Value) -> (Paint, String) {
 }
 
 /// Text from a model or a program must not steer the terminal.
-fn printable(text: &str) -> String {
+pub(super) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
@@ -278,9 +279,12 @@ mod tests {
         let decision = r#"{"call":"1.0","decision":"deny","rule":"secrets.env","why":"no"}"#;
         timeline.entry(&entry("decision", decision)).unwrap();
         timeline.entry(&entry("tool_output", r#"{"outcome":"refused","output":"{}"}"#)).unwrap();
+        let hostile = r#"{"call":"1.1","tool":"a\u001b[2J","arguments":"{}"}"#;
+        timeline.entry(&entry("tool_call", hostile)).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            "   0.00s  → read_file .env\n   0.00s  ✗ refused by rule secrets.env: no\n"
+            "   0.00s  → read_file .env\n   0.00s  ✗ refused by rule secrets.env: no\n   \
+             0.00s  → a\u{fffd}[2J {}\n"
         );
     }
 }

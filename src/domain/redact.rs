@@ -68,6 +68,16 @@ impl Redactor {
     }
 }
 
+/// Whether a token may begin after `before`: at the start, after what is no letter or digit, or after
+/// an escape such as `\\n`, since views are redacted as JSON text.
+fn may_begin_after(before: &str) -> bool {
+    match before.as_bytes() {
+        [.., b'\\', b'n' | b'r' | b't' | b'b' | b'f'] => true,
+        [.., last] => !last.is_ascii_alphanumeric(),
+        [] => true,
+    }
+}
+
 /// The text with tokens of one shape replaced, or none if it has none.
 fn without_shape(text: &str, beginning: &str, least: usize) -> Option<String> {
     let mut clean: Option<String> = None;
@@ -78,9 +88,7 @@ fn without_shape(text: &str, beginning: &str, least: usize) -> Option<String> {
         let rest = &text[start + beginning.len()..];
         let length = rest.bytes().take_while(|byte| is_token_byte(*byte)).count();
         let end = start + beginning.len() + length;
-        let stands_alone =
-            !text[..start].bytes().next_back().is_some_and(|b| b.is_ascii_alphanumeric());
-        if length >= least && stands_alone {
+        if length >= least && may_begin_after(&text[..start]) {
             let clean = clean.get_or_insert_with(String::new);
             clean.push_str(&text[copied..start]);
             clean.push_str(MARK);
@@ -117,5 +125,13 @@ mod tests {
             "key=[redacted], ask-me, task-abcdefghijklmnopqrstuvw"
         );
         assert!(matches!(redactor.redact("nothing here"), Cow::Borrowed(_)));
+    }
+
+    #[test]
+    fn a_token_at_the_start_of_a_line_goes_also_where_the_line_break_is_escaped() {
+        let json =
+            serde_json::json!({ "a": "keys\nghp_abcdefghijklmnopqrst\tAKIAABCDEFGHIJKLMNOP" });
+        let clean = Redactor::default().redact(&json.to_string()).into_owned();
+        assert_eq!(clean, r#"{"a":"keys\n[redacted]\t[redacted]"}"#);
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
-use futures_util::{StreamExt as _, future::try_join_all, stream};
+use futures_util::{StreamExt as _, future::join_all, stream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ use crate::{
     },
     engine::{
         World, invoker,
-        live::Live,
+        live::{Live, Words},
         run_log::{Noted, Recorded, RunLog},
     },
     ports::{Answer, JournalError, ModelError, Question, SandboxError},
@@ -108,8 +108,8 @@ impl Driver {
         self.log.append([ModelRequest { turn, attempt, items }.into()]).await?;
         let started = self.world.clock.steady_ms();
         let state = self.log.state();
-        let (live, run) = (self.live.clone(), state.id);
-        let said = move |text: &str| live.say(run, turn, text);
+        let words = Words::new(self.live.clone(), self.world.redactor.clone(), state.id, turn);
+        let said = |text: &str| words.hear(text);
         let question = Question {
             model: state.spec.model.as_deref().or(self.world.default_model.as_deref()),
             instructions: executor::INSTRUCTIONS,
@@ -124,7 +124,10 @@ impl Driver {
         };
         let duration_ms = self.world.clock.steady_ms().saturating_sub(started);
         match answer {
-            Ok(answer) => self.log.stage(response(turn, attempt, duration_ms, answer)),
+            Ok(answer) => {
+                words.finish();
+                self.log.stage(response(turn, attempt, duration_ms, answer));
+            }
             Err(error) => {
                 let error = self.failed_request(turn, attempt, error);
                 self.log.stage(error);
@@ -134,7 +137,9 @@ impl Driver {
     }
 
     fn failed_request(&self, turn: u32, attempt: u32, error: ModelError) -> BackendError {
-        tracing::warn!(run = %self.log.state().id, turn, attempt, %error, "a request to the model failed");
+        // The backend's own words may repeat what was sent to it.
+        let words = self.world.redactor.redact(&error.message);
+        tracing::warn!(run = %self.log.state().id, turn, attempt, %words, "a request to the model failed");
         let retry_at = (error.fault.is_passing() && attempt < retry::MAX_ATTEMPTS).then(|| {
             let jitter = self.world.chance.fraction();
             let delay = retry::delay_ms(attempt, error.retry_after_ms, jitter);
@@ -158,10 +163,7 @@ impl Driver {
         let preparing = calls
             .into_iter()
             .map(|call| invoker::prepare(&self.world, state.id, workspace.clone(), call));
-        let prepared = match try_join_all(preparing).await {
-            Ok(prepared) => prepared,
-            Err(error) => return self.fail(&error).await,
-        };
+        let prepared = join_all(preparing).await;
         let intended = prepared.into_iter().map(|call| (call.intent, call.pending)).collect();
         let recorded = self.log.record(intended).await?;
         self.perform(recorded).await

@@ -14,7 +14,7 @@ use crate::{
         journal::{Decided, ToolCalled, ToolOutput, ToolResumed, Verdict},
         policy::{Decision, Permit, Ruling},
         run::{Invocation, InvocationMode},
-        tool::{EffectClass, ToolCall, ToolOutcome},
+        tool::{EffectClass, OutcomeKind, ToolCall, ToolOutcome},
     },
     engine::{
         World,
@@ -38,8 +38,14 @@ pub(super) struct Pending {
 }
 
 enum Next {
-    Run { tool: &'static dyn Tool, permit: Box<Permit<Resolved>>, attempt: Attempt },
+    Run {
+        tool: &'static dyn Tool,
+        permit: Box<Permit<Resolved>>,
+        attempt: Attempt,
+    },
     Answer(ToolOutcome),
+    /// The sandbox itself failed before anything was touched.
+    Broken(SandboxError),
 }
 
 /// A call that has come to its end.
@@ -50,14 +56,12 @@ pub(super) struct Finished {
 }
 
 /// Decides about one call. Touches nothing.
-///
-/// Errors: the sandbox itself failed, and nothing is known of the call.
 pub(super) async fn prepare(
     world: &World,
     run: RunId,
     workspace: PathBuf,
     invocation: Invocation,
-) -> Result<Prepared, SandboxError> {
+) -> Prepared {
     let Invocation { call, mode } = invocation;
     match mode {
         InvocationMode::First => first(world, run, workspace, call).await,
@@ -66,40 +70,40 @@ pub(super) async fn prepare(
             let ruling = built_in(RuleId::new("builtin/cancelled"), "the run was cancelled".into());
             let outcome =
                 ToolOutcome::cancelled("the run was cancelled before the call was started");
-            Ok(refusal(call, ruling, outcome, None))
+            refusal(call, ruling, Next::Answer(outcome), None)
         }
         InvocationMode::CloseStarted => {
             let outcome = ToolOutcome::cancelled(
                 "the run was cancelled after the daemon died; whether the call took effect is not known",
             );
             let next = Next::Answer(outcome);
-            Ok(Prepared { intent: Vec::new(), pending: Pending { call, next } })
+            Prepared { intent: Vec::new(), pending: Pending { call, next } }
         }
     }
 }
 
-async fn first(
-    world: &World,
-    run: RunId,
-    workspace: PathBuf,
-    call: ToolCall,
-) -> Result<Prepared, SandboxError> {
+async fn first(world: &World, run: RunId, workspace: PathBuf, call: ToolCall) -> Prepared {
     let policy = &world.policy;
     let revision = Some(policy.revision.clone());
     let (tool, effect) = match understand(&call) {
         Ok(understood) => understood,
-        Err((ruling, outcome)) => return Ok(refusal(call, ruling, outcome, revision)),
+        Err((ruling, outcome)) => return refusal(call, ruling, Next::Answer(outcome), revision),
     };
-    let resolved = match world.sandbox.resolve(&scene(world, run, workspace, &call), effect).await {
+    let scene = scene(world, run, workspace, &call);
+    let resolved = match world.sandbox.resolve(&scene, effect).await {
         Ok(resolved) => resolved,
         Err(ResolveError::Unresolved(unresolved)) => {
             let (ruling, outcome) = unresolved_outcome(unresolved);
-            return Ok(refusal(call, ruling, outcome, revision));
+            return refusal(call, ruling, Next::Answer(outcome), revision);
         }
-        Err(ResolveError::Sandbox(error)) => return Err(error),
+        Err(ResolveError::Sandbox(error)) => {
+            let rule = RuleId::new("builtin/sandbox-failed");
+            let ruling = built_in(rule, "the sandbox failed, and nothing was touched".into());
+            return refusal(call, ruling, Next::Broken(error), revision);
+        }
     };
     let facts = ToolCalled::facts_json(&resolved.facts);
-    let (ruling, next) = match policy.decide(&executor::role(), resolved) {
+    let (ruling, next) = match policy.decide(&executor::role(), &call.tool, resolved) {
         Decision::Allow(permit) => {
             let ruling = permit.ruling().clone();
             let permit = Box::new(permit);
@@ -115,7 +119,7 @@ async fn first(
         policy: revision.clone(),
     };
     let decided = Noted { record: decided(&call, ruling).into(), policy: revision };
-    Ok(Prepared { intent: vec![called, decided], pending: Pending { call, next } })
+    Prepared { intent: vec![called, decided], pending: Pending { call, next } }
 }
 
 /// Like [`first`], for a call whose intent is on disk and whose outcome is not: it enters at the
@@ -126,16 +130,30 @@ async fn again(
     workspace: PathBuf,
     call: ToolCall,
     attempt: u32,
-) -> Result<Prepared, SandboxError> {
-    let mut prepared = first(world, run, workspace, call).await?;
+) -> Prepared {
+    let mut prepared = first(world, run, workspace, call).await;
     let call = &prepared.pending.call;
     let resumed = ToolResumed { call: call.key, call_id: call.call_id.clone(), attempt };
     // There is one intent a call: it is on disk already.
     prepared.intent[0] = resumed.into();
-    if let Next::Run { attempt, .. } = &mut prepared.pending.next {
-        *attempt = Attempt::Again;
-    }
-    Ok(prepared)
+    prepared.pending.next = match prepared.pending.next {
+        // By now the policy says that nobody may do it twice.
+        Next::Run { permit, .. } if permit.ruling().class == EffectClass::NonIdempotent => {
+            Next::Answer(ToolOutcome::failed(
+                "the daemon died while the call ran; whether it took effect is not known, and the \
+                 policy forbids a second attempt",
+            ))
+        }
+        Next::Run { tool, permit, .. } => Next::Run { tool, permit, attempt: Attempt::Again },
+        Next::Answer(outcome) if outcome.kind == OutcomeKind::Refused => {
+            Next::Answer(ToolOutcome::failed(
+                "the daemon died while the call ran; whether it took effect is not known, and the \
+                 policy refuses a second attempt",
+            ))
+        }
+        next @ (Next::Answer(_) | Next::Broken(_)) => next,
+    };
+    prepared
 }
 
 /// Carries out a call whose intent is on disk, to its outcome.
@@ -148,6 +166,10 @@ pub(super) async fn perform(
     let started = world.clock.steady_ms();
     let (outcome, failure) = match next {
         Next::Answer(outcome) => (outcome, None),
+        Next::Broken(error) => {
+            let outcome = ToolOutcome::failed("the sandbox failed, and nothing was touched");
+            (outcome, Some(error))
+        }
         Next::Run { tool, permit, attempt } => {
             match world.sandbox.run(*permit, attempt, stop).await {
                 Ok(result) => (tool.outcome(result), None),
@@ -198,15 +220,9 @@ fn unresolved_outcome(unresolved: Unresolved) -> (Ruling, ToolOutcome) {
 }
 
 /// A call that comes to its end without touching anything.
-fn refusal(
-    call: ToolCall,
-    ruling: Ruling,
-    outcome: ToolOutcome,
-    policy: Option<PolicyRevision>,
-) -> Prepared {
+fn refusal(call: ToolCall, ruling: Ruling, next: Next, policy: Option<PolicyRevision>) -> Prepared {
     let called = Noted { record: called(&call, ruling.class).into(), policy: policy.clone() };
     let decided = Noted { record: decided(&call, ruling).into(), policy };
-    let next = Next::Answer(outcome);
     Prepared { intent: vec![called, decided], pending: Pending { call, next } }
 }
 

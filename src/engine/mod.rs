@@ -15,7 +15,7 @@ pub use runs::{Engine, EngineError, Limits, Submission, Submitted};
 use std::sync::Arc;
 
 use crate::{
-    domain::{ids::Epoch, policy::Policy},
+    domain::{ids::Epoch, policy::Policy, redact::Redactor},
     ports::{Chance, Clock, Journal, Model, Sandbox},
 };
 
@@ -31,6 +31,8 @@ pub struct World {
     pub chance: Arc<dyn Chance>,
     /// Read once a call, so that a call sees one revision from beginning to end.
     pub policy: Arc<Policy>,
+    /// For what leaves the engine without passing the journal.
+    pub redactor: Arc<Redactor>,
     /// This lifetime of the daemon.
     pub epoch: Epoch,
 }

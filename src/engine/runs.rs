@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     future::Future,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -34,6 +35,10 @@ use crate::{
 
 /// Most labels of a run, and the longest key and value, in bytes.
 const LABELS: (usize, usize, usize) = (32, 64, 256);
+/// Longest labels of a run, all together, in bytes: a page of runs must stay within what clients accept.
+const LABELS_BYTES: usize = 4096;
+/// Longest name of a model, in bytes.
+const MODEL_BYTES: usize = 256;
 /// Longest request id, in bytes.
 const REQUEST_ID_BYTES: usize = 128;
 /// Longest reason for a cancellation, in bytes.
@@ -133,6 +138,16 @@ struct Running {
 }
 
 impl Schedule {
+    /// Whether no run has this workspace, one that holds it, or one within it.
+    fn is_free(&self, workspace: &str) -> bool {
+        let wanted = Path::new(workspace);
+        let meets = |leased: &String| {
+            let leased = Path::new(leased);
+            leased.starts_with(wanted) || wanted.starts_with(leased)
+        };
+        !self.leases.keys().any(meets)
+    }
+
     /// Takes a run out that does not go yet.
     fn take(&mut self, run: RunId) -> Option<Waiting> {
         self.arriving.remove(&run).or_else(|| {
@@ -299,6 +314,7 @@ impl Engine {
         };
         tokio::select! {
             summary = waited => summary,
+            () = self.stopping().cancelled_owned() => Err(EngineError::Draining),
             () = self.inner.world.clock.sleep(timeout) => self.run(run).await,
         }
     }
@@ -447,7 +463,7 @@ impl Engine {
         while place < schedule.queue.len()
             && schedule.running.len() < self.inner.limits.running_runs
         {
-            let is_free = !schedule.leases.contains_key(&schedule.queue[place].workspace);
+            let is_free = schedule.is_free(&schedule.queue[place].workspace);
             match is_free.then(|| schedule.queue.remove(place)).flatten() {
                 Some(waiting) => {
                     schedule.leases.insert(waiting.workspace.clone(), waiting.run);
@@ -542,15 +558,20 @@ fn check(wanted: &Submission) -> Result<(), EngineError> {
         return invalid("task", format!("is {} bytes long, 1 MiB is accepted", wanted.task.len()));
     }
     if !matches!(wanted.agent.as_str(), "" | executor::NAME) {
-        return invalid(
-            "agent",
-            format!("there is no agent {:?}; there is \"executor\"", wanted.agent),
-        );
+        let agent: String = wanted.agent.chars().take(80).collect();
+        return invalid("agent", format!("there is no agent {agent:?}; there is \"executor\""));
     }
     if let Some(id) = &wanted.request_id
         && (id.is_empty() || id.len() > REQUEST_ID_BYTES)
     {
         return invalid("request_id", format!("has {} bytes, 1 to 128 are accepted", id.len()));
+    }
+    if wanted.model.len() > MODEL_BYTES {
+        return invalid("model", format!("has {} bytes, 256 are accepted", wanted.model.len()));
+    }
+    let bytes: usize = wanted.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > LABELS_BYTES {
+        return invalid("labels", format!("have {bytes} bytes in all, 4 KiB are accepted"));
     }
     let (most, key_bytes, value_bytes) = LABELS;
     if wanted.labels.len() > most {

@@ -9,16 +9,16 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     domain::ids::{RunId, Sequence},
-    engine::{Engine, Submission, Submitted, TextDelta},
+    engine::{Engine, EngineError, Submission, Submitted, TextDelta},
     grpc::{caller, convert},
     ports::RunPlace,
     proto::v1::{self, run_service_server::RunService, stream_run_events_response::Event},
 };
 
 /// Runs of a page, if the caller does not say, and at most.
-const PAGE: (usize, usize) = (50, 500);
+const PAGE: (usize, usize) = (50, 200);
 /// Entries that are read for a subscriber at once; no more is kept for it.
-const STREAM_PAGE: usize = 200;
+const STREAM_PAGE: usize = 16;
 /// Silence after which a stream says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a subscriber may take to be told that the daemon stops; one that never reads is not told.
@@ -214,16 +214,18 @@ impl Feed {
         self.event(Event::CaughtUp(v1::CaughtUp { head_sequence: self.sent.0 })).await?;
         while follow == Follow::UntilEnd && !ended {
             tokio::select! {
+                // Words first: they were said before the entry that holds them.
+                biased;
+                said = next_words(&mut words) => {
+                    let delta = v1::TextDelta { turn: said.turn, text: said.text };
+                    self.event(Event::TextDelta(delta)).await?;
+                }
                 changed = heads.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
                     heads.borrow_and_update();
                     ended = self.send_stored().await?;
-                }
-                said = next_words(&mut words) => {
-                    let delta = v1::TextDelta { turn: said.turn, text: said.text };
-                    self.event(Event::TextDelta(delta)).await?;
                 }
                 () = self.engine.world().clock.sleep(HEARTBEAT) => {
                     let head_sequence = self.sent.0;
@@ -240,10 +242,7 @@ impl Feed {
         loop {
             let page = match self.engine.entries(self.run, self.sent, STREAM_PAGE).await {
                 Ok(page) => page,
-                Err(error) => {
-                    let _ = self.events.send(Err(convert::status(error))).await;
-                    return Err(Gone);
-                }
+                Err(error) => return self.fail(error).await,
             };
             let full = page.len() == STREAM_PAGE;
             for view in page {
@@ -263,8 +262,14 @@ impl Feed {
     async fn is_ended(&self) -> Result<bool, Gone> {
         match self.engine.run(self.run).await {
             Ok(run) => Ok(run.status.state.is_ended() && run.head <= self.sent),
-            Err(_) => Err(Gone),
+            Err(error) => self.fail(error).await,
         }
+    }
+
+    /// The subscriber is told why its stream ends.
+    async fn fail(&self, error: EngineError) -> Result<bool, Gone> {
+        let _ = self.events.send(Err(convert::status(error))).await;
+        Err(Gone)
     }
 
     async fn event(&self, event: Event) -> Result<(), Gone> {

@@ -22,7 +22,7 @@ pub(super) struct Cgroups {
 }
 
 /// The groups of one call. Removed by [`Group::remove`], which must be called when all is over.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Group {
     memory: Option<PathBuf>,
     pids: Option<PathBuf>,
@@ -62,8 +62,19 @@ impl Cgroups {
         self.unified.is_some()
     }
 
-    /// Makes a call's groups, with its limits set.
+    /// Makes a call's groups, with its limits set. Errors: none of them is left.
     pub(super) fn create(&self, label: &str, limits: &Limits) -> io::Result<Group> {
+        let mut group = Group::default();
+        match self.fill(&mut group, label, limits) {
+            Ok(()) => Ok(group),
+            Err(error) => {
+                group.remove();
+                Err(error)
+            }
+        }
+    }
+
+    fn fill(&self, group: &mut Group, label: &str, limits: &Limits) -> io::Result<()> {
         let make = |root: &Option<PathBuf>| -> io::Result<Option<PathBuf>> {
             let Some(root) = root else { return Ok(None) };
             let path = root.join(format!("{}{label}", self.prefix));
@@ -72,11 +83,9 @@ impl Cgroups {
                 Ok(()) | Err(_) => Ok(Some(path)),
             }
         };
-        let group = Group {
-            memory: make(&self.memory)?,
-            pids: make(&self.pids)?,
-            unified: make(&self.unified)?,
-        };
+        group.memory = make(&self.memory)?;
+        group.pids = make(&self.pids)?;
+        group.unified = make(&self.unified)?;
         if let Some(memory) = &group.memory {
             let bytes = limits.memory_bytes.to_string();
             fs::write(memory.join("memory.limit_in_bytes"), &bytes)?;
@@ -86,7 +95,7 @@ impl Cgroups {
         if let Some(pids) = &group.pids {
             fs::write(pids.join("pids.max"), limits.processes.to_string())?;
         }
-        Ok(group)
+        Ok(())
     }
 }
 

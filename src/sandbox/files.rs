@@ -2,11 +2,11 @@
 //! works on the descriptors. Blocking.
 
 use std::{
-    fs::File,
+    fs::{File, Permissions},
     io::{self, Read as _, Write as _},
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
-        unix::fs::{FileExt as _, MetadataExt as _},
+        unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
     },
     path::Path,
     sync::Arc,
@@ -196,7 +196,9 @@ fn open_existing(proof: &WriteProof) -> io::Result<Option<File>> {
 /// The new file keeps the mode of the old one; where the daemon is root, also the owner.
 fn inherit(draft: &File, existing: Option<&File>, directory: &OwnedFd) -> io::Result<()> {
     if let Some(existing) = existing {
-        draft.set_permissions(existing.metadata()?.permissions())?;
+        // Never setuid or setgid: the content is the model's.
+        let mode = existing.metadata()?.permissions().mode() & 0o777;
+        draft.set_permissions(Permissions::from_mode(mode))?;
     }
     if rustix::process::geteuid().is_root() {
         let owner = match existing {
@@ -255,7 +257,8 @@ fn relative<'a>(scene: &Scene, path: &'a str) -> Result<&'a str, ResolveError> {
     Ok(match inside {
         Some("") => ".",
         Some(inside) if path.starts_with('/') => inside,
-        _ => path,
+        Some(_) | None if path.starts_with('/') => return Err(escape(path)),
+        Some(_) | None => path,
     })
 }
 
@@ -285,7 +288,8 @@ fn real_path(workspace: &OwnedFd, file: &OwnedFd) -> Result<WorkspacePath, Resol
     let (root, path) = (name(workspace.as_fd())?, name(file.as_fd())?);
     let inside = match root.as_str() {
         "/" => path.strip_prefix('/'),
-        root => path.strip_prefix(root).map(|rest| rest.strip_prefix('/').unwrap_or(rest)),
+        root if path == root => Some(""),
+        root => path.strip_prefix(root).and_then(|rest| rest.strip_prefix('/')),
     };
     inside.map(WorkspacePath::from_resolved).ok_or_else(|| {
         refused("builtin/path-escape", "the file is no longer in the workspace".into())
@@ -304,12 +308,15 @@ fn regular(path: &str, kind: FileType) -> Result<(), ResolveError> {
     }
 }
 
+fn escape(path: &str) -> ResolveError {
+    let message =
+        format!("{path:?} leads out of the workspace; only what is inside may be touched");
+    refused("builtin/path-escape", message)
+}
+
 fn unresolved(path: &str, error: Errno) -> ResolveError {
     match error {
-        Errno::XDEV => refused(
-            "builtin/path-escape",
-            format!("{path:?} leads out of the workspace; only what is inside may be touched"),
-        ),
+        Errno::XDEV => escape(path),
         Errno::LOOP => refused(
             "builtin/path-escape",
             format!("{path:?} goes through a link that may not be followed"),

@@ -125,6 +125,7 @@ impl Launcher {
         let ran = report?;
         let exit = match ran.end {
             End::NotStarted(message) => return Ok(EffectResult::Failed { message }),
+            End::Lost(message) => return Err(lost(message)),
             _ if out_of_memory => Exit::OutOfMemory,
             End::Code(code) => Exit::Code(code),
             End::Signal(signal) => Exit::Signal(signal),

@@ -36,8 +36,58 @@ use crate::{
 pub struct LocalSandbox {
     launcher: launcher::Launcher,
     programs: Arc<programs::Programs>,
-    /// Resolved; every workspace lies at or below it.
-    workspace_root: PathBuf,
+    places: Arc<Places>,
+}
+
+/// Where workspaces may lie.
+#[derive(Debug)]
+pub struct Places {
+    /// Every workspace lies at or below it.
+    pub workspace_root: PathBuf,
+    /// What no tool may read or write, agentd's own: no workspace holds or lies in one of these.
+    pub off_limits: Vec<PathBuf>,
+}
+
+impl Places {
+    /// With every path resolved. Errors: the root is not there.
+    fn resolve(self) -> Result<Self, SandboxError> {
+        let root = self.workspace_root;
+        let workspace_root = root.canonicalize().map_err(|source| SandboxError::Workspace {
+            workspace: root.display().to_string(),
+            source,
+        })?;
+        let off_limits = self.off_limits.into_iter().filter_map(|path| path.canonicalize().ok());
+        Ok(Self { workspace_root, off_limits: off_limits.collect() })
+    }
+
+    /// The workspace, resolved, if it is a directory where one may lie.
+    fn admit(&self, wanted: &Path) -> Result<PathBuf, String> {
+        if !wanted.is_absolute() {
+            return Err(format!("{} is not an absolute path", wanted.display()));
+        }
+        let found =
+            wanted.canonicalize().map_err(|error| format!("{}: {error}", wanted.display()))?;
+        if !found.is_dir() {
+            return Err(format!("{} is not a directory", wanted.display()));
+        }
+        if !found.starts_with(&self.workspace_root) {
+            return Err(format!(
+                "{} is not below the workspace root {}; choose a directory there, or start agentd \
+                 with another --workspace-root",
+                found.display(),
+                self.workspace_root.display()
+            ));
+        }
+        let touched = |own: &&PathBuf| own.starts_with(&found) || found.starts_with(own);
+        match self.off_limits.iter().find(touched) {
+            None => Ok(found),
+            Some(own) => Err(format!(
+                "{} holds or lies in {}, which is agentd's own; choose another directory",
+                found.display(),
+                own.display()
+            )),
+        }
+    }
 }
 
 /// What was resolved, held open.
@@ -55,21 +105,19 @@ impl LocalSandbox {
     pub fn open(
         launcher: PathBuf,
         state_directory: &Path,
-        workspace_root: &Path,
+        places: Places,
     ) -> Result<Self, SandboxError> {
-        let workspace_root = workspace_root.canonicalize().map_err(|source| {
-            SandboxError::Workspace { workspace: workspace_root.display().to_string(), source }
-        })?;
+        let places = Arc::new(places.resolve()?);
         let launcher = launcher::Launcher::open(launcher, state_directory)?;
-        Ok(Self { launcher, programs: Arc::default(), workspace_root })
+        Ok(Self { launcher, programs: Arc::default(), places })
     }
 }
 
 #[async_trait]
 impl Sandbox for LocalSandbox {
     async fn admit(&self, workspace: &str) -> Result<PathBuf, String> {
-        let (wanted, root) = (PathBuf::from(workspace), self.workspace_root.clone());
-        tasks::blocking(move || admit(&wanted, &root)).await.map_err(|error| error.to_string())?
+        let (wanted, places) = (PathBuf::from(workspace), self.places.clone());
+        tasks::blocking(move || places.admit(&wanted)).await.map_err(|error| error.to_string())?
     }
 
     async fn resolve(&self, scene: &Scene, effect: Effect) -> Result<Resolved, ResolveError> {
@@ -124,33 +172,10 @@ fn resolve(
     Ok(Resolved { facts, proof: Box::new(proof) })
 }
 
-/// The workspace, resolved, if it is a directory at or below the root.
-fn admit(wanted: &Path, root: &Path) -> Result<PathBuf, String> {
-    if !wanted.is_absolute() {
-        return Err(format!("{} is not an absolute path", wanted.display()));
-    }
-    let found = wanted.canonicalize().map_err(|error| format!("{}: {error}", wanted.display()))?;
-    if !found.is_dir() {
-        return Err(format!("{} is not a directory", wanted.display()));
-    }
-    match found.starts_with(root) {
-        true => Ok(found),
-        false => Err(format!(
-            "{} is not below the workspace root {}; choose a directory there, or start agentd with \
-             another --workspace-root",
-            found.display(),
-            root.display()
-        )),
-    }
-}
-
-fn open_workspace(scene: &Scene) -> Result<OwnedFd, SandboxError> {
+fn open_workspace(scene: &Scene) -> Result<OwnedFd, ResolveError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(&scene.workspace, flags, Mode::empty()).map_err(|source| {
-        SandboxError::Workspace {
-            workspace: scene.workspace.display().to_string(),
-            source: source.into(),
-        }
+    rustix::fs::open(&scene.workspace, flags, Mode::empty()).map_err(|error| {
+        files::missing(format!("the workspace is gone: {}", io::Error::from(error)))
     })
 }
 

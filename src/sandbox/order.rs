@@ -40,7 +40,8 @@ pub enum Descriptor {
     Workspace,
     /// The program.
     Executable,
-    /// Held open until the last process is gone: whoever waits for its lock waits for that.
+    /// Held by the launcher until it has seen the last process dead: whoever waits for its lock waits
+    /// for that, unless the launcher itself was killed.
     Alive,
     /// A `cgroup.procs` to enter.
     CgroupProcs,
@@ -66,6 +67,8 @@ pub enum End {
     TimedOut,
     /// The daemon closed the socket.
     Stopped,
+    /// The launcher could not watch it; nobody knows what it did. Nothing of it is left.
+    Lost(String),
     /// The program never started.
     NotStarted(String),
 }

@@ -62,9 +62,12 @@ impl Programs {
                 format!("{name} lies in the workspace, which the agent itself can write"),
             ));
         }
-        let sha256 = self
-            .hash(&executable)
-            .map_err(|source| SandboxError::Io { what: "hashing a program", source })?;
+        let sha256 = self.hash(&executable).map_err(|error| {
+            refused(
+                "builtin/program",
+                format!("{name} cannot be read, and so not vouched for: {error}"),
+            )
+        })?;
         argv[0] = name;
         let facts = Facts::Spawn { argv, executable: path, sha256 };
         Ok((facts, SpawnProof { workspace, executable, label: scene.label.clone() }))

@@ -52,8 +52,10 @@ pub fn open(state_directory: &Path, redactor: Redactor) -> Result<SqliteJournal,
     let seal = Arc::new(seal::Seal::open(state_directory)?);
     let shared = Arc::new(Shared::default());
     let writer = writer::Writer::start(connection, epoch, seal.clone(), redactor, shared.clone())?;
-    let readers = readers::Readers::start(&path, seal)?;
-    Ok(SqliteJournal { epoch, writer, readers, shared, _lock: lock })
+    let readers = readers::Readers::start(&path, &seal, 2, 4096)?;
+    // A verification reads everything: it must not stand in the way of other readers.
+    let auditor = readers::Readers::start(&path, &seal, 1, 4)?;
+    Ok(SqliteJournal { epoch, writer, readers, auditor, shared, _lock: lock })
 }
 
 /// The journal of one state directory.
@@ -62,6 +64,7 @@ pub struct SqliteJournal {
     epoch: Epoch,
     writer: writer::Writer,
     readers: readers::Readers,
+    auditor: readers::Readers,
     shared: Arc<Shared>,
     /// Held for as long as the journal is open.
     _lock: std::fs::File,
@@ -181,7 +184,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn verify(&self) -> Result<AuditReport, JournalError> {
-        self.readers.ask(|reader| verify::verify(&reader.connection)).await
+        self.auditor.ask(|reader| verify::verify(&reader.connection)).await
     }
 
     fn watch(&self, run: RunId) -> watch::Receiver<Sequence> {

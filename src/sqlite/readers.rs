@@ -16,10 +16,6 @@ use crate::{
     sqlite::{OpenError, migrate, rows::ReadError, seal::Seal},
 };
 
-const THREADS: usize = 2;
-/// Jobs that may wait; one more is refused as busy.
-const QUEUE: usize = 4096;
-
 type Job = Box<dyn FnOnce(&Reader) + Send>;
 
 /// What a job reads with.
@@ -40,10 +36,16 @@ impl fmt::Debug for Readers {
 }
 
 impl Readers {
-    pub(super) fn start(path: &Path, seal: Arc<Seal>) -> Result<Self, OpenError> {
-        let (jobs, queue) = mpsc::sync_channel::<Job>(QUEUE);
+    /// `threads` connections; of jobs that wait, `queue` are kept, and one more is refused as busy.
+    pub(super) fn start(
+        path: &Path,
+        seal: &Arc<Seal>,
+        threads: usize,
+        queue: usize,
+    ) -> Result<Self, OpenError> {
+        let (jobs, queue) = mpsc::sync_channel::<Job>(queue);
         let queue = Arc::new(Mutex::new(queue));
-        for n in 0..THREADS {
+        for n in 0..threads {
             let reader =
                 Reader { connection: migrate::open_for_reading(path)?, seal: seal.clone() };
             let queue = queue.clone();

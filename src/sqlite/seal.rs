@@ -3,13 +3,7 @@
 //! AES-256-GCM with a random nonce; bound to its run and sequence. The key is `seal.key` in the state
 //! directory, mode 0600: back it up with the database, or runs cannot go on from it.
 
-use std::{
-    fmt,
-    fs::{self, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
-    path::Path,
-};
+use std::{fmt, io, path::Path};
 
 use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey},
@@ -18,6 +12,7 @@ use ring::{
 
 use crate::{
     domain::ids::{RunId, Sequence},
+    private_file,
     sqlite::OpenError,
 };
 
@@ -48,23 +43,12 @@ impl Seal {
         let path = directory.join("seal.key");
         let file = |source| OpenError::File { path: path.clone(), source };
         let random = SystemRandom::new();
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let mut fresh = [0; KEY_BYTES];
-                random.fill(&mut fresh).map_err(|_| file(io::Error::other("no randomness")))?;
-                let mut key = OpenOptions::new()
-                    .create_new(true)
-                    .write(true)
-                    .mode(0o600)
-                    .open(&path)
-                    .map_err(file)?;
-                key.write_all(&fresh).and_then(|()| key.sync_all()).map_err(file)?;
-                fs::File::open(directory).and_then(|dir| dir.sync_all()).map_err(file)?;
-                fresh.to_vec()
-            }
-            Err(error) => return Err(file(error)),
+        let fresh = || {
+            let mut bytes = vec![0; KEY_BYTES];
+            random.fill(&mut bytes).map_err(|_| io::Error::other("no randomness"))?;
+            Ok(bytes)
         };
+        let bytes = private_file::read_or_create(&path, fresh).map_err(file)?;
         let key = UnboundKey::new(&AES_256_GCM, &bytes);
         let key = key.map_err(|_| OpenError::Key { path: path.clone() })?;
         Ok(Self { key: LessSafeKey::new(key), random })

@@ -4,12 +4,14 @@
 use std::{collections::HashMap, path::Path};
 
 use rusqlite::{Connection, Row};
+use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
     domain::{
         ids::{Position, RunId, Sequence, Timestamp},
         journal::{ChainHash, Linked, RunAnchored},
+        run::StateName,
     },
     ports::{AuditFault, AuditReport, EntryView, JournalError},
     sqlite::{migrate, rows, rows::ReadError},
@@ -75,10 +77,43 @@ fn run_ids(connection: &Connection) -> Result<HashMap<i64, RunId>, ReadError> {
 }
 
 /// The end of a chain as far as it has been walked.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct End {
     sequence: Sequence,
     hash: ChainHash,
+    /// What the chain's last entry says of the run, where it ends it.
+    ending: Option<Ending>,
+}
+
+/// How a run ended, as everyone may see it: in its last entry, and in the table of runs.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+struct Ending {
+    state: String,
+    answer: Option<String>,
+}
+
+impl Ending {
+    /// As far as it is compared: a very long answer is shortened in its view.
+    fn compared(self) -> Self {
+        let answer = self.answer.map(|answer| answer.chars().take(4096).collect());
+        Self { answer, ..self }
+    }
+}
+
+/// How the table of runs says that a run ended; none while it has not.
+fn listed_ending(row: &Row<'_>) -> Option<Ending> {
+    let state: String = row.get(3).ok()?;
+    if !StateName::parse(&state)?.is_ended() {
+        return None;
+    }
+    let status: String = row.get(4).ok()?;
+    let status: serde_json::Value = serde_json::from_str(&status).ok()?;
+    let answer = status.get("answer").and_then(serde_json::Value::as_str).map(str::to_owned);
+    Some(Ending { state, answer }.compared())
+}
+
+impl End {
+    const START: Self = Self { sequence: Sequence(0), hash: ChainHash::START, ending: None };
 }
 
 struct Walk {
@@ -93,11 +128,7 @@ impl Walk {
     fn step(&mut self, entry: &Stored) {
         let Stored { position, place, sequence, .. } = *entry;
         let run = self.ids.get(&place).copied();
-        let end = self
-            .chains
-            .get(&place)
-            .copied()
-            .unwrap_or(End { sequence: Sequence(0), hash: ChainHash::START });
+        let end = self.chains.get(&place).cloned().unwrap_or(End::START);
 
         let mut faults: Vec<String> = self.gap_before(position).into_iter().collect();
         if place != 0 && run.is_none() {
@@ -115,10 +146,17 @@ impl Walk {
         if !entry.body_fits() {
             faults.push("was altered: its sealed body does not fit".into());
         }
+        if end.ending.is_some() {
+            faults.push("follows the end of its run".into());
+        }
         if entry.kind == "run_anchored" {
             faults.extend(self.check_anchor(&entry.view));
         }
-        self.chains.insert(place, End { sequence, hash: entry.hash });
+        let is_end = entry.kind == "run_finished";
+        let ending: Option<Ending> =
+            is_end.then(|| serde_json::from_str(&entry.view).ok()).flatten();
+        let ending = ending.map(Ending::compared);
+        self.chains.insert(place, End { sequence, hash: entry.hash, ending });
         let fault = |what| AuditFault { position, run, sequence, what };
         self.report.faults.extend(faults.into_iter().map(fault));
     }
@@ -159,9 +197,10 @@ impl Walk {
         }
     }
 
-    /// The heads in the table of runs must be the ends of the chains.
+    /// The table of runs must say of each run what its chain says.
     fn check_heads(&mut self, connection: &Connection) -> Result<(), ReadError> {
-        let mut statement = connection.prepare("SELECT place, head, head_hash FROM runs")?;
+        let mut statement =
+            connection.prepare("SELECT place, head, head_hash, state, status FROM runs")?;
         let mut found = statement.query([])?;
         while let Some(row) = found.next()? {
             let place: i64 = row.get(0)?;
@@ -169,14 +208,20 @@ impl Walk {
             let hash = row.get(2).map(ChainHash).ok();
             let end = self.chains.get(&place);
             let fits = end.is_some_and(|end| Some(end.sequence) == head && Some(end.hash) == hash);
-            if !fits {
-                self.report.faults.push(AuditFault {
-                    position: Position(self.report.entries),
-                    run: self.ids.get(&place).copied(),
-                    sequence: head.unwrap_or_default(),
-                    what: "the run's chain does not end where the run says it does".into(),
-                });
-            }
+            let listed = listed_ending(row);
+            let what = match end.map(|end| &end.ending) {
+                _ if !fits => "the run's chain does not end where the run says it does",
+                Some(ending) if *ending != listed => {
+                    "the run's list does not say how its chain ends"
+                }
+                Some(_) | None => continue,
+            };
+            self.report.faults.push(AuditFault {
+                position: Position(self.report.entries),
+                run: self.ids.get(&place).copied(),
+                sequence: head.unwrap_or_default(),
+                what: what.into(),
+            });
         }
         Ok(())
     }

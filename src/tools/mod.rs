@@ -66,6 +66,10 @@ fn arguments<T: DeserializeOwned>(text: &str) -> Result<T, BadCall> {
         return Err(bad(format!("the arguments are {} bytes long, 1 MiB is accepted", text.len())));
     }
     let text = if text.trim().is_empty() { "{}" } else { text };
+    // A list would do for the parser, by the order of its items.
+    if !text.trim_start().starts_with('{') {
+        return Err(bad("the arguments must be a JSON object".into()));
+    }
     serde_json::from_str(text).map_err(|error| {
         let preview: String = text.chars().take(200).collect();
         bad(format!("the arguments do not fit the tool's schema: {error}. They were: {preview}"))

@@ -115,6 +115,16 @@ async fn a_program_cannot_gain_privileges() {
 }
 
 #[tokio::test]
+async fn a_program_dies_of_a_closed_pipe_as_it_would_anywhere() {
+    let (_daemon, _, output) =
+        plain("script.sh", "yes | head -n 1; grep SigIgn /proc/self/status").await;
+    let ignored = output["stdout"].as_str().unwrap().strip_prefix("y\nSigIgn:\t").unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    assert_eq!(ignored & (1 << 12), 0, "SIGPIPE is ignored: {ignored:x}");
+    assert_eq!(output["stderr"], "");
+}
+
+#[tokio::test]
 async fn when_its_time_is_up_the_whole_tree_is_killed_also_what_has_detached_itself() {
     let script = "setsid sh -c 'echo $$ > detached; exec sleep 1000' &\n\
                   sleep 1000 & echo $! > child\n\

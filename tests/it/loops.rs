@@ -329,3 +329,29 @@ async fn a_budget_that_is_used_up_suspends_the_run_and_keeps_everything() {
     assert_eq!(story.payloads("tool_output").len(), 3);
     assert_eq!(daemon.read("f4"), None);
 }
+
+#[tokio::test]
+async fn git_shows_a_real_change() {
+    let turns = vec![Turn::call("shell_exec", json!({"command": "git diff"})), Turn::say("seen")];
+    let backend = Backend::start(Script { turns }).await;
+    let daemon = TestDaemon::start(&backend.url());
+    daemon.put("a.txt", "before\n");
+    for arguments in
+        ["init -q", "add .", "-c user.name=t -c user.email=t@localhost commit -qm first"]
+    {
+        let git = std::process::Command::new("git")
+            .args(arguments.split(' '))
+            .current_dir(daemon.workspace())
+            .env("GIT_CONFIG_GLOBAL", "/dev/null")
+            .status()
+            .unwrap();
+        assert!(git.success());
+    }
+    daemon.put("a.txt", "after\n");
+
+    let story = daemon.carry_out("what changed").await;
+
+    let output = &story.outputs()[0].1;
+    assert_eq!(output["exit_code"], 0, "{output}");
+    assert!(output["stdout"].as_str().unwrap().ends_with("-before\n+after\n"), "{output}");
+}

@@ -160,3 +160,42 @@ async fn a_program_in_the_workspace_does_not_pass_for_one_of_the_system() {
     .await;
     assert_eq!(daemon.read("pwned"), None);
 }
+
+#[tokio::test]
+async fn grep_does_not_show_what_read_file_may_not() {
+    let planted = |daemon: &TestDaemon| {
+        daemon.put(".env", "API_TOKEN=hidden-canary");
+        daemon.put("notes.txt", "API_TOKEN is in .env");
+    };
+    for command in ["grep -rn API_TOKEN", "grep -n API_TOKEN .env notes.txt"] {
+        let (_daemon, story) = attempt("shell_exec", json!({ "command": command }), planted).await;
+        let stdout = story.outputs()[0].1["stdout"].as_str().unwrap().to_owned();
+        assert!(stdout.contains("notes.txt"), "control: it searches: {stdout}");
+        assert!(!stdout.contains("hidden-canary"), "{command}: {stdout}");
+    }
+}
+
+#[tokio::test]
+async fn agentd_s_own_files_are_in_no_workspace() {
+    let backend = Backend::start(Script { turns: vec![Turn::say("unused")] }).await;
+    let daemon = TestDaemon::start(&backend.url());
+    fs::create_dir(daemon.state().join("inside")).unwrap();
+    for workspace in [
+        daemon.home().to_owned(),
+        daemon.state(),
+        daemon.state().join("inside"),
+        daemon.home().join("policies"),
+    ] {
+        let mut request = daemon.request("read the token");
+        request.workspace = workspace.display().to_string();
+        let refused = daemon.create(request).await.unwrap_err();
+        assert!(refused.message().contains("which is agentd's own"), "{workspace:?}: {refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_path_from_the_root_is_not_taken_for_one_in_the_workspace() {
+    let arguments = json!({"path": "/note.txt", "content": "astray"});
+    let daemon = is_refused("write_file", arguments, "builtin/path-escape", |_| ()).await;
+    assert_eq!(daemon.read("note.txt"), None);
+}

@@ -248,6 +248,7 @@ async fn a_submission_with_a_bad_field_is_refused_and_the_field_is_named() {
         ("labels", labels(many)),
         ("labels", labels(vec![("k".repeat(65), String::new())])),
         ("labels", labels(vec![("k".into(), "v".repeat(257))])),
+        ("model", v1::CreateRunRequest { model: "m".repeat(257), ..good.clone() }),
     ] {
         let shown = format!("{:.200?}", request);
         let status = daemon.create(request).await.expect_err(&shown);
@@ -265,6 +266,7 @@ async fn what_is_just_within_the_bounds_is_accepted() {
         task: "x".repeat(1 << 20),
         agent: "executor".into(),
         request_id: "r".repeat(128),
+        model: "m".repeat(256),
         labels: (0..32).map(|n| (format!("{n:064}"), "v".repeat(256))).collect(),
         ..daemon.request("")
     };
@@ -458,6 +460,28 @@ async fn two_runs_in_one_workspace_go_one_after_the_other() {
     let end = first.entries.last().unwrap();
     let start = second.entries.iter().find(|entry| entry.kind == "model_request").unwrap();
     assert!(start.position > end.position, "{} > {}", start.position, end.position);
+}
+
+#[tokio::test]
+async fn a_workspace_within_another_is_not_free_while_the_other_is_used() {
+    for (first, second) in [("", "sub"), ("sub", "")] {
+        let backend = gate_first().await;
+        let daemon = TestDaemon::start(&backend.url());
+        daemon.put("sub/pure.sh", "echo up >up; until [ -e go ]; do sleep 0.02; done");
+        daemon.put("pure.sh", "echo up >up; until [ -e go ]; do sleep 0.02; done");
+        let submit = async |task: &str, directory: &str| {
+            let workspace = daemon.workspace().join(directory).display().to_string();
+            let request = v1::CreateRunRequest { workspace, ..daemon.request(task) };
+            daemon.create(request).await.unwrap().run.unwrap().id
+        };
+        let (outer, inner) = (submit("first", first).await, submit("second", second).await);
+        daemon.wait_for_file(format!("{first}/up").trim_start_matches('/')).await;
+        assert_eq!(daemon.get(&inner).await.state(), RunState::Queued, "{first:?} {second:?}");
+        daemon.put(format!("{first}/go").trim_start_matches('/'), "");
+        for id in [outer, inner] {
+            assert_eq!(daemon.wait(&id).await.state(), RunState::Succeeded);
+        }
+    }
 }
 
 #[tokio::test]

@@ -99,10 +99,10 @@ impl Project {
         Ok(fs::read_to_string(self.directory.join("backend"))? == "scripted")
     }
 
-    /// Names of tracked files that differ from the first commit.
+    /// Names of files that differ from the first commit, new ones among them.
     pub(super) fn changed_files(&self) -> Result<Vec<String>, Failure> {
-        let names = self.git(&["diff", "--name-only", "HEAD"])?;
-        Ok(names.lines().map(str::to_owned).collect())
+        let names = self.git(&["status", "--porcelain", "--untracked-files=all"])?;
+        Ok(names.lines().filter_map(|line| line.get(3..)).map(str::to_owned).collect())
     }
 
     pub(super) fn diff(&self) -> Result<String, Failure> {
@@ -115,6 +115,8 @@ impl Project {
         Ok(Command::new(program)
             .args(arguments)
             .current_dir(self.workspace())
+            .env_clear()
+            .env("PATH", std::env::var_os("PATH").unwrap_or_default())
             .output()?
             .status
             .success())

@@ -209,7 +209,8 @@ impl TestDaemon {
 
     /// The run's journal as it is now.
     pub(crate) async fn journal(&self, id: &str) -> Vec<v1::JournalEntry> {
-        let request = v1::StreamRunEventsRequest { id: id.into(), after_sequence: 0, follow: false };
+        let request =
+            v1::StreamRunEventsRequest { id: id.into(), after_sequence: 0, follow: false };
         let mut stream =
             self.client().await.runs().stream_run_events(request).await.unwrap().into_inner();
         let mut entries = Vec::new();

@@ -1,0 +1,52 @@
+# What people do with this tree. `just` lists it.
+
+# This list
+default:
+    @just --list --unsorted
+
+# Formats the source
+fmt:
+    cargo fmt
+
+# Formatting and clippy, as the gate has them
+lint:
+    cargo fmt --check
+    cargo clippy --locked --all-targets -- -D warnings
+
+# All tests; with arguments, those whose names contain them
+test *names:
+    cargo test --locked {{ names }}
+
+# The house's rules: who may use whom, sizes, headers, migrations
+tidy:
+    cargo test --locked --test it tidy
+
+# Licences, banned crates and sources of the dependencies
+licences:
+    .ci/run licences
+
+# A whole run on a throwaway project, judged
+demo *flags:
+    cargo build --release --locked
+    "${CARGO_TARGET_DIR:-target}/release/agentctl" demo {{ flags }}
+
+# Benchmarks
+bench:
+    cargo bench --locked
+
+# Installs the programs from elsewhere that the tests drive, and says where they are
+parts:
+    scripts/real-parts.sh
+
+# The gate, from formatting to licences
+ci:
+    .ci/run
+
+# Has git check each commit
+hooks:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    hook=$(git rev-parse --git-path hooks)/pre-commit
+    mkdir -p "$(dirname "$hook")"
+    # Without -f: a hook of somebody's own is not ours to replace.
+    [ "$hook" -ef scripts/hooks/pre-commit ] || ln -sr scripts/hooks/pre-commit "$hook"

@@ -1,10 +1,16 @@
 //! The one binary of integration tests: the house's rules, then one file per promise.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, reason = "a test that cannot go on should say so and end")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test that cannot go on should say so and end"
+)]
 
 mod access;
 mod audit;
 mod cancel;
+mod confinement;
+mod ctl;
 mod demo;
 mod loops;
 mod real_parts;
@@ -13,3 +19,4 @@ mod resume;
 mod streams;
 mod submissions;
 mod support;
+mod tidy;

@@ -248,6 +248,7 @@ async fn a_submission_with_a_bad_field_is_refused_and_the_field_is_named() {
         ("labels", labels(many)),
         ("labels", labels(vec![("k".repeat(65), String::new())])),
         ("labels", labels(vec![("k".into(), "v".repeat(257))])),
+        ("labels", labels((0..32).map(|n| (format!("{n:064}"), "v".repeat(65))).collect())),
         ("model", v1::CreateRunRequest { model: "m".repeat(257), ..good.clone() }),
     ] {
         let shown = format!("{:.200?}", request);
@@ -267,7 +268,7 @@ async fn what_is_just_within_the_bounds_is_accepted() {
         agent: "executor".into(),
         request_id: "r".repeat(128),
         model: "m".repeat(256),
-        labels: (0..32).map(|n| (format!("{n:064}"), "v".repeat(256))).collect(),
+        labels: (0..32).map(|n| (format!("{n:064}"), "v".repeat(64))).collect(),
         ..daemon.request("")
     };
 

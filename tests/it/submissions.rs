@@ -380,7 +380,7 @@ async fn runs_are_listed_newest_first_a_page_at_a_time_and_by_state() {
     let newest_first: Vec<String> = (1..=23).rev().map(|n| format!("task {n:02}")).collect();
     let expected: Vec<Vec<String>> = newest_first.chunks(10).map(<[_]>::to_vec).collect();
     assert_eq!(pages(&daemon, 10, vec![]).await, expected);
-    assert_eq!(pages(&daemon, 23, vec![]).await, [newest_first.clone()]);
+    assert_eq!(pages(&daemon, 23, vec![]).await, std::slice::from_ref(&newest_first));
     assert_eq!(pages(&daemon, 0, vec![]).await, [newest_first], "fifty, if nobody says");
     let state = |state: RunState| i32::from(state);
     assert_eq!(pages(&daemon, 1, vec![state(RunState::Failed)]).await, [["task 20"], ["task 10"]]);

@@ -14,7 +14,8 @@ use crate::domain::{
     item::Item,
     journal::{AnsweredItem, ChainHash, Entry, NewEntry, Record},
     policy::Permit,
-    run::{Failure, StateName},
+    run::Failure,
+    status::StateName,
     tool::ToolSpec,
 };
 

@@ -12,4 +12,5 @@ pub mod policy;
 pub mod redact;
 pub mod retry;
 pub mod run;
+pub mod status;
 pub mod tool;

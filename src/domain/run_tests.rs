@@ -27,6 +27,7 @@ use crate::domain::{
         ToolResumed, Verdict,
     },
     retry,
+    status::StateName,
     tool::OutcomeKind,
 };
 

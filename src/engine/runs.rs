@@ -3,11 +3,13 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
     future::Future,
+    panic::AssertUnwindSafe,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use futures_util::FutureExt as _;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -292,7 +294,7 @@ impl Engine {
     /// Runs, newest first.
     pub async fn runs(
         &self,
-        states: Vec<crate::domain::run::StateName>,
+        states: Vec<crate::domain::status::StateName>,
         before: Option<RunPlace>,
         limit: usize,
     ) -> Result<Vec<(RunPlace, RunSummary)>, EngineError> {
@@ -484,17 +486,23 @@ impl Engine {
         schedule.running.insert(run, Running { workspace: workspace.clone(), inbox });
         let engine = self.clone();
         self.inner.tasks.spawn("run", async move {
-            match engine.drive(run, origin, messages).await {
-                Ok(mut late) => {
+            let driven = AssertUnwindSafe(engine.drive(run, origin, messages)).catch_unwind();
+            match driven.await {
+                Ok(Ok(mut late)) => {
                     engine.release(run);
                     // What was said after the driver's last look is said again, to the next one.
                     while let Some(message) = late.recv().await {
                         engine.tell(run, workspace.clone(), message).await;
                     }
                 }
-                Err(error) => {
+                Ok(Err(error)) => {
                     tracing::error!(%run, %error, "the run's driver stopped");
                     engine.note_failure(&error);
+                    engine.release(run);
+                }
+                // A fault of ours in one run is none of the others.
+                Err(_) => {
+                    tracing::error!(%run, "the run's driver panicked; the next daemon takes it up");
                     engine.release(run);
                 }
             }

@@ -10,7 +10,7 @@ use crate::{
     domain::{
         budget::{Budget, Usage},
         ids::{self, RunId},
-        run::StateName,
+        status::StateName,
     },
     engine::EngineError,
     ports::{EntryView, JournalError, RunSummary},

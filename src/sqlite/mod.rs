@@ -25,7 +25,7 @@ use crate::{
         ids::{Epoch, RunId, Sequence},
         journal::{Entry, NewEntry},
         redact::Redactor,
-        run::StateName,
+        status::StateName,
     },
     ports::{
         Admission, Append, AuditReport, Created, EntryView, Journal, JournalError, RunPlace,

@@ -11,7 +11,7 @@ use crate::{
     domain::{
         ids::{Position, RunId, Sequence, Timestamp},
         journal::{ChainHash, Linked, RunAnchored},
-        run::StateName,
+        status::StateName,
     },
     ports::{AuditFault, AuditReport, EntryView, JournalError},
     sqlite::{migrate, rows, rows::ReadError},

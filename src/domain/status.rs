@@ -1,0 +1,108 @@
+//! A run as its callers know it: one state's name, an answer, an error. Derived from [`RunState`], and
+//! never the other way round.
+
+use crate::domain::run::{Ending, Failure, Phase, RunState, Suspension, Work};
+
+/// A run's state as callers know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum StateName {
+    Queued,
+    Executing,
+    WaitingForBackend,
+    NeedsAttention,
+    OutOfBudget,
+    Succeeded,
+    Failed,
+    Cancelled,
+}
+
+impl StateName {
+    pub const ALL: [Self; 8] = [
+        Self::Queued,
+        Self::Executing,
+        Self::WaitingForBackend,
+        Self::NeedsAttention,
+        Self::OutOfBudget,
+        Self::Succeeded,
+        Self::Failed,
+        Self::Cancelled,
+    ];
+
+    /// As stored and shown: upper case with underscores.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Queued => "QUEUED",
+            Self::Executing => "EXECUTING",
+            Self::WaitingForBackend => "WAITING_FOR_BACKEND",
+            Self::NeedsAttention => "NEEDS_ATTENTION",
+            Self::OutOfBudget => "OUT_OF_BUDGET",
+            Self::Succeeded => "SUCCEEDED",
+            Self::Failed => "FAILED",
+            Self::Cancelled => "CANCELLED",
+        }
+    }
+
+    /// The state of that name.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text)
+    }
+
+    /// Whether nothing follows.
+    pub fn is_ended(self) -> bool {
+        match self {
+            Self::Succeeded | Self::Failed | Self::Cancelled => true,
+            Self::Queued
+            | Self::Executing
+            | Self::WaitingForBackend
+            | Self::NeedsAttention
+            | Self::OutOfBudget => false,
+        }
+    }
+
+    /// Whether it waits for somebody to act.
+    pub fn is_suspended(self) -> bool {
+        matches!(self, Self::NeedsAttention | Self::OutOfBudget)
+    }
+}
+
+impl RunState {
+    /// The state as callers know it.
+    pub fn name(&self) -> StateName {
+        match &self.phase {
+            Phase::Ended(Ending::Succeeded { .. }) => StateName::Succeeded,
+            Phase::Ended(Ending::Failed(_)) => StateName::Failed,
+            Phase::Ended(Ending::Cancelled) => StateName::Cancelled,
+            Phase::Suspended { why: Suspension::BudgetExhausted { .. }, .. } => {
+                StateName::OutOfBudget
+            }
+            Phase::Suspended { why: Suspension::OutcomeUnknown { .. }, .. } => {
+                StateName::NeedsAttention
+            }
+            Phase::Going(Work::BackingOff { .. }) => StateName::WaitingForBackend,
+            Phase::Going(Work::ToAsk { attempt: 1 }) if self.usage.turns == 0 => StateName::Queued,
+            Phase::Going(_) => StateName::Executing,
+        }
+    }
+
+    /// The final answer, once there is one.
+    pub fn answer(&self) -> Option<&str> {
+        match &self.phase {
+            Phase::Ended(Ending::Succeeded { answer }) => Some(answer),
+            Phase::Ended(_) | Phase::Going(_) | Phase::Suspended { .. } => None,
+        }
+    }
+
+    /// Why the run failed or stands still.
+    pub fn error(&self) -> Option<Failure> {
+        match &self.phase {
+            Phase::Ended(Ending::Failed(failure)) => Some(failure.clone()),
+            Phase::Suspended { why: Suspension::BudgetExhausted { message, .. }, .. } => {
+                Some(Failure { reason: "BUDGET_EXHAUSTED".into(), message: message.clone() })
+            }
+            Phase::Suspended { why: Suspension::OutcomeUnknown { message, .. }, .. } => {
+                Some(Failure { reason: "OUTCOME_UNKNOWN".into(), message: message.clone() })
+            }
+            Phase::Ended(_) | Phase::Going(_) => None,
+        }
+    }
+}

@@ -8,9 +8,12 @@ mod live;
 mod recovery;
 mod run_log;
 mod runs;
+mod schedule;
+mod submission;
 
 pub use live::TextDelta;
-pub use runs::{Engine, EngineError, Limits, Submission, Submitted};
+pub use runs::{Engine, EngineError, Limits};
+pub use submission::{Submission, Submitted};
 
 use std::sync::Arc;
 

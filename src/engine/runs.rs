@@ -1,23 +1,19 @@
 //! Submit, read, follow and cancel runs; which run may go, and which waits.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
     future::Future,
     panic::AssertUnwindSafe,
-    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
-use sha2::{Digest as _, Sha256};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     agents::executor,
     domain::{
-        budget::{self, Budget},
         ids::{Caller, RunId, Sequence},
         journal::{NewEntry, RunCreated},
         run::RunState,
@@ -28,6 +24,8 @@ use crate::{
         live::Live,
         recovery,
         run_log::{RunLog, status_of},
+        schedule::{Origin, Running, Schedule, Waiting},
+        submission::{Submission, Submitted, check, digest},
     },
     ports::{
         Admission, Append, AuditReport, Created, EntryView, JournalError, RunPlace, RunSummary,
@@ -35,14 +33,6 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Most labels of a run, and the longest key and value, in bytes.
-const LABELS: (usize, usize, usize) = (32, 64, 256);
-/// Longest labels of a run, all together, in bytes: a page of runs must stay within what clients accept.
-const LABELS_BYTES: usize = 4096;
-/// Longest name of a model, in bytes.
-const MODEL_BYTES: usize = 256;
-/// Longest request id, in bytes.
-const REQUEST_ID_BYTES: usize = 128;
 /// Longest reason for a cancellation, in bytes.
 const WHY_BYTES: usize = 1000;
 /// Wishes that may wait in a run's inbox; the caller of one more waits.
@@ -54,27 +44,6 @@ pub struct Limits {
     pub running_runs: usize,
     /// Beyond these, submissions are refused until there is room.
     pub queued_runs: usize,
-}
-
-/// What a caller submits.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Submission {
-    pub task: String,
-    pub workspace: String,
-    /// Empty: the executor.
-    pub agent: String,
-    /// Empty: the daemon's default.
-    pub model: String,
-    pub request_id: Option<String>,
-    pub labels: BTreeMap<String, String>,
-    pub budget: Budget,
-}
-
-/// What came of a submission.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Submitted {
-    New(RunSummary),
-    Existed(RunSummary),
 }
 
 /// Why the engine did not do what it was asked.
@@ -106,57 +75,6 @@ struct Inner {
     schedule: Mutex<Schedule>,
     /// The first failure of the journal: the daemon must stop.
     fatal: watch::Sender<Option<String>>,
-}
-
-/// Which runs go and which wait. Runs that are suspended or ended are in neither.
-#[derive(Default)]
-struct Schedule {
-    /// Submissions that are being written: others may see them on disk before their submitter does.
-    arriving: HashMap<RunId, Waiting>,
-    /// In the order of submission.
-    queue: VecDeque<Waiting>,
-    running: HashMap<RunId, Running>,
-    /// Who has a workspace.
-    leases: HashMap<String, RunId>,
-}
-
-struct Waiting {
-    run: RunId,
-    workspace: String,
-    origin: Origin,
-}
-
-/// Where a run's state comes from when its driver starts.
-enum Origin {
-    /// Submitted to this daemon just now.
-    Fresh(Box<RunState>),
-    /// To be read from the journal.
-    Stored,
-}
-
-struct Running {
-    workspace: String,
-    inbox: mpsc::Sender<Message>,
-}
-
-impl Schedule {
-    /// Whether no run has this workspace, one that holds it, or one within it.
-    fn is_free(&self, workspace: &str) -> bool {
-        let wanted = Path::new(workspace);
-        let meets = |leased: &String| {
-            let leased = Path::new(leased);
-            leased.starts_with(wanted) || wanted.starts_with(leased)
-        };
-        !self.leases.keys().any(meets)
-    }
-
-    /// Takes a run out that does not go yet.
-    fn take(&mut self, run: RunId) -> Option<Waiting> {
-        self.arriving.remove(&run).or_else(|| {
-            let place = self.queue.iter().position(|waiting| waiting.run == run)?;
-            self.queue.remove(place)
-        })
-    }
 }
 
 impl std::fmt::Debug for Engine {
@@ -555,51 +473,4 @@ impl Engine {
             | JournalError::Unreadable { .. } => {}
         }
     }
-}
-
-fn check(wanted: &Submission) -> Result<(), EngineError> {
-    let invalid = |field, message: String| Err(EngineError::InvalidField { field, message });
-    if wanted.task.trim().is_empty() {
-        return invalid("task", "is empty; say what is to be done".into());
-    }
-    if wanted.task.len() > budget::TASK_BYTES {
-        return invalid("task", format!("is {} bytes long, 1 MiB is accepted", wanted.task.len()));
-    }
-    if !matches!(wanted.agent.as_str(), "" | executor::NAME) {
-        let agent: String = wanted.agent.chars().take(80).collect();
-        return invalid("agent", format!("there is no agent {agent:?}; there is \"executor\""));
-    }
-    if let Some(id) = &wanted.request_id
-        && (id.is_empty() || id.len() > REQUEST_ID_BYTES)
-    {
-        return invalid("request_id", format!("has {} bytes, 1 to 128 are accepted", id.len()));
-    }
-    if wanted.model.len() > MODEL_BYTES {
-        return invalid("model", format!("has {} bytes, 256 are accepted", wanted.model.len()));
-    }
-    let bytes: usize = wanted.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
-    if bytes > LABELS_BYTES {
-        return invalid("labels", format!("have {bytes} bytes in all, 4 KiB are accepted"));
-    }
-    let (most, key_bytes, value_bytes) = LABELS;
-    if wanted.labels.len() > most {
-        return invalid(
-            "labels",
-            format!("there are {}, {most} are accepted", wanted.labels.len()),
-        );
-    }
-    let long =
-        |(key, value): &(&String, &String)| key.len() > key_bytes || value.len() > value_bytes;
-    if let Some((key, _)) = wanted.labels.iter().find(long) {
-        let key: String = key.chars().take(key_bytes).collect();
-        return invalid("labels", format!("{key:?} or its value is too long"));
-    }
-    Ok(())
-}
-
-/// SHA-256 of what was submitted, as it was sent, by which a repetition is known.
-fn digest(spec: &RunCreated) -> Result<[u8; 32], EngineError> {
-    let body = serde_json::to_vec(spec)
-        .map_err(|error| JournalError::Unreadable { what: error.to_string() })?;
-    Ok(Sha256::digest(body).into())
 }

@@ -1,0 +1,93 @@
+//! What a caller submits, and what is wrong with it. Touches nothing.
+
+use std::collections::BTreeMap;
+
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    agents::executor,
+    domain::{
+        budget::{self, Budget},
+        journal::RunCreated,
+    },
+    engine::EngineError,
+    ports::{JournalError, RunSummary},
+};
+
+/// Most labels of a run, and the longest key and value, in bytes.
+const LABELS: (usize, usize, usize) = (32, 64, 256);
+/// Longest labels of a run, all together, in bytes: a page of runs must stay within what clients accept.
+const LABELS_BYTES: usize = 4096;
+/// Longest name of a model, in bytes.
+const MODEL_BYTES: usize = 256;
+/// Longest request id, in bytes.
+const REQUEST_ID_BYTES: usize = 128;
+
+/// What a caller submits.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Submission {
+    pub task: String,
+    pub workspace: String,
+    /// Empty: the executor.
+    pub agent: String,
+    /// Empty: the daemon's default.
+    pub model: String,
+    pub request_id: Option<String>,
+    pub labels: BTreeMap<String, String>,
+    pub budget: Budget,
+}
+
+/// What came of a submission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Submitted {
+    New(RunSummary),
+    Existed(RunSummary),
+}
+
+/// Says what is wrong with a submission as it was sent, one field at a time.
+pub(super) fn check(wanted: &Submission) -> Result<(), EngineError> {
+    let invalid = |field, message: String| Err(EngineError::InvalidField { field, message });
+    if wanted.task.trim().is_empty() {
+        return invalid("task", "is empty; say what is to be done".into());
+    }
+    if wanted.task.len() > budget::TASK_BYTES {
+        return invalid("task", format!("is {} bytes long, 1 MiB is accepted", wanted.task.len()));
+    }
+    if !matches!(wanted.agent.as_str(), "" | executor::NAME) {
+        let agent: String = wanted.agent.chars().take(80).collect();
+        return invalid("agent", format!("there is no agent {agent:?}; there is \"executor\""));
+    }
+    if let Some(id) = &wanted.request_id
+        && (id.is_empty() || id.len() > REQUEST_ID_BYTES)
+    {
+        return invalid("request_id", format!("has {} bytes, 1 to 128 are accepted", id.len()));
+    }
+    if wanted.model.len() > MODEL_BYTES {
+        return invalid("model", format!("has {} bytes, 256 are accepted", wanted.model.len()));
+    }
+    let bytes: usize = wanted.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    if bytes > LABELS_BYTES {
+        return invalid("labels", format!("have {bytes} bytes in all, 4 KiB are accepted"));
+    }
+    let (most, key_bytes, value_bytes) = LABELS;
+    if wanted.labels.len() > most {
+        return invalid(
+            "labels",
+            format!("there are {}, {most} are accepted", wanted.labels.len()),
+        );
+    }
+    let long =
+        |(key, value): &(&String, &String)| key.len() > key_bytes || value.len() > value_bytes;
+    if let Some((key, _)) = wanted.labels.iter().find(long) {
+        let key: String = key.chars().take(key_bytes).collect();
+        return invalid("labels", format!("{key:?} or its value is too long"));
+    }
+    Ok(())
+}
+
+/// SHA-256 of what was submitted, as it was sent, by which a repetition is known.
+pub(super) fn digest(spec: &RunCreated) -> Result<[u8; 32], EngineError> {
+    let body = serde_json::to_vec(spec)
+        .map_err(|error| JournalError::Unreadable { what: error.to_string() })?;
+    Ok(Sha256::digest(body).into())
+}

@@ -15,6 +15,7 @@ use agentd::{
     tasks::{self, Tasks},
 };
 use rustix::process::{Signal, kill_process};
+use sha2::{Digest as _, Sha256};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -82,7 +83,7 @@ impl TestDaemon {
 
     /// Processes of the workspace: those that have it, or what is below it, as working directory.
     pub(crate) fn programs(&self) -> Vec<String> {
-        let workspace = self.workspace().canonicalize().unwrap();
+        let workspace = self.workspace().canonicalize().unwrap_or_else(|_| self.workspace());
         let processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
         let here = |process: &PathBuf| {
             fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(&workspace))
@@ -91,6 +92,34 @@ impl TestDaemon {
             fs::read_to_string(process.join("cmdline")).unwrap_or_default().replace('\0', " ")
         };
         processes.filter(here).map(command).collect()
+    }
+
+    /// Waits for the programs of a killed daemon to die, and removes their cgroups, as the next daemon
+    /// on this directory would.
+    pub(super) fn sweep(&self) {
+        for _ in 0..1000 {
+            if self.programs().is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let state = self.state().canonicalize().unwrap_or_else(|_| self.state());
+        let instance = Sha256::digest(state.as_os_str().as_encoded_bytes());
+        let instance: String = instance[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+        remove_groups(Path::new("/sys/fs/cgroup"), &format!("agentd-{instance}-"));
+    }
+}
+
+/// Removes the groups below `parent` whose names begin like this.
+fn remove_groups(parent: &Path, prefix: &str) {
+    for group in fs::read_dir(parent).into_iter().flatten().flatten() {
+        match group.file_name().to_string_lossy().starts_with(prefix) {
+            true => drop(fs::remove_dir(group.path())),
+            false if group.file_type().is_ok_and(|kind| kind.is_dir()) => {
+                remove_groups(&group.path(), prefix);
+            }
+            false => {}
+        }
     }
 }
 

@@ -260,8 +260,12 @@ impl TestDaemon {
 impl Drop for TestDaemon {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
+            let left = self.programs();
             let _ = child.kill();
             let _ = child.wait();
+            if !left.is_empty() {
+                self.sweep();
+            }
         }
     }
 }

@@ -345,7 +345,7 @@ fn with_key(backend: &Backend) -> TestDaemon {
         base_url: backend.url(),
         environment: vec![
             ("OPENAI_API_KEY".into(), KEY.into()),
-            ("AGENTD_LOG".into(), "debug,h2=info,hyper=info".into()),
+            ("AGENTD_LOG".into(), "trace".into()),
         ],
         ..Settings::default()
     })
@@ -411,6 +411,7 @@ async fn a_secret_reaches_the_model_and_nobody_else() {
         assert_clean(&format!("stderr of {arguments:?}"), &output.stderr);
     }
     assert_clean("the log", daemon.log().as_bytes());
+    assert!(daemon.log().contains("TRACE"), "control: everything was logged");
 
     // The model and the workspace have it all.
     let last = backend.server.requests().pop().unwrap().to_string();

@@ -22,6 +22,20 @@ pub struct Budget {
     pub max_tokens: u64,
 }
 
+impl Budget {
+    /// With the default wherever it says zero.
+    pub fn or_default(self) -> Self {
+        let default = Self::default();
+        let or = |wanted: u64, default: u64| if wanted == 0 { default } else { wanted };
+        let or_small = |wanted: u32, default: u32| if wanted == 0 { default } else { wanted };
+        Self {
+            max_turns: or_small(self.max_turns, default.max_turns),
+            max_tool_calls: or_small(self.max_tool_calls, default.max_tool_calls),
+            max_tokens: or(self.max_tokens, default.max_tokens),
+        }
+    }
+}
+
 impl Default for Budget {
     fn default() -> Self {
         Self { max_turns: 100, max_tool_calls: 500, max_tokens: 5_000_000 }

@@ -162,6 +162,8 @@ impl Engine {
         }
         self.check_room()?;
         spec.workspace = self.admit(&spec.workspace).await?;
+        // After the digest: a default that changes must not make a repetition another submission.
+        spec.budget = spec.budget.or_default();
         let now = world.clock.now();
         let run = world.chance.run_id(now);
         let state = RunState::created(run, Sequence(1), now, spec.clone());

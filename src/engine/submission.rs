@@ -34,6 +34,7 @@ pub struct Submission {
     pub model: String,
     pub request_id: Option<String>,
     pub labels: BTreeMap<String, String>,
+    /// Zeros stand for the defaults.
     pub budget: Budget,
 }
 

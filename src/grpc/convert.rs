@@ -187,15 +187,13 @@ fn usage(usage: Usage) -> v1::Usage {
     }
 }
 
-/// Zero means the default.
+/// As it was sent: zeros stand for the defaults.
 pub(super) fn budget(wanted: Option<v1::Budget>) -> Budget {
     let wanted = wanted.unwrap_or_default();
-    let default = Budget::default();
-    let or = |wanted, default| if wanted == 0 { default } else { wanted };
     Budget {
-        max_turns: or(wanted.max_turns, default.max_turns),
-        max_tool_calls: or(wanted.max_tool_calls, default.max_tool_calls),
-        max_tokens: if wanted.max_tokens == 0 { default.max_tokens } else { wanted.max_tokens },
+        max_turns: wanted.max_turns,
+        max_tool_calls: wanted.max_tool_calls,
+        max_tokens: wanted.max_tokens,
     }
 }
 

@@ -243,6 +243,22 @@ fn default_file(around: &dyn Surroundings) -> Option<PathBuf> {
     user.into_iter().chain([system]).find(|path| around.exists(path))
 }
 
+/// The backend that the user's configuration file names, as it stands there; none if it names none.
+///
+/// For a daemon that is to use the same backend and nothing else of that file.
+pub fn named_backend(
+    around: &dyn Surroundings,
+) -> Result<Option<serde_json::Value>, yaml::YamlError> {
+    let named = around.variable("AGENTD_CONFIG").map(PathBuf::from);
+    let Some(path) = named.or_else(|| default_file(around)) else { return Ok(None) };
+    // Read as the daemon reads it first: what it would refuse must not slip through.
+    if read_file(&path)?.backend.base_url.is_none() {
+        return Ok(None);
+    }
+    let file: serde_json::Value = yaml::parse(&path.display().to_string(), &yaml::read(&path)?)?;
+    Ok(file.get("backend").cloned())
+}
+
 fn default_policies(around: &dyn Surroundings, file: Option<&Path>) -> Option<PathBuf> {
     let beside = file.and_then(Path::parent).map(|directory| directory.join("policies"));
     let system = PathBuf::from("/etc/agentd/policies");

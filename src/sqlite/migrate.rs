@@ -76,9 +76,7 @@ pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
 
 /// Opens the database for the one writer, at this build's schema, in a new epoch.
 pub(super) fn open_for_writing(path: &Path) -> Result<(Connection, Epoch), OpenError> {
-    if rusqlite::version_number() < LEAST_SQLITE {
-        return Err(OpenError::UnsafeSqlite { version: rusqlite::version() });
-    }
+    check_sqlite(rusqlite::version_number(), rusqlite::version())?;
     let file = OpenOptions::new()
         .create(true)
         .truncate(false)
@@ -98,6 +96,14 @@ pub(super) fn open_for_writing(path: &Path) -> Result<(Connection, Epoch), OpenE
         .query_row("UPDATE owner SET epoch = epoch + 1 RETURNING epoch", [], |row| row.get(0))
         .map_err(database)?;
     Ok((connection, Epoch(epoch)))
+}
+
+/// Refuses a SQLite, by its number (3051003 is 3.51.3), that can corrupt the journal.
+fn check_sqlite(number: i32, version: &'static str) -> Result<(), OpenError> {
+    match number < LEAST_SQLITE {
+        true => Err(OpenError::UnsafeSqlite { version }),
+        false => Ok(()),
+    }
 }
 
 /// Opens the database for reading only.
@@ -199,6 +205,17 @@ mod tests {
         assert_eq!(pragma(&connection, "trusted_schema"), "0");
         assert_eq!(pragma(&connection, "mmap_size"), "0");
         assert_eq!(pragma(&connection, "application_id"), APPLICATION_ID.to_string());
+    }
+
+    #[test]
+    fn a_sqlite_with_the_wal_reset_bug_is_refused_by_name() {
+        let refused = check_sqlite(3_051_002, "3.51.2").unwrap_err();
+        assert!(
+            refused.to_string().starts_with("SQLite 3.51.2 has the WAL-reset bug"),
+            "{refused}"
+        );
+        check_sqlite(3_051_003, "3.51.3").unwrap();
+        check_sqlite(rusqlite::version_number(), rusqlite::version()).unwrap();
     }
 
     #[test]

@@ -6,7 +6,10 @@ use std::{
     process::{Command, Output},
 };
 
+use agentd::scripted::Script;
 use tempfile::TempDir;
+
+use crate::support::Backend;
 
 /// A directory for the demo's own directory, with a short path.
 fn scratch() -> TempDir {
@@ -57,6 +60,26 @@ fn the_demo_succeeds_says_that_the_words_are_scripted_and_tells_where_everything
     assert!(words.contains("● SUCCEEDED"), "{words}");
     assert_eq!(words.matches("\n  ✓ ").count(), 8, "{words}");
     assert!(words.contains(directory(&scratch).to_str().unwrap()), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_backend_configured_the_demo_uses_that_one() {
+    let scratch = scratch();
+    let script = include_str!("../../src/ctl/demo/files/script.yaml");
+    let backend = Backend::start(Script::parse("script.yaml", script).unwrap()).await;
+    fs::create_dir_all(scratch.path().join(".config/agentd")).unwrap();
+    let configuration = format!("backend: {{base_url: '{}', model: my-own}}\n", backend.url());
+    fs::write(scratch.path().join(".config/agentd/agentd.yaml"), configuration).unwrap();
+
+    let output = tokio::task::block_in_place(|| demo(&scratch, &[]));
+
+    let words = words(&output);
+    assert_eq!(output.status.code(), Some(0), "{words}");
+    assert!(words.contains("The model is the one that you have configured."), "{words}");
+    assert!(!words.contains("SCRIPTED"), "{words}");
+    let asked = backend.server.requests();
+    assert_eq!(asked.len(), 6);
+    assert!(asked.iter().all(|request| request["model"] == "my-own"));
 }
 
 #[test]

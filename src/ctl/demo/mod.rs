@@ -14,7 +14,7 @@ use std::{
 
 use crate::{
     client::Client,
-    config::{Process, Surroundings as _},
+    config::{self, Process, Surroundings as _},
     ctl::{
         Exit, Failure, Global,
         demo::{private_daemon::PrivateDaemon, project::Project},
@@ -60,8 +60,10 @@ pub(super) struct Demo {
 /// Whose words the model's are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Backend {
-    /// A real one, that the environment names.
-    Configured,
+    /// A real one, that the environment names, or the user's configuration file in this section.
+    Configured {
+        section: Option<serde_json::Value>,
+    },
     Scripted {
         url: String,
     },
@@ -102,11 +104,15 @@ pub(super) async fn run(global: &Global, demo: Demo) -> Result<Exit, Failure> {
     Ok(exit)
 }
 
-/// The backend that the environment names, else a scripted one.
+/// The backend that is configured, else a scripted one.
 async fn backend(tasks: &Tasks, script: Option<&Path>) -> Result<Backend, Failure> {
-    let named = ["OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_API_KEY_FILE"];
-    if script.is_none() && named.iter().any(|name| Process.variable(name).is_some()) {
-        return Ok(Backend::Configured);
+    let bad_usage = |error: crate::yaml::YamlError| Failure::new(Exit::BadUsage, error.to_string());
+    if script.is_none() {
+        let section = config::named_backend(&Process).map_err(bad_usage)?;
+        let named = ["OPENAI_BASE_URL", "OPENAI_API_KEY", "OPENAI_API_KEY_FILE"];
+        if section.is_some() || named.iter().any(|name| Process.variable(name).is_some()) {
+            return Ok(Backend::Configured { section });
+        }
     }
     let (file, text) = match script {
         None => ("the demo's script".to_owned(), SCRIPT.to_owned()),
@@ -133,7 +139,7 @@ fn introduce(
     backend: &Backend,
 ) -> Result<(), Failure> {
     let words = match backend {
-        Backend::Configured => "The model is the one that your environment names.".to_owned(),
+        Backend::Configured { .. } => "The model is the one that you have configured.".to_owned(),
         Backend::Scripted { .. } => colour.paint(
             Paint::Warning,
             "No backend is configured, so the model's words are SCRIPTED. All else is real: the daemon,\n\

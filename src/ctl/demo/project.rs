@@ -85,12 +85,16 @@ impl Project {
         self.directory.join("agentd.log")
     }
 
-    /// Notes whose words the model's were, for a judge who comes later.
+    /// Notes whose words the model's are, for the demo's daemon and for a judge who comes later.
     pub(super) fn remember(&self, backend: &Backend) -> io::Result<()> {
-        let note = match backend {
-            Backend::Configured => "configured",
-            Backend::Scripted { .. } => "scripted",
+        let (note, section) = match backend {
+            Backend::Configured { section } => ("configured", section.as_ref()),
+            Backend::Scripted { .. } => ("scripted", None),
         };
+        // JSON is YAML too.
+        let section = section.map(|section| format!("backend: {section}\n")).unwrap_or_default();
+        let configuration = format!("# the demo's daemon: the rest comes as flags\n{section}");
+        fs::write(self.configuration(), configuration)?;
         fs::write(self.directory.join("backend"), note)
     }
 
@@ -134,8 +138,7 @@ impl Project {
             }
             fs::write(path, content)?;
         }
-        fs::write(self.workspace().join(".env"), format!("API_TOKEN={CANARY}\n"))?;
-        fs::write(self.configuration(), "# the demo's daemon: all settings come as flags\n")
+        fs::write(self.workspace().join(".env"), format!("API_TOKEN={CANARY}\n"))
     }
 
     fn write_policies(&self, given: Option<&Path>) -> io::Result<()> {

@@ -14,7 +14,7 @@ pub use verify::{verify_file, views_of_file};
 use std::{
     collections::HashMap,
     path::Path,
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicU64, atomic::Ordering},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use async_trait::async_trait;
@@ -75,16 +75,6 @@ pub struct SqliteJournal {
 struct Shared {
     /// Only runs that somebody watches.
     watchers: Mutex<HashMap<RunId, watch::Sender<Sequence>>>,
-    commits: AtomicU64,
-    entries: AtomicU64,
-}
-
-/// How much has been written since the journal was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Written {
-    /// Transactions, each with one sync of the disk.
-    pub commits: u64,
-    pub entries: u64,
 }
 
 impl SqliteJournal {
@@ -96,14 +86,6 @@ impl SqliteJournal {
     /// Writes what waits, folds everything into the database file, and takes nothing more.
     pub async fn close(&self) -> Result<(), JournalError> {
         self.writer.close().await
-    }
-
-    /// How much has been written since the journal was opened.
-    pub fn written(&self) -> Written {
-        Written {
-            commits: self.shared.commits.load(Ordering::Relaxed),
-            entries: self.shared.entries.load(Ordering::Relaxed),
-        }
     }
 }
 

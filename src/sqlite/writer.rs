@@ -4,11 +4,7 @@
 //! Invariant: every check comes before the first write of its job, so that a refused job leaves its
 //! batch alone; and after any failure of the store nothing more is acknowledged.
 
-use std::{
-    fmt,
-    sync::{Arc, atomic::Ordering},
-    thread,
-};
+use std::{fmt, sync::Arc, thread};
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
 use sha2::{Digest as _, Sha256};
@@ -207,9 +203,6 @@ impl Thread {
         let mut heads = Vec::with_capacity(BATCH);
         match self.write_batch(jobs, &mut answers, &mut heads) {
             Ok(after) => {
-                self.shared.commits.fetch_add(1, Ordering::Relaxed);
-                let written = after.position.0 - self.heads.position.0;
-                self.shared.entries.fetch_add(written, Ordering::Relaxed);
                 self.heads = after;
                 heads.into_iter().for_each(|(run, head)| self.shared.announce(run, head));
                 answers.into_iter().for_each(Answer::give);

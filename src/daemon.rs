@@ -36,7 +36,8 @@ use crate::{
     sqlite,
     system::{SystemChance, SystemClock},
     tasks::Tasks,
-    telemetry, tools,
+    telemetry,
+    tools::Toolbox,
 };
 
 /// How long steps under way may take when the daemon stops.
@@ -152,7 +153,8 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     let clock = Arc::new(SystemClock::default());
     let token = token(state, &chance)
         .map_err(|source| DaemonError::State { path: state.join(TOKEN), source })?;
-    let policy = Arc::new(policy(config)?);
+    let tools = Arc::new(Toolbox::built_in());
+    let policy = Arc::new(policy(config, &tools)?);
     let secrets = config.backend.api_key.iter().cloned().chain([token.to_string()]);
     // The journal first: its lock says that this state directory is ours.
     let redactor = Redactor::new(secrets);
@@ -185,6 +187,7 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
         clock: clock.clone(),
         chance,
         policy,
+        tools,
         redactor: Arc::new(redactor),
         epoch: journal.epoch(),
     };
@@ -204,13 +207,16 @@ fn places(config: &Config, launcher: &Path) -> Places {
     Places { workspace_root: config.workspace_root.clone(), off_limits: own.collect() }
 }
 
-fn policy(config: &Config) -> Result<crate::domain::policy::Policy, policy_files::PolicyErrors> {
+fn policy(
+    config: &Config,
+    tools: &Toolbox,
+) -> Result<crate::domain::policy::Policy, policy_files::PolicyErrors> {
     let mut sources = match &config.policy_directory {
         Some(directory) => Sources::from_directory(directory)?,
         None => Sources::built_in(),
     };
     sources.extra_commands = config.allow_commands.clone();
-    let known: Vec<ToolName> = tools::SPECS.iter().map(|spec| spec.name.clone()).collect();
+    let known: Vec<ToolName> = tools.specs().iter().map(|spec| spec.name.clone()).collect();
     policy_files::compile(&sources, &known)
 }
 

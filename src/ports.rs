@@ -130,16 +130,28 @@ pub trait Sandbox: Send + Sync {
     /// Carries out what is permitted, on the very things that were resolved.
     ///
     /// When it returns, the effect is on disk and no process of it is left. `stop` ends a program
-    /// early; what had been done until then stays done.
+    /// early; what had been done until then stays done. `heard` hears what a program writes, as it
+    /// comes; that is not the result.
     async fn run(
         &self,
         permit: Permit<Resolved>,
         attempt: Attempt,
         stop: &CancellationToken,
+        heard: &Heard<'_>,
     ) -> Result<EffectResult, SandboxError>;
 
     /// What enforces each limit here: `memory` to `cgroup_v1`, for example.
     fn mechanisms(&self) -> BTreeMap<String, String>;
+}
+
+/// Hears what a program writes as it comes: bytes, which may be cut within a character.
+pub type Heard<'a> = dyn Fn(OutputStream, &[u8]) + Send + Sync + 'a;
+
+/// Which of its streams a program wrote to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OutputStream {
+    Stdout,
+    Stderr,
 }
 
 /// Where a call takes place.
@@ -151,6 +163,8 @@ pub struct Scene {
     pub program_directories: Vec<String>,
     /// Names the call in the names of cgroups: letters, digits and `-`.
     pub label: String,
+    /// What an earlier attempt at the same call was resolved to.
+    pub earlier: Option<Facts>,
 }
 
 /// Whether an effect may have been carried out before.

@@ -281,7 +281,7 @@ fn encode(
     let tools = question.tools.iter().map(|tool| {
         Ok(FunctionTool {
             name: &tool.name,
-            description: tool.description,
+            description: &tool.description,
             parameters: serde_json::from_str(&tool.parameters)?,
             strict: false,
         })

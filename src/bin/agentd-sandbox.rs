@@ -1,4 +1,4 @@
-//! The launcher: confines one program, and sees it and all its descendants dead. Single-threaded, no
+//! The launcher: confines one program, or one look at a tree of files, and sees all of it dead. Single-threaded, no
 //! async runtime. The daemon starts it; it is not for people. Protocol: `agentd::sandbox::order`.
 
 use std::{
@@ -15,7 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use agentd::sandbox::order::{Descriptor, End, ORDER_BYTES, Order, Report};
+use agentd::sandbox::{
+    order::{Descriptor, End, ORDER_BYTES, Order, Report, Work},
+    walk,
+};
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
     net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags},
@@ -84,6 +87,7 @@ fn let_go_of_output() -> io::Result<()> {
 struct Held {
     workspace: Option<OwnedFd>,
     executable: Option<OwnedFd>,
+    input: Option<OwnedFd>,
     /// Only held.
     _alive: Option<OwnedFd>,
     cgroup_procs: Vec<File>,
@@ -95,6 +99,7 @@ impl Held {
         match kind {
             Descriptor::Workspace => self.workspace = Some(descriptor),
             Descriptor::Executable => self.executable = Some(descriptor),
+            Descriptor::Input => self.input = Some(descriptor),
             Descriptor::Alive => self._alive = Some(descriptor),
             Descriptor::CgroupProcs => self.cgroup_procs.push(File::from(descriptor)),
             Descriptor::CgroupKill => self.cgroup_kill = Some(File::from(descriptor)),
@@ -135,32 +140,51 @@ fn receive(mut control: &UnixStream) -> io::Result<(Order, Vec<OwnedFd>)> {
 }
 
 /// Everything the child needs, made before the fork.
-struct Prepared {
-    executable: RawFd,
-    argv: Vec<CString>,
-    environment: Vec<CString>,
-    null: File,
+struct Prepared<'a> {
+    job: Job<'a>,
+    input: OwnedFd,
     limits: Vec<(Resource, u64)>,
     parent: Pid,
     /// Entered by the child, not by us: we must outlive the killing of the group.
     cgroup_procs: Vec<File>,
 }
 
+/// What the child does once it is confined.
+enum Job<'a> {
+    Become { executable: RawFd, argv: Vec<CString>, environment: Vec<CString> },
+    Look { look: &'a walk::Look, git: Option<BorrowedFd<'a>> },
+}
+
 /// Starts the program. Gives its process and the pipe in which it complains if it cannot start.
 fn start(order: &Order, held: &mut Held) -> io::Result<(Pid, File)> {
     let missing = || io::Error::new(io::ErrorKind::InvalidData, "descriptors are missing");
-    let executable = held.executable.as_ref().ok_or_else(missing)?;
+    let cgroup_procs = std::mem::take(&mut held.cgroup_procs);
+    let input = match held.input.take() {
+        Some(input) => input,
+        None => File::open("/dev/null")?.into(),
+    };
     let workspace = held.workspace.as_ref().ok_or_else(missing)?;
+    let job = match &order.work {
+        Work::Program { argv, environment } => {
+            let executable = held.executable.as_ref().ok_or_else(missing)?;
+            keep_open_for_scripts(executable)?;
+            Job::Become {
+                executable: executable.as_raw_fd(),
+                argv: argv.iter().map(|word| c_string(word)).collect::<io::Result<_>>()?,
+                environment: self::environment(environment)?,
+            }
+        }
+        Work::Look(look) => {
+            Job::Look { look, git: held.executable.as_ref().map(|git| git.as_fd()) }
+        }
+    };
     let prepared = Prepared {
-        executable: executable.as_raw_fd(),
-        argv: order.argv.iter().map(|word| c_string(word)).collect::<io::Result<_>>()?,
-        environment: environment(&order.environment)?,
-        null: File::open("/dev/null")?,
+        job,
+        input,
         limits: limits(order),
         parent: rustix::process::getpid(),
-        cgroup_procs: std::mem::take(&mut held.cgroup_procs),
+        cgroup_procs,
     };
-    keep_open_for_scripts(executable)?;
     let (complaint, complain) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
     #[expect(unsafe_code, reason = "fork has no safe form")]
     // SAFETY: this process has one thread, so the child may run any code; it execs or exits.
@@ -168,12 +192,17 @@ fn start(order: &Order, held: &mut Held) -> io::Result<(Pid, File)> {
     match forked {
         -1 => Err(io::Error::last_os_error()),
         0 => {
-            let error = become_program(&prepared, workspace.as_fd());
-            let _ = File::from(complain).write_all(error.to_string().as_bytes());
+            let status = match carry_out(&prepared, workspace.as_fd()) {
+                Ok(status) => status,
+                Err(error) => {
+                    let _ = File::from(complain).write_all(error.to_string().as_bytes());
+                    NOT_STARTED
+                }
+            };
             #[expect(unsafe_code, reason = "the child must not run the parent's exit handlers")]
             // SAFETY: _exit ends the process at once and touches nothing.
             unsafe {
-                libc::_exit(NOT_STARTED)
+                libc::_exit(status)
             }
         }
         child => {
@@ -184,41 +213,55 @@ fn start(order: &Order, held: &mut Held) -> io::Result<(Pid, File)> {
     }
 }
 
-/// In the child: gives up what the program must not have, and becomes it. Returns only to fail.
-fn become_program(prepared: &Prepared, workspace: BorrowedFd<'_>) -> io::Error {
-    let confined = (|| -> io::Result<()> {
-        rustix::process::setsid()?;
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        if rustix::process::getppid() != Some(prepared.parent) {
-            return Err(io::Error::other("the launcher died"));
+/// In the child: gives up what the work must not have, and does it. Gives an exit status, unless it
+/// became the program. Errors: nothing was begun.
+fn carry_out(prepared: &Prepared<'_>, workspace: BorrowedFd<'_>) -> io::Result<i32> {
+    confine(prepared, workspace)?;
+    match &prepared.job {
+        Job::Become { executable, argv, environment } => {
+            close_on_exec(Some(*executable))?;
+            Err(become_program(*executable, argv, environment))
         }
-        for group in &prepared.cgroup_procs {
-            (&*group).write_all(b"0")?;
+        Job::Look { look, git } => {
+            close_on_exec(None)?;
+            let looked = std::panic::catch_unwind(|| walk::answer(look, *git, io::stdout().lock()));
+            Ok(if matches!(looked, Ok(Ok(()))) { 0 } else { 1 })
         }
-        rustix::process::fchdir(workspace)?;
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        rustix::stdio::dup2_stdin(&prepared.null)?;
-        close_on_exec(prepared.executable)?;
-        restore_sigpipe()?;
-        for (resource, most) in &prepared.limits {
-            let limit = Rlimit { current: Some(*most), maximum: Some(*most) };
-            rustix::process::setrlimit(*resource, limit)?;
-        }
-        Ok(())
-    })();
-    if let Err(error) = confined {
-        return error;
     }
+}
+
+fn confine(prepared: &Prepared<'_>, workspace: BorrowedFd<'_>) -> io::Result<()> {
+    rustix::process::setsid()?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() != Some(prepared.parent) {
+        return Err(io::Error::other("the launcher died"));
+    }
+    for group in &prepared.cgroup_procs {
+        (&*group).write_all(b"0")?;
+    }
+    rustix::process::fchdir(workspace)?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    rustix::stdio::dup2_stdin(&prepared.input)?;
+    restore_sigpipe()?;
+    for (resource, most) in &prepared.limits {
+        let limit = Rlimit { current: Some(*most), maximum: Some(*most) };
+        rustix::process::setrlimit(*resource, limit)?;
+    }
+    Ok(())
+}
+
+/// Returns only to fail.
+fn become_program(executable: RawFd, argv: &[CString], environment: &[CString]) -> io::Error {
     let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
         strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
     };
-    let (argv, environment) = (pointers(&prepared.argv), pointers(&prepared.environment));
+    let (argv, environment) = (pointers(argv), pointers(environment));
     #[expect(unsafe_code, reason = "execveat has no safe form")]
     // SAFETY: both lists are NUL-terminated arrays of NUL-terminated strings that outlive the call.
     unsafe {
         libc::syscall(
             libc::SYS_execveat,
-            prepared.executable,
+            executable,
             c"".as_ptr(),
             argv.as_ptr(),
             environment.as_ptr(),
@@ -236,8 +279,8 @@ fn restore_sigpipe() -> io::Result<()> {
     if before == libc::SIG_ERR { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// Marks every descriptor from 3 on, but for `keep`, to be closed when the program starts.
-fn close_on_exec(keep: RawFd) -> io::Result<()> {
+/// Marks every descriptor from 3 on, but for `keep`, to be closed when a program starts.
+fn close_on_exec(keep: Option<RawFd>) -> io::Result<()> {
     let range = |first: u32, last: u32| -> io::Result<()> {
         if first > last {
             return Ok(());
@@ -248,9 +291,10 @@ fn close_on_exec(keep: RawFd) -> io::Result<()> {
             unsafe { libc::syscall(libc::SYS_close_range, first, last, libc::CLOSE_RANGE_CLOEXEC) };
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     };
-    let keep = u32::try_from(keep).unwrap_or(u32::MAX);
-    range(3, keep - 1)?;
-    range(keep + 1, u32::MAX)
+    match keep.and_then(|keep| u32::try_from(keep).ok()) {
+        Some(keep) => range(3, keep - 1).and_then(|()| range(keep + 1, u32::MAX)),
+        None => range(3, u32::MAX),
+    }
 }
 
 /// A script's interpreter opens the script by its descriptor, which must then outlive the exec; a

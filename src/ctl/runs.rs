@@ -233,6 +233,7 @@ async fn follow(global: &Global, client: &Client, id: &str) -> Result<Exit, Fail
                 }
             }
             Some(Event::TextDelta(delta)) => timeline.words(&delta.text)?,
+            Some(Event::ToolOutputDelta(delta)) => timeline.program_words(&delta.text)?,
             Some(Event::CaughtUp(_) | Event::Heartbeat(_)) | None => {}
         }
     }

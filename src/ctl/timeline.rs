@@ -23,6 +23,14 @@ pub(super) struct Timeline<W> {
     live: Live,
     /// Calls of the turn under way, each with what it is about.
     calls: Vec<(String, String)>,
+    output_is_shown: OutputShown,
+}
+
+/// Whether the output of the call under way is on the screen already.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum OutputShown {
+    Yes,
+    No,
 }
 
 /// Whether words are shown while they come.
@@ -47,7 +55,7 @@ impl<W: Write> Timeline<W> {
             Words::AsTheyCome => Live::Idle,
             Words::WhenDone => Live::Off,
         };
-        Self { out, colour, start: None, live, calls: Vec::new() }
+        Self { out, colour, start: None, live, calls: Vec::new(), output_is_shown: OutputShown::No }
     }
 
     /// A line that is no entry.
@@ -66,6 +74,14 @@ impl<W: Write> Timeline<W> {
         self.live = Live::Midway;
         write!(self.out, "{}", printable(text).replace('\n', "\n         "))?;
         self.out.flush()
+    }
+
+    /// Something that a program wrote, while it runs.
+    pub(super) fn program_words(&mut self, text: &str) -> io::Result<()> {
+        if !matches!(self.live, Live::Off) {
+            self.output_is_shown = OutputShown::Yes;
+        }
+        self.words(text)
     }
 
     /// One journal entry.
@@ -154,7 +170,10 @@ impl<W: Write> Timeline<W> {
                 let summary = self.colour.paint(paint, &summary);
                 let whose = self.whose(payload);
                 self.line(entry, &format!("{summary}{whose} {took}"))?;
-                self.program_output(&output)
+                match std::mem::replace(&mut self.output_is_shown, OutputShown::No) {
+                    OutputShown::Yes => Ok(()),
+                    OutputShown::No => self.program_output(&output),
+                }
             }
             _ => {
                 let message = output["error"]["message"].as_str().unwrap_or("failed");

@@ -8,6 +8,8 @@ pub const TASK_BYTES: usize = 1 << 20;
 /// Most bytes of one stream of output (stdout, stderr, a file) that the model is shown: half from
 /// the head, half from the tail.
 pub const OUTPUT_TEXT_BYTES: usize = 32 * 1024;
+/// Largest file that read_file and edit_file take, in bytes.
+pub const FILE_BYTES: u64 = 16 << 20;
 /// Most tool calls that one answer of the model may ask for.
 pub const CALLS_PER_TURN: usize = 64;
 

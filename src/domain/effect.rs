@@ -5,14 +5,68 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::ids::RuleId;
+use crate::domain::{
+    ids::RuleId,
+    tree::{TreeAnswer, TreeQuery},
+};
 
 /// What a tool call wants, in the model's own words.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
-    ReadFile { path: String },
-    WriteFile { path: String, content: Arc<str> },
-    Spawn { argv: Vec<String> },
+    ReadFile {
+        path: String,
+        lines: Lines,
+    },
+    WriteFile {
+        path: String,
+        content: Arc<str>,
+    },
+    EditFile {
+        path: String,
+        edit: Edit,
+    },
+    /// Something is to be found out about the tree at and below a directory.
+    Look {
+        path: String,
+        query: TreeQuery,
+    },
+    Spawn {
+        argv: Vec<String>,
+    },
+    /// The command of a tool that the operator declared.
+    RunDeclared {
+        /// Bare name, or absolute path.
+        program: String,
+        argv: Vec<String>,
+        /// The call's arguments, which the command reads from its standard input.
+        input: Arc<str>,
+    },
+}
+
+/// Which lines of a file are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lines {
+    /// All; of a long file the head and the tail.
+    All,
+    /// From `first` on, 1 being the first; `last` included.
+    Range { first: u64, last: u64 },
+}
+
+/// An exact replacement in a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Edit {
+    pub old: Arc<str>,
+    pub new: Arc<str>,
+    pub places: Places,
+}
+
+/// How often the old text may stand there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Places {
+    /// Once; anything else is an error.
+    One,
+    /// Once or more; each is replaced.
+    All,
 }
 
 /// Path of a file relative to the workspace, resolved: no `.`, no `..`, no symlink left in it.
@@ -44,7 +98,7 @@ impl fmt::Debug for WorkspacePath {
 }
 
 /// What policy is asked about: the effect with every name replaced by what it stands for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "effect", rename_all = "snake_case")]
 pub enum Facts {
     ReadFile {
@@ -57,6 +111,17 @@ pub enum Facts {
         /// SHA-256 of the new content, 64 hexadecimal digits.
         sha256: String,
     },
+    EditFile {
+        path: WorkspacePath,
+        /// SHA-256 of the file before the edit and of what the edit would make of it: by these a lost
+        /// attempt is known. Absent where the edit does not fit the file.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hashes: Option<EditHashes>,
+    },
+    Look {
+        path: WorkspacePath,
+        query: TreeQuery,
+    },
     Spawn {
         argv: Vec<String>,
         /// Absolute path of the program that `argv[0]` stands for.
@@ -64,6 +129,29 @@ pub enum Facts {
         /// SHA-256 of that program, 64 hexadecimal digits.
         sha256: String,
     },
+    RunDeclared {
+        argv: Vec<String>,
+        executable: String,
+        sha256: String,
+    },
+}
+
+/// A file before and after an edit: SHA-256 each, 64 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EditHashes {
+    pub before: String,
+    pub after: String,
+    pub replacements: u64,
+}
+
+impl Facts {
+    /// The facts as they may be told of a call that was refused: nothing of a file's content.
+    pub fn without_content(mut self) -> Self {
+        if let Self::EditFile { hashes, .. } = &mut self {
+            *hashes = None;
+        }
+        self
+    }
 }
 
 /// Something that policy can be asked about.
@@ -84,17 +172,38 @@ pub enum EffectResult {
         path: WorkspacePath,
         content: Captured,
         file_bytes: u64,
+        /// Lines of the whole file, and the number of the first one shown; none when the content is not
+        /// text.
+        lines: Option<ShownLines>,
     },
     Written {
         path: WorkspacePath,
         bytes: u64,
         before: Before,
     },
+    Edited {
+        path: WorkspacePath,
+        bytes: u64,
+        replacements: u64,
+        before: Before,
+    },
+    Looked(TreeAnswer),
     Ran(Ran),
-    /// The world said no (no such file, disk full); the text is for the model.
+    /// The world said no (no such file, disk full). `reason` is stable, upper case; both are for the
+    /// model.
     Failed {
+        reason: &'static str,
         message: String,
     },
+}
+
+/// Which lines of a file were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShownLines {
+    pub first: u64,
+    /// 0 when none is shown.
+    pub last: u64,
+    pub total: u64,
 }
 
 /// What a written file was before.
@@ -141,11 +250,18 @@ pub struct Captured {
     pub dropped: u64,
 }
 
+impl Captured {
+    /// What was kept, in one piece.
+    pub fn whole(&self) -> Vec<u8> {
+        [self.head.as_slice(), &self.tail].concat()
+    }
+}
+
 /// Why an effect could not be resolved to facts. The model hears it; nothing was touched.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Unresolved {
     /// A built-in rule forbids it whatever the policy says.
     Refused { rule: RuleId, message: String },
-    /// There is no such thing.
-    Missing { message: String },
+    /// There is no such thing. `reason` is stable, upper case.
+    Missing { reason: &'static str, message: String },
 }

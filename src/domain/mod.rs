@@ -14,3 +14,4 @@ pub mod retry;
 pub mod run;
 pub mod status;
 pub mod tool;
+pub mod tree;

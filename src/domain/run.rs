@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{
     budget::Usage,
     ids::{CallKey, RunId, Sequence, Timestamp},
-    item::Item,
+    item::{Item, RawJson},
     journal::{BackendError, Entry, ModelResponse, Record, RunCreated, ToolCalled, ToolOutput},
     tool::{EffectClass, ToolCall},
 };
@@ -73,6 +73,8 @@ pub enum Nudged {
 pub struct OpenCall {
     pub call: ToolCall,
     pub progress: Progress,
+    /// What the call was resolved to when its intent was written.
+    pub facts: Option<RawJson>,
 }
 
 /// How far a call has come.
@@ -149,6 +151,8 @@ pub enum Command {
 pub struct Invocation {
     pub call: ToolCall,
     pub mode: InvocationMode,
+    /// What an earlier attempt was resolved to.
+    pub earlier: Option<RawJson>,
 }
 
 /// How a call is to be carried out.
@@ -316,6 +320,7 @@ fn answered(response: &ModelResponse, items: &mut Vec<Item>, usage: &mut Usage) 
                 arguments: asked.arguments.clone(),
             },
             progress: Progress::Asked,
+            facts: None,
         })
         .collect();
     match calls.is_empty() {
@@ -337,10 +342,11 @@ impl OpenCall {
     fn fold(&mut self, record: &Record, usage: &mut Usage) {
         let key = self.call.key;
         let next = match (&self.progress, record) {
-            (Progress::Asked, Record::ToolCalled(ToolCalled { call, effect_class, .. }))
+            (Progress::Asked, Record::ToolCalled(ToolCalled { call, effect_class, facts, .. }))
                 if *call == key =>
             {
                 usage.tool_calls += 1;
+                self.facts = facts.clone();
                 Progress::Intended { attempt: 1, class: *effect_class }
             }
             (Progress::Lost { class, .. }, Record::ToolResumed(resumed)) if resumed.call == key => {
@@ -397,7 +403,7 @@ fn decide_cancelled(work: &Work) -> Command {
             Progress::Intended { .. } | Progress::Lost { .. } => InvocationMode::CloseStarted,
             Progress::Done { .. } => return None,
         };
-        Some(Invocation { call: open.call.clone(), mode })
+        Some(Invocation { call: open.call.clone(), mode, earlier: None })
     });
     Command::Invoke(closing.collect())
 }
@@ -460,7 +466,7 @@ fn due_invocation(open: &OpenCall) -> Option<Invocation> {
         }
         Progress::Intended { .. } | Progress::Done { .. } => return None,
     };
-    Some(Invocation { call: open.call.clone(), mode })
+    Some(Invocation { call: open.call.clone(), mode, earlier: open.facts.clone() })
 }
 
 fn unknown_outcome(open: &OpenCall) -> Option<CallKey> {

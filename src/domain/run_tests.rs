@@ -369,7 +369,7 @@ impl World {
 
     /// All intents first; then the calls come to their ends in any order.
     fn invoke(&mut self, invocations: &[Invocation]) -> Result<(), Died> {
-        for Invocation { call, mode } in invocations {
+        for Invocation { call, mode, .. } in invocations {
             match mode {
                 InvocationMode::First => {
                     let class = self.planned[&call.key].class;
@@ -830,7 +830,7 @@ fn invocation(index: u32, mode: InvocationMode) -> Invocation {
         tool: ToolName::new("some_tool"),
         arguments: "{}".into(),
     };
-    Invocation { call, mode }
+    Invocation { call, mode, earlier: None }
 }
 
 fn check(

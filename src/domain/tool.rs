@@ -1,19 +1,74 @@
 //! What a tool is and what a call of one can come to, in data. The tools themselves: `crate::tools`.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::ids::{CallId, CallKey, RuleId, ToolName};
+use crate::domain::{
+    ids::{CallId, CallKey, RoleName, RuleId, ToolName},
+    policy::Limits,
+};
 
 /// What the model is told of a tool.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ToolSpec {
     pub name: ToolName,
     /// For the model: what it does, and when to use it.
-    pub description: &'static str,
+    pub description: Arc<str>,
     /// JSON Schema of the arguments, as text: the same bytes from run to run.
     pub parameters: Arc<str>,
+    /// JSON Schema of the result, as text; none: any JSON object.
+    pub result: Option<Arc<str>>,
+}
+
+/// A tool that the operator declared: a command with a schema.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Declaration {
+    pub spec: ToolSpec,
+    /// Bare name of a program in a program directory, or an absolute path.
+    pub program: String,
+    /// The words after the program's name.
+    pub words: Vec<Word>,
+    pub class: EffectClass,
+    /// None: the policy's.
+    pub limits: Option<Limits>,
+    /// Besides the environment that the policy gives every program.
+    pub environment: BTreeMap<String, String>,
+    /// Roles that may use it, besides those whose `tools` name it.
+    pub roles: Vec<RoleName>,
+    /// File that it was read from.
+    pub source: String,
+    /// SHA-256 of the declaration as it was written, 64 hexadecimal digits.
+    pub digest: String,
+}
+
+/// One word of a declared command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Word {
+    Literal(String),
+    /// The call's argument of that name; left out where the call has none.
+    Argument(String),
+}
+
+/// Longest name of a tool that backends accept, in bytes.
+pub const NAME_BYTES: usize = 64;
+
+/// The name that backends accept for a tool that people call `name`: what is not a letter, a digit,
+/// `_` or `-` becomes `_`, so that `package.module.func` is `package_module_func`.
+///
+/// Errors: nothing is left, or more than [`NAME_BYTES`].
+pub fn normalised(name: &str) -> Result<ToolName, String> {
+    let keep = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '_' | '-') { c } else { '_' };
+    let normal: String = name.trim().chars().map(keep).collect();
+    if normal.bytes().all(|byte| byte == b'_') {
+        return Err(format!("{name:?} is not a name; use letters, digits, '_', '-' and '.'"));
+    }
+    match normal.len() {
+        length if length > NAME_BYTES => Err(format!(
+            "{name:?} has {length} characters, {NAME_BYTES} are accepted; give a shorter name"
+        )),
+        _ => Ok(ToolName::new(normal)),
+    }
 }
 
 /// One use of a tool, as the model asked for it.
@@ -68,28 +123,54 @@ impl ToolOutcome {
         Self { kind: OutcomeKind::Done, output: result.to_string().into() }
     }
 
-    /// The tool could not do it; `message` says why and what would help.
-    pub fn failed(message: &str) -> Self {
-        Self { kind: OutcomeKind::Failed, output: error_json("failed", None, message) }
+    /// The tool could not do it; `reason` is stable, `message` says why and what would help.
+    pub fn failed(reason: &str, message: &str) -> Self {
+        Self::failed_with(reason, message, serde_json::Map::new())
+    }
+
+    /// The same, with what was found before it failed.
+    pub fn failed_with(
+        reason: &str,
+        message: &str,
+        mut found: serde_json::Map<String, serde_json::Value>,
+    ) -> Self {
+        let error = error("failed", reason, None, message);
+        found.insert("error".into(), error);
+        let output = serde_json::Value::Object(found).to_string().into();
+        Self { kind: OutcomeKind::Failed, output }
     }
 
     /// A rule said no; `message` says what would be allowed.
     pub fn refused(rule: &RuleId, message: &str) -> Self {
-        Self { kind: OutcomeKind::Refused, output: error_json("refused", Some(rule), message) }
+        Self {
+            kind: OutcomeKind::Refused,
+            output: error_json("refused", POLICY_DENIED, Some(rule), message),
+        }
     }
 
     /// The run was cancelled; `message` says how far the call had come.
     pub fn cancelled(message: &str) -> Self {
-        Self { kind: OutcomeKind::Cancelled, output: error_json("cancelled", None, message) }
+        Self {
+            kind: OutcomeKind::Cancelled,
+            output: error_json("cancelled", CANCELLED, None, message),
+        }
     }
 }
 
-fn error_json(kind: &str, rule: Option<&RuleId>, message: &str) -> Arc<str> {
+const POLICY_DENIED: &str = "POLICY_DENIED";
+const CANCELLED: &str = "CANCELLED";
+
+fn error_json(kind: &str, reason: &str, rule: Option<&RuleId>, message: &str) -> Arc<str> {
+    serde_json::json!({ "error": error(kind, reason, rule, message) }).to_string().into()
+}
+
+fn error(kind: &str, reason: &str, rule: Option<&RuleId>, message: &str) -> serde_json::Value {
     let mut error = serde_json::Map::new();
     error.insert("kind".into(), kind.into());
+    error.insert("reason".into(), reason.into());
     if let Some(rule) = rule {
         error.insert("rule".into(), rule.as_str().into());
     }
     error.insert("message".into(), message.into());
-    serde_json::json!({ "error": error }).to_string().into()
+    error.into()
 }

@@ -24,7 +24,6 @@ use crate::{
         run_log::{Noted, Recorded, RunLog},
     },
     ports::{Answer, JournalError, ModelError, Question, SandboxError},
-    tools,
 };
 
 /// Tool calls of one run that run at the same time; the others wait for their turn.
@@ -114,7 +113,7 @@ impl Driver {
             model: state.spec.model.as_deref().or(self.world.default_model.as_deref()),
             instructions: executor::INSTRUCTIONS,
             items: &state.items,
-            tools: &tools::SPECS,
+            tools: self.world.tools.specs(),
         };
         let answer = tokio::select! {
             answer = self.world.model.respond(question, &said) => answer,
@@ -176,7 +175,9 @@ impl Driver {
         let stop = CancellationToken::new();
         let world = self.world.clone();
         let mut left = recorded.len();
-        let performing = recorded.into_iter().map(|call| invoker::perform(&world, call, &stop));
+        let (live, run) = (self.live.clone(), self.log.state().id);
+        let performing =
+            recorded.into_iter().map(|call| invoker::perform(&world, &live, run, call, &stop));
         let mut running = std::pin::pin!(stream::iter(performing).buffer_unordered(CALLS_AT_ONCE));
         let mut failure = None;
         while left > 0 {

@@ -1,7 +1,7 @@
 //! One tool call, top to bottom: arguments, effect, facts, decision; then, once that is on disk, the
 //! effect itself and its outcome. Each step takes what the last one gave.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use tokio_util::sync::CancellationToken;
 
@@ -10,7 +10,7 @@ use crate::{
     domain::{
         effect::{Effect, Unresolved},
         ids::{PolicyRevision, RuleId, RunId},
-        item::names,
+        item::{RawJson, names},
         journal::{Decided, ToolCalled, ToolOutput, ToolResumed, Verdict},
         policy::{Decision, Permit, Ruling},
         run::{Invocation, InvocationMode},
@@ -18,11 +18,17 @@ use crate::{
     },
     engine::{
         World,
+        live::{Live, Output},
         run_log::{Noted, Recorded},
     },
-    ports::{Attempt, ResolveError, Resolved, SandboxError, Scene},
-    tools::{self, Tool},
+    ports::{Attempt, OutputStream, ResolveError, Resolved, SandboxError, Scene},
+    tools::Entry,
 };
+
+/// Reason of a call that nobody can tell the outcome of.
+const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
+/// Reason of a call that ended because the sandbox itself failed.
+const SANDBOX_FAILED: &str = "SANDBOX_FAILED";
 
 /// A call that has been decided about, and nothing more.
 pub(super) struct Prepared {
@@ -39,7 +45,7 @@ pub(super) struct Pending {
 
 enum Next {
     Run {
-        tool: &'static dyn Tool,
+        tool: Arc<Entry>,
         permit: Box<Permit<Resolved>>,
         attempt: Attempt,
     },
@@ -62,10 +68,15 @@ pub(super) async fn prepare(
     workspace: PathBuf,
     invocation: Invocation,
 ) -> Prepared {
-    let Invocation { call, mode } = invocation;
+    let Invocation { call, mode, earlier } = invocation;
     match mode {
-        InvocationMode::First => first(world, run, workspace, call).await,
-        InvocationMode::Again { attempt } => again(world, run, workspace, call, attempt).await,
+        InvocationMode::First => {
+            first(world, scene(world, run, workspace, &call, None), call).await
+        }
+        InvocationMode::Again { attempt } => {
+            let scene = scene(world, run, workspace, &call, earlier);
+            again(world, scene, call, attempt).await
+        }
         InvocationMode::CloseUnstarted => {
             let ruling = built_in(RuleId::new("builtin/cancelled"), "the run was cancelled".into());
             let outcome =
@@ -82,14 +93,13 @@ pub(super) async fn prepare(
     }
 }
 
-async fn first(world: &World, run: RunId, workspace: PathBuf, call: ToolCall) -> Prepared {
+async fn first(world: &World, scene: Scene, call: ToolCall) -> Prepared {
     let policy = &world.policy;
     let revision = Some(policy.revision.clone());
-    let (tool, effect) = match understand(&call) {
+    let (tool, effect) = match understand(world, &call) {
         Ok(understood) => understood,
         Err((ruling, outcome)) => return refusal(call, ruling, Next::Answer(outcome), revision),
     };
-    let scene = scene(world, run, workspace, &call);
     let resolved = match world.sandbox.resolve(&scene, effect).await {
         Ok(resolved) => resolved,
         Err(ResolveError::Unresolved(unresolved)) => {
@@ -102,20 +112,21 @@ async fn first(world: &World, run: RunId, workspace: PathBuf, call: ToolCall) ->
             return refusal(call, ruling, Next::Broken(error), revision);
         }
     };
-    let facts = ToolCalled::facts_json(&resolved.facts);
-    let (ruling, next) = match policy.decide(&executor::role(), &call.tool, resolved) {
+    let facts = resolved.facts.clone();
+    let (facts, ruling, next) = match policy.decide(&executor::role(), &call.tool, resolved) {
         Decision::Allow(permit) => {
             let ruling = permit.ruling().clone();
             let permit = Box::new(permit);
-            (ruling, Next::Run { tool, permit, attempt: Attempt::First })
+            (facts, ruling, Next::Run { tool, permit, attempt: Attempt::First })
         }
         Decision::Deny(ruling) => {
             let outcome = ToolOutcome::refused(&ruling.rule, &ruling.why);
-            (ruling, Next::Answer(outcome))
+            (facts.without_content(), ruling, Next::Answer(outcome))
         }
     };
     let called = Noted {
-        record: ToolCalled { facts, ..called(&call, ruling.class) }.into(),
+        record: ToolCalled { facts: ToolCalled::facts_json(&facts), ..called(&call, ruling.class) }
+            .into(),
         policy: revision.clone(),
     };
     let decided = Noted { record: decided(&call, ruling).into(), policy: revision };
@@ -124,14 +135,8 @@ async fn first(world: &World, run: RunId, workspace: PathBuf, call: ToolCall) ->
 
 /// Like [`first`], for a call whose intent is on disk and whose outcome is not: it enters at the
 /// decision again, since the policy may have changed meanwhile.
-async fn again(
-    world: &World,
-    run: RunId,
-    workspace: PathBuf,
-    call: ToolCall,
-    attempt: u32,
-) -> Prepared {
-    let mut prepared = first(world, run, workspace, call).await;
+async fn again(world: &World, scene: Scene, call: ToolCall, attempt: u32) -> Prepared {
+    let mut prepared = first(world, scene, call).await;
     let call = &prepared.pending.call;
     let resumed = ToolResumed { call: call.key, call_id: call.call_id.clone(), attempt };
     // There is one intent a call: it is on disk already.
@@ -140,6 +145,7 @@ async fn again(
         // By now the policy says that nobody may do it twice.
         Next::Run { permit, .. } if permit.ruling().class == EffectClass::NonIdempotent => {
             Next::Answer(ToolOutcome::failed(
+                OUTCOME_UNKNOWN,
                 "the daemon died while the call ran; whether it took effect is not known, and the \
                  policy forbids a second attempt",
             ))
@@ -147,6 +153,7 @@ async fn again(
         Next::Run { tool, permit, .. } => Next::Run { tool, permit, attempt: Attempt::Again },
         Next::Answer(outcome) if outcome.kind == OutcomeKind::Refused => {
             Next::Answer(ToolOutcome::failed(
+                OUTCOME_UNKNOWN,
                 "the daemon died while the call ran; whether it took effect is not known, and the \
                  policy refuses a second attempt",
             ))
@@ -159,22 +166,29 @@ async fn again(
 /// Carries out a call whose intent is on disk, to its outcome.
 pub(super) async fn perform(
     world: &World,
+    live: &Arc<Live>,
+    run: RunId,
     recorded: Recorded<Pending>,
     stop: &CancellationToken,
 ) -> Finished {
     let Pending { call, next } = recorded.into_inner();
+    let name = (call.key, call.call_id.clone());
+    let output = Output::new(live.clone(), world.redactor.clone(), run, name);
+    let heard = |stream: OutputStream, bytes: &[u8]| output.hear(stream, bytes);
     let started = world.clock.steady_ms();
     let (outcome, failure) = match next {
         Next::Answer(outcome) => (outcome, None),
         Next::Broken(error) => {
-            let outcome = ToolOutcome::failed("the sandbox failed, and nothing was touched");
+            let outcome =
+                ToolOutcome::failed(SANDBOX_FAILED, "the sandbox failed, and nothing was touched");
             (outcome, Some(error))
         }
         Next::Run { tool, permit, attempt } => {
-            match world.sandbox.run(*permit, attempt, stop).await {
+            match world.sandbox.run(*permit, attempt, stop, &heard).await {
                 Ok(result) => (tool.outcome(result), None),
                 Err(error) => {
                     let outcome = ToolOutcome::failed(
+                        SANDBOX_FAILED,
                         "the sandbox failed; whether the call took effect is not known",
                     );
                     (outcome, Some(error))
@@ -182,6 +196,7 @@ pub(super) async fn perform(
             }
         }
     };
+    output.finish();
     let output = ToolOutput {
         call: call.key,
         call_id: call.call_id,
@@ -192,18 +207,21 @@ pub(super) async fn perform(
     Finished { output, failure }
 }
 
-fn understand(call: &ToolCall) -> Result<(&'static dyn Tool, Effect), (Ruling, ToolOutcome)> {
+fn understand(
+    world: &World,
+    call: &ToolCall,
+) -> Result<(Arc<Entry>, Effect), (Ruling, ToolOutcome)> {
     let refuse = |rule: RuleId, message: String| {
         let outcome = ToolOutcome::refused(&rule, &message);
         (built_in(rule, message), outcome)
     };
-    let tool = tools::find(&call.tool).ok_or_else(|| {
-        let known = names(tools::SPECS.iter().map(|spec| &spec.name));
+    let tool = world.tools.find(&call.tool).ok_or_else(|| {
+        let known = names(world.tools.specs().iter().map(|spec| &spec.name));
         let message = format!("there is no tool {}; there are {known}", call.tool);
         refuse(RuleId::new("builtin/unknown-tool"), message)
     })?;
     let effect = tool.effect(&call.arguments).map_err(|bad| refuse(bad.rule, bad.message))?;
-    Ok((tool, effect))
+    Ok((tool.clone(), effect))
 }
 
 fn unresolved_outcome(unresolved: Unresolved) -> (Ruling, ToolOutcome) {
@@ -212,8 +230,8 @@ fn unresolved_outcome(unresolved: Unresolved) -> (Ruling, ToolOutcome) {
             let outcome = ToolOutcome::refused(&rule, &message);
             (built_in(rule, message), outcome)
         }
-        Unresolved::Missing { message } => {
-            let outcome = ToolOutcome::failed(&message);
+        Unresolved::Missing { reason, message } => {
+            let outcome = ToolOutcome::failed(reason, &message);
             (built_in(RuleId::new("builtin/missing"), message), outcome)
         }
     }
@@ -251,8 +269,15 @@ fn built_in(rule: RuleId, why: String) -> Ruling {
     Ruling { verdict: Verdict::Deny, rule, why, class: EffectClass::Pure }
 }
 
-fn scene(world: &World, run: RunId, workspace: PathBuf, call: &ToolCall) -> Scene {
+fn scene(
+    world: &World,
+    run: RunId,
+    workspace: PathBuf,
+    call: &ToolCall,
+    earlier: Option<RawJson>,
+) -> Scene {
     Scene {
+        earlier: earlier.and_then(|facts| serde_json::from_str(facts.get()).ok()),
         workspace,
         program_directories: world.policy.program_directories.clone(),
         label: format!("{run}-{}-{}", call.key.turn, call.key.index),

@@ -11,7 +11,7 @@ mod runs;
 mod schedule;
 mod submission;
 
-pub use live::TextDelta;
+pub use live::{LiveEvent, OutputDelta, TextDelta};
 pub use runs::{Engine, EngineError, Limits};
 pub use submission::{Submission, Submitted};
 
@@ -20,6 +20,7 @@ use std::sync::Arc;
 use crate::{
     domain::{ids::Epoch, policy::Policy, redact::Redactor},
     ports::{Chance, Clock, Journal, Model, Sandbox},
+    tools::Toolbox,
 };
 
 /// The world as the engine sees it, and what holds for all runs.
@@ -34,6 +35,7 @@ pub struct World {
     pub chance: Arc<dyn Chance>,
     /// Read once a call, so that a call sees one revision from beginning to end.
     pub policy: Arc<Policy>,
+    pub tools: Arc<Toolbox>,
     /// For what leaves the engine without passing the journal.
     pub redactor: Arc<Redactor>,
     /// This lifetime of the daemon.

@@ -19,7 +19,7 @@ use crate::{
         run::RunState,
     },
     engine::{
-        TextDelta, World,
+        LiveEvent, World,
         driver::{Driver, Message},
         live::Live,
         recovery,
@@ -256,8 +256,8 @@ impl Engine {
         self.inner.world.journal.watch(run)
     }
 
-    /// The model's words in a run as they come.
-    pub fn follow(&self, run: RunId) -> broadcast::Receiver<TextDelta> {
+    /// The model's words in a run, and what its programs write, as they come.
+    pub fn follow(&self, run: RunId) -> broadcast::Receiver<LiveEvent> {
         self.inner.live.follow(run)
     }
 

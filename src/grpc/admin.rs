@@ -7,7 +7,6 @@ use crate::{
     engine::Engine,
     grpc::convert,
     proto::v1::{self, admin_service_server::AdminService},
-    tools,
 };
 
 /// What the daemon knows of itself.
@@ -40,9 +39,9 @@ impl AdminService for Admin {
         _request: Request<v1::GetServerInfoRequest>,
     ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
         let (info, world, limits) = (&self.info, self.engine.world(), self.engine.limits());
-        let tools = tools::SPECS.iter().map(|spec| v1::Tool {
+        let tools = world.tools.specs().iter().map(|spec| v1::Tool {
             name: spec.name.to_string(),
-            description: spec.description.to_owned(),
+            description: spec.description.to_string(),
             parameters_schema: spec.parameters.to_string(),
         });
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);

@@ -12,9 +12,9 @@ use crate::{
         ids::{self, RunId},
         status::StateName,
     },
-    engine::EngineError,
-    ports::{EntryView, JournalError, RunSummary},
-    proto::v1,
+    engine::{EngineError, LiveEvent},
+    ports::{EntryView, JournalError, OutputStream, RunSummary},
+    proto::v1::{self, stream_run_events_response::Event},
 };
 
 const DOMAIN: &str = "agentd";
@@ -194,6 +194,27 @@ pub(super) fn budget(wanted: Option<v1::Budget>) -> Budget {
         max_turns: wanted.max_turns,
         max_tool_calls: wanted.max_tool_calls,
         max_tokens: wanted.max_tokens,
+    }
+}
+
+pub(super) fn live(event: LiveEvent) -> Event {
+    match event {
+        LiveEvent::Text(delta) => {
+            Event::TextDelta(v1::TextDelta { turn: delta.turn, text: delta.text })
+        }
+        LiveEvent::Output(delta) => {
+            let stream = match delta.stream {
+                OutputStream::Stdout => v1::OutputStream::Stdout,
+                OutputStream::Stderr => v1::OutputStream::Stderr,
+            };
+            Event::ToolOutputDelta(v1::ToolOutputDelta {
+                turn: delta.call.turn,
+                index: delta.call.index,
+                call_id: delta.call_id.to_string(),
+                stream: stream.into(),
+                text: delta.text,
+            })
+        }
     }
 }
 

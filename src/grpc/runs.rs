@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     domain::ids::{RunId, Sequence},
-    engine::{Engine, EngineError, Submission, Submitted, TextDelta},
+    engine::{Engine, EngineError, LiveEvent, Submission, Submitted},
     grpc::{caller, convert},
     ports::RunPlace,
     proto::v1::{self, run_service_server::RunService, stream_run_events_response::Event},
@@ -208,7 +208,7 @@ impl Feed {
         &mut self,
         follow: Follow,
         mut heads: watch::Receiver<Sequence>,
-        mut words: broadcast::Receiver<TextDelta>,
+        mut words: broadcast::Receiver<LiveEvent>,
     ) -> Result<(), Gone> {
         let mut ended = self.send_stored().await?;
         self.event(Event::CaughtUp(v1::CaughtUp { head_sequence: self.sent.0 })).await?;
@@ -217,8 +217,7 @@ impl Feed {
                 // Words first: they were said before the entry that holds them.
                 biased;
                 said = next_words(&mut words) => {
-                    let delta = v1::TextDelta { turn: said.turn, text: said.text };
-                    self.event(Event::TextDelta(delta)).await?;
+                    self.event(convert::live(said)).await?;
                 }
                 changed = heads.changed() => {
                     if changed.is_err() {
@@ -279,7 +278,7 @@ impl Feed {
 }
 
 /// The next words; those that were missed are passed over.
-async fn next_words(words: &mut broadcast::Receiver<TextDelta>) -> TextDelta {
+async fn next_words(words: &mut broadcast::Receiver<LiveEvent>) -> LiveEvent {
     loop {
         match words.recv().await {
             Ok(said) => return said,

@@ -3,10 +3,10 @@
 
 use std::{
     fs::{File, Permissions},
-    io::{self, Read as _, Write as _},
+    io::{self, Write as _},
     os::{
         fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
-        unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _},
+        unix::fs::PermissionsExt as _,
     },
     path::Path,
     sync::Arc,
@@ -20,8 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     domain::{
-        budget,
-        effect::{Before, Captured, EffectResult, Facts, Unresolved, WorkspacePath},
+        effect::{Before, EffectResult, Facts, Unresolved, WorkspacePath},
         ids::RuleId,
     },
     ports::{Attempt, ResolveError, SandboxError, Scene},
@@ -30,38 +29,15 @@ use crate::{
 /// Longest path that is looked up, in bytes.
 const PATH_BYTES: usize = 4096;
 
-/// A file to be read.
-pub(super) struct ReadProof {
-    path: WorkspacePath,
-    file: OwnedFd,
-}
-
 /// A place to be written.
 pub(super) struct WriteProof {
-    path: WorkspacePath,
+    pub(super) path: WorkspacePath,
     directory: OwnedFd,
     name: String,
-    content: Arc<str>,
-    sha256: String,
+    pub(super) content: Arc<str>,
+    pub(super) sha256: String,
     /// Name of the file that is written first and then takes the place; its own for each call.
     draft: String,
-}
-
-/// Finds a regular file beneath the workspace.
-pub(super) fn resolve_read(
-    scene: &Scene,
-    workspace: &OwnedFd,
-    path: &str,
-) -> Result<(Facts, ReadProof), ResolveError> {
-    let relative = relative(scene, path)?;
-    let file =
-        beneath(workspace, relative, OFlags::PATH).map_err(|error| unresolved(path, error))?;
-    let stat = rustix::fs::fstat(&file).map_err(|error| unresolved(path, error))?;
-    regular(path, FileType::from_raw_mode(stat.st_mode))?;
-    let real = real_path(workspace, &file)?;
-    let facts =
-        Facts::ReadFile { path: real.clone(), bytes: u64::try_from(stat.st_size).unwrap_or(0) };
-    Ok((facts, ReadProof { path: real, file }))
 }
 
 /// Finds the directory beneath the workspace that a file is to be written in.
@@ -76,7 +52,7 @@ pub(super) fn resolve_write(
         None => (".", relative(scene, path)?),
     };
     if matches!(name, "" | "." | "..") {
-        return Err(missing(format!("{path:?} names a directory, not a file")));
+        return Err(missing("NOT_A_FILE", format!("{path:?} names a directory, not a file")));
     }
     let directory = beneath(
         workspace,
@@ -84,7 +60,7 @@ pub(super) fn resolve_write(
         OFlags::PATH | OFlags::DIRECTORY,
     )
     .map_err(|error| match error {
-        Errno::NOENT => missing(format!("the directory of {path:?} does not exist")),
+        Errno::NOENT => missing("NOT_FOUND", format!("the directory of {path:?} does not exist")),
         error => unresolved(path, error),
     })?;
     match rustix::fs::statat(&directory, name, AtFlags::SYMLINK_NOFOLLOW) {
@@ -107,48 +83,43 @@ pub(super) fn resolve_write(
     Ok((facts, WriteProof { path: real, directory, name: name.to_owned(), content, sha256, draft }))
 }
 
-/// Reads the head and the tail of a file.
-pub(super) fn read(proof: &ReadProof) -> EffectResult {
-    let half = budget::OUTPUT_TEXT_BYTES / 2;
-    let content = reopen(&proof.file).and_then(|file| {
-        let bytes = file.metadata()?.size();
-        let mut head = Vec::new();
-        (&file).take(2 * half as u64).read_to_end(&mut head)?;
-        if bytes <= 2 * half as u64 {
-            return Ok((Captured { head, tail: Vec::new(), dropped: 0 }, bytes));
-        }
-        head.truncate(half);
-        let mut tail = vec![0; half];
-        file.read_exact_at(&mut tail, bytes - half as u64)?;
-        Ok((Captured { head, tail, dropped: bytes - 2 * half as u64 }, bytes))
-    });
-    match content {
-        Ok((content, file_bytes)) => {
-            EffectResult::Read { path: proof.path.clone(), content, file_bytes }
-        }
-        Err(error) => {
-            EffectResult::Failed { message: format!("{} cannot be read: {error}", proof.path) }
-        }
-    }
+/// Finds a directory beneath the workspace that is to be looked at.
+pub(super) fn resolve_directory(
+    scene: &Scene,
+    workspace: &OwnedFd,
+    path: &str,
+) -> Result<WorkspacePath, ResolveError> {
+    let relative = relative(scene, path)?;
+    let flags = OFlags::PATH | OFlags::DIRECTORY;
+    let directory = beneath(workspace, relative, flags).map_err(|error| unresolved(path, error))?;
+    real_path(workspace, &directory)
 }
 
 /// Replaces or creates a file, whole or not at all; on disk when it returns.
 pub(super) fn write(proof: &WriteProof, attempt: Attempt, limit: u64) -> EffectResult {
     let bytes = proof.content.len() as u64;
     if bytes > limit {
-        return EffectResult::Failed {
-            message: format!("{bytes} bytes are more than the {limit} that a file may have"),
-        };
+        let message = format!("{bytes} bytes are more than the {limit} that a file may have");
+        return EffectResult::Failed { reason: "FILE_TOO_LARGE", message };
     }
     match write_draft_and_rename(proof, attempt) {
         Ok(before) => EffectResult::Written { path: proof.path.clone(), bytes, before },
-        Err(error) => {
-            EffectResult::Failed { message: format!("{} cannot be written: {error}", proof.path) }
-        }
+        Err(error) => write_failed(&proof.path, &error),
     }
 }
 
-fn write_draft_and_rename(proof: &WriteProof, attempt: Attempt) -> io::Result<Before> {
+pub(super) fn write_failed(path: &WorkspacePath, error: &io::Error) -> EffectResult {
+    let reason = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "DISK_FULL",
+        io::ErrorKind::ReadOnlyFilesystem => "READ_ONLY",
+        io::ErrorKind::PermissionDenied => "NOT_PERMITTED",
+        _ => "WRITE_FAILED",
+    };
+    let message = format!("{path} cannot be written, and is as it was: {error}");
+    EffectResult::Failed { reason, message }
+}
+
+pub(super) fn write_draft_and_rename(proof: &WriteProof, attempt: Attempt) -> io::Result<Before> {
     let existing = open_existing(proof)?;
     if attempt == Attempt::Again {
         // The lost attempt may have left its draft, or may have done everything.
@@ -184,7 +155,7 @@ fn write_draft_and_rename(proof: &WriteProof, attempt: Attempt) -> io::Result<Be
     Ok(if existing.is_some() { Before::Replaced } else { Before::Absent })
 }
 
-fn open_existing(proof: &WriteProof) -> io::Result<Option<File>> {
+pub(super) fn open_existing(proof: &WriteProof) -> io::Result<Option<File>> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     match rustix::fs::openat(&proof.directory, &proof.name, flags, Mode::empty()) {
         Ok(file) => Ok(Some(File::from(file))),
@@ -219,7 +190,7 @@ fn sync_directory(directory: &OwnedFd) -> io::Result<()> {
     Ok(rustix::fs::fsync(&directory)?)
 }
 
-fn sha256_of(file: &File) -> io::Result<String> {
+pub(super) fn sha256_of(file: &File) -> io::Result<String> {
     let mut hasher = Sha256::new();
     io::copy(&mut &*file, &mut HashWriter(&mut hasher))?;
     Ok(hex(&hasher.finalize()))
@@ -249,7 +220,7 @@ pub(super) fn reopen(file: &OwnedFd) -> io::Result<File> {
 }
 
 /// The path as it is looked up: relative, also where the model wrote the workspace's own path.
-fn relative<'a>(scene: &Scene, path: &'a str) -> Result<&'a str, ResolveError> {
+pub(super) fn relative<'a>(scene: &Scene, path: &'a str) -> Result<&'a str, ResolveError> {
     if path.is_empty() || path.len() > PATH_BYTES || path.contains('\0') {
         return Err(refused("builtin/path", "a path has 1 to 4096 bytes and no NUL".into()));
     }
@@ -262,7 +233,7 @@ fn relative<'a>(scene: &Scene, path: &'a str) -> Result<&'a str, ResolveError> {
     })
 }
 
-fn beneath(workspace: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
+pub(super) fn beneath(workspace: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Errno> {
     let flags = flags | OFlags::CLOEXEC;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_MAGICLINKS;
     // EAGAIN: something was renamed meanwhile, and the kernel cannot vouch for the path.
@@ -276,7 +247,10 @@ fn beneath(workspace: &OwnedFd, path: &str, flags: OFlags) -> Result<OwnedFd, Er
 }
 
 /// Where an open file lies beneath the workspace, by the kernel's own account.
-fn real_path(workspace: &OwnedFd, file: &OwnedFd) -> Result<WorkspacePath, ResolveError> {
+pub(super) fn real_path(
+    workspace: &OwnedFd,
+    file: &OwnedFd,
+) -> Result<WorkspacePath, ResolveError> {
     let name = |fd: BorrowedFd<'_>| -> Result<String, ResolveError> {
         let link =
             rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new()).map_err(
@@ -296,10 +270,12 @@ fn real_path(workspace: &OwnedFd, file: &OwnedFd) -> Result<WorkspacePath, Resol
     })
 }
 
-fn regular(path: &str, kind: FileType) -> Result<(), ResolveError> {
+pub(super) fn regular(path: &str, kind: FileType) -> Result<(), ResolveError> {
     match kind {
         FileType::RegularFile => Ok(()),
-        FileType::Directory => Err(missing(format!("{path:?} is a directory, not a file"))),
+        FileType::Directory => {
+            Err(missing("NOT_A_FILE", format!("{path:?} is a directory, not a file")))
+        }
         FileType::Symlink => Err(refused(
             "builtin/not-regular",
             format!("{path:?} is a symbolic link; name the file that it leads to"),
@@ -314,18 +290,24 @@ fn escape(path: &str) -> ResolveError {
     refused("builtin/path-escape", message)
 }
 
-fn unresolved(path: &str, error: Errno) -> ResolveError {
+pub(super) fn unresolved(path: &str, error: Errno) -> ResolveError {
     match error {
         Errno::XDEV => escape(path),
         Errno::LOOP => refused(
             "builtin/path-escape",
             format!("{path:?} goes through a link that may not be followed"),
         ),
-        Errno::NOENT => missing(format!("{path:?} does not exist")),
-        Errno::NOTDIR => missing(format!("a part of {path:?} is not a directory")),
-        Errno::ACCESS | Errno::PERM => missing(format!("{path:?} may not be opened by this user")),
-        Errno::NAMETOOLONG => missing(format!("a name in {path:?} is too long")),
-        error => missing(format!("{path:?} cannot be opened: {}", io::Error::from(error))),
+        Errno::NOENT => missing("NOT_FOUND", format!("{path:?} does not exist")),
+        Errno::NOTDIR => {
+            missing("NOT_A_DIRECTORY", format!("{path:?}, or a part of it, is not a directory"))
+        }
+        Errno::ACCESS | Errno::PERM => {
+            missing("NOT_PERMITTED", format!("{path:?} may not be opened by this user"))
+        }
+        Errno::NAMETOOLONG => missing("NOT_FOUND", format!("a name in {path:?} is too long")),
+        error => {
+            missing("READ_FAILED", format!("{path:?} cannot be opened: {}", io::Error::from(error)))
+        }
     }
 }
 
@@ -333,6 +315,6 @@ pub(super) fn refused(rule: &'static str, message: String) -> ResolveError {
     ResolveError::Unresolved(Unresolved::Refused { rule: RuleId::new(rule), message })
 }
 
-pub(super) fn missing(message: String) -> ResolveError {
-    ResolveError::Unresolved(Unresolved::Missing { message })
+pub(super) fn missing(reason: &'static str, message: String) -> ResolveError {
+    ResolveError::Unresolved(Unresolved::Missing { reason, message })
 }

@@ -28,16 +28,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
-        effect::{EffectResult, Exit, Ran},
+        budget,
+        effect::{Exit, Ran},
         policy::Orders,
     },
-    ports::SandboxError,
+    ports::{Heard, OutputStream, SandboxError},
     sandbox::{
         capture::capture,
         cgroup::{Cgroups, Group},
         files::hex,
-        order::{Descriptor, End, ORDER_BYTES, Order, Report, Rlimits},
-        programs::SpawnProof,
+        order::{Descriptor, End, ORDER_BYTES, Order, Report, Rlimits, Work},
+        programs::{Job, LaunchProof},
+        walk::Look,
     },
     tasks,
 };
@@ -48,6 +50,9 @@ const LEFTOVERS: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(10);
 /// Longest report that is read, in bytes.
 const REPORT_BYTES: u64 = 64 << 10;
+
+/// Longest answer of a look that is read, in bytes.
+const LOOK_BYTES: usize = 1 << 20;
 
 /// Starts launchers.
 #[derive(Debug)]
@@ -93,17 +98,27 @@ impl Launcher {
     /// Runs a program to its end. `stop` kills it, and its whole tree, early.
     pub(super) async fn run(
         &self,
-        proof: SpawnProof,
+        proof: LaunchProof,
         orders: Orders,
         stop: &CancellationToken,
-    ) -> Result<EffectResult, SandboxError> {
+        heard: &Heard<'_>,
+    ) -> Result<Ended, SandboxError> {
         let wall = Duration::from_millis(orders.limits.wall_ms);
+        let keep = match &proof.job {
+            Job::Program { .. } => budget::OUTPUT_TEXT_BYTES,
+            // An answer is bounded where it is made; here it must be whole.
+            Job::Look { .. } => LOOK_BYTES,
+        };
         let (program, alive, cgroups) =
             (self.program.clone(), self.alive.clone(), self.cgroups.clone());
         let started = tasks::blocking(move || start(&program, &alive, &cgroups, &proof, orders));
         let started = started.await.map_err(|error| lost(error.to_string()))??;
         let Started { mut child, group, control, stdout, stderr } = started;
-        let streams = async { tokio::join!(capture(stdout), capture(stderr)) };
+        let hear_stdout = |bytes: &[u8]| heard(OutputStream::Stdout, bytes);
+        let hear_stderr = |bytes: &[u8]| heard(OutputStream::Stderr, bytes);
+        let streams = async {
+            tokio::join!(capture(stdout, keep, &hear_stdout), capture(stderr, keep, &hear_stderr))
+        };
         let report = tokio::time::timeout(wall + GRACE, async {
             tokio::join!(report(control, stop), streams)
         })
@@ -124,7 +139,7 @@ impl Launcher {
         let read = |source| SandboxError::Io { what: "reading a program's output", source };
         let ran = report?;
         let exit = match ran.end {
-            End::NotStarted(message) => return Ok(EffectResult::Failed { message }),
+            End::NotStarted(message) => return Ok(Ended::NotStarted(message)),
             End::Lost(message) => return Err(lost(message)),
             _ if out_of_memory => Exit::OutOfMemory,
             End::Code(code) => Exit::Code(code),
@@ -132,7 +147,7 @@ impl Launcher {
             End::TimedOut => Exit::TimedOut,
             End::Stopped => Exit::Stopped,
         };
-        Ok(EffectResult::Ran(Ran {
+        Ok(Ended::Ran(Ran {
             exit,
             stdout: stdout.map_err(read)?,
             stderr: stderr.map_err(read)?,
@@ -141,6 +156,13 @@ impl Launcher {
             wall_ms: ran.wall_ms,
         }))
     }
+}
+
+/// How a launcher's work ended.
+pub(super) enum Ended {
+    Ran(Ran),
+    /// Nothing was done; the text says why.
+    NotStarted(String),
 }
 
 /// Waits until no launcher of an earlier daemon is left: each of them holds the lock until all its
@@ -178,7 +200,7 @@ fn start(
     program: &Path,
     alive: &File,
     cgroups: &Cgroups,
-    proof: &SpawnProof,
+    proof: &LaunchProof,
     orders: Orders,
 ) -> Result<Started, SandboxError> {
     let io = |what| move |source| SandboxError::Io { what, source };
@@ -202,7 +224,7 @@ fn start_in(
     program: &Path,
     alive: &File,
     cgroups: &Cgroups,
-    proof: &SpawnProof,
+    proof: &LaunchProof,
     orders: Orders,
     group: &Group,
 ) -> Result<Ends, SandboxError> {
@@ -239,21 +261,33 @@ fn hand_over(
     child: &mut Child,
     alive: &File,
     cgroups: &Cgroups,
-    proof: &SpawnProof,
+    proof: &LaunchProof,
     orders: Orders,
     group: &Group,
 ) -> io::Result<(pipe::Receiver, pipe::Receiver)> {
     let groups = group.open()?;
-    let mut descriptors: Vec<(Descriptor, BorrowedFd<'_>)> = vec![
-        (Descriptor::Workspace, proof.workspace.as_fd()),
-        (Descriptor::Executable, proof.executable.as_fd()),
-        (Descriptor::Alive, alive.as_fd()),
-    ];
+    let input = match &proof.job {
+        Job::Program { input: Some(input), .. } => Some(input_file(input)?),
+        Job::Program { input: None, .. } | Job::Look { .. } => None,
+    };
+    let executable = match &proof.job {
+        Job::Program { executable, .. } => Some(executable),
+        Job::Look { git, .. } => git.as_ref(),
+    };
+    let mut descriptors: Vec<(Descriptor, BorrowedFd<'_>)> =
+        vec![(Descriptor::Workspace, proof.workspace.as_fd()), (Descriptor::Alive, alive.as_fd())];
+    descriptors.extend(executable.map(|file| (Descriptor::Executable, file.as_fd())));
+    descriptors.extend(input.as_ref().map(|file| (Descriptor::Input, file.as_fd())));
     descriptors.extend(groups.iter().map(|(kind, file)| (*kind, file.as_fd())));
     let limits = orders.limits;
+    let work = match &proof.job {
+        Job::Program { .. } => Work::Program { argv: orders.argv, environment: orders.environment },
+        Job::Look { path, query, .. } => {
+            Work::Look(Look { path: path.clone(), query: query.clone(), rules: orders.paths })
+        }
+    };
     let order = Order {
-        argv: orders.argv,
-        environment: orders.environment,
+        work,
         wall_ms: limits.wall_ms,
         rlimits: Rlimits {
             cpu_seconds: limits.cpu_seconds,
@@ -271,6 +305,15 @@ fn hand_over(
         pipe::Receiver::from_owned_fd(OwnedFd::from(stdout))?,
         pipe::Receiver::from_owned_fd(OwnedFd::from(stderr))?,
     ))
+}
+
+/// A file in memory that the program reads its input from.
+fn input_file(input: &str) -> io::Result<File> {
+    let file = rustix::fs::memfd_create("input", rustix::fs::MemfdFlags::CLOEXEC)?;
+    let file = File::from(file);
+    io::Write::write_all(&mut &file, input.as_bytes())?;
+    io::Seek::rewind(&mut &file)?;
+    Ok(file)
 }
 
 fn send(control: &StdUnixStream, order: &Order, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {

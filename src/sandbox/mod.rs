@@ -5,10 +5,14 @@
 
 mod capture;
 mod cgroup;
+mod edits;
 mod files;
 mod launcher;
+mod lines;
 pub mod order;
 mod programs;
+mod reads;
+pub mod walk;
 
 use std::{
     collections::BTreeMap,
@@ -24,10 +28,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
-        effect::{Effect, EffectResult, Facts},
+        effect::{Effect, EffectResult, Exit, Facts},
         policy::Permit,
     },
-    ports::{Attempt, ResolveError, Resolved, Sandbox, SandboxError, Scene},
+    ports::{Attempt, Heard, ResolveError, Resolved, Sandbox, SandboxError, Scene},
+    sandbox::{launcher::Ended, programs::Job},
     tasks,
 };
 
@@ -92,9 +97,10 @@ impl Places {
 
 /// What was resolved, held open.
 enum Proof {
-    Read(files::ReadProof),
+    Read(reads::ReadProof),
     Write(files::WriteProof),
-    Spawn(programs::SpawnProof),
+    Edit(edits::EditProof),
+    Launch(programs::LaunchProof),
 }
 
 impl LocalSandbox {
@@ -130,12 +136,13 @@ impl Sandbox for LocalSandbox {
         permit: Permit<Resolved>,
         attempt: Attempt,
         stop: &CancellationToken,
+        heard: &Heard<'_>,
     ) -> Result<EffectResult, SandboxError> {
         let (resolved, orders) = permit.redeem();
         let proof = resolved.proof.downcast::<Proof>().map_err(|_| SandboxError::ForeignProof)?;
         match *proof {
             Proof::Read(proof) => {
-                tasks::blocking(move || files::read(&proof)).await.map_err(join_error)
+                tasks::blocking(move || reads::read(&proof)).await.map_err(join_error)
             }
             Proof::Write(proof) => {
                 let limit = orders.limits.file_bytes;
@@ -143,7 +150,19 @@ impl Sandbox for LocalSandbox {
                     .await
                     .map_err(join_error)
             }
-            Proof::Spawn(proof) => self.launcher.run(proof, orders, stop).await,
+            Proof::Edit(proof) => {
+                let limit = orders.limits.file_bytes;
+                tasks::blocking(move || edits::edit(proof, limit)).await.map_err(join_error)
+            }
+            Proof::Launch(proof) => match proof.job {
+                Job::Program { .. } => {
+                    self.launcher.run(proof, orders, stop, heard).await.map(program_result)
+                }
+                // What it writes is an answer for us, and nothing to be seen before it is whole.
+                Job::Look { .. } => {
+                    self.launcher.run(proof, orders, stop, &|_, _| {}).await.map(look_result)
+                }
+            },
         }
     }
 
@@ -159,23 +178,65 @@ fn resolve(
 ) -> Result<Resolved, ResolveError> {
     let workspace = open_workspace(scene)?;
     let (facts, proof): (Facts, Proof) = match effect {
-        Effect::ReadFile { path } => files::resolve_read(scene, &workspace, &path)
+        Effect::ReadFile { path, lines } => reads::resolve(scene, &workspace, &path, lines)
             .map(|(facts, proof)| (facts, Proof::Read(proof)))?,
         Effect::WriteFile { path, content } => {
             files::resolve_write(scene, &workspace, &path, content)
                 .map(|(facts, proof)| (facts, Proof::Write(proof)))?
         }
+        Effect::EditFile { path, edit } => edits::resolve(scene, &workspace, &path, &edit)
+            .map(|(facts, proof)| (facts, Proof::Edit(proof)))?,
+        Effect::Look { path, query } => {
+            let path = files::resolve_directory(scene, &workspace, &path)?;
+            let proof = programs.resolve_look(scene, workspace, &path, &query);
+            (Facts::Look { path, query }, Proof::Launch(proof))
+        }
         Effect::Spawn { argv } => programs
             .resolve(scene, workspace, argv)
-            .map(|(facts, proof)| (facts, Proof::Spawn(proof)))?,
+            .map(|(facts, proof)| (facts, Proof::Launch(proof)))?,
+        Effect::RunDeclared { program, argv, input } => programs
+            .resolve_declared(scene, workspace, &program, argv, input)
+            .map(|(facts, proof)| (facts, Proof::Launch(proof)))?,
     };
     Ok(Resolved { facts, proof: Box::new(proof) })
+}
+
+fn program_result(ended: Ended) -> EffectResult {
+    match ended {
+        Ended::Ran(ran) => EffectResult::Ran(ran),
+        Ended::NotStarted(message) => EffectResult::Failed { reason: "NOT_STARTED", message },
+    }
+}
+
+fn look_result(ended: Ended) -> EffectResult {
+    let failed = |reason, message: &str| EffectResult::Failed { reason, message: message.into() };
+    let ran = match ended {
+        Ended::Ran(ran) => ran,
+        Ended::NotStarted(message) => return failed("NOT_STARTED", &message),
+    };
+    let smaller = "look at a smaller directory";
+    match ran.exit {
+        Exit::Code(0) => match serde_json::from_slice(&ran.stdout.whole()) {
+            Ok(answer) => EffectResult::Looked(answer),
+            Err(error) => failed("LOOK_FAILED", &format!("the answer cannot be read: {error}")),
+        },
+        Exit::TimedOut => failed("TIMEOUT", &format!("the look took too long; {smaller}")),
+        Exit::OutOfMemory => {
+            failed("OUT_OF_MEMORY", &format!("the look wanted too much memory; {smaller}"))
+        }
+        Exit::Code(_) | Exit::Signal(_) => {
+            let words = String::from_utf8_lossy(&ran.stderr.head).trim().to_owned();
+            failed("LOOK_FAILED", &format!("the look broke off: {words}"))
+        }
+        Exit::Stopped => EffectResult::Ran(ran),
+    }
 }
 
 fn open_workspace(scene: &Scene) -> Result<OwnedFd, ResolveError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::open(&scene.workspace, flags, Mode::empty()).map_err(|error| {
-        files::missing(format!("the workspace is gone: {}", io::Error::from(error)))
+        let message = format!("the workspace is gone: {}", io::Error::from(error));
+        files::missing("WORKSPACE_GONE", message)
     })
 }
 

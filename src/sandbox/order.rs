@@ -8,18 +8,29 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::sandbox::walk::Look;
+
 /// Longest order, in bytes.
 pub const ORDER_BYTES: usize = 4 << 20;
 
-/// What to start, and within which limits.
+/// What to do, and within which limits.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Order {
-    pub argv: Vec<String>,
-    pub environment: BTreeMap<String, String>,
+    pub work: Work,
     pub wall_ms: u64,
     pub rlimits: Rlimits,
     /// What the descriptors stand for, in the order they are sent.
     pub descriptors: Vec<Descriptor>,
+}
+
+/// What the confined child does.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// It becomes a program.
+    Program { argv: Vec<String>, environment: BTreeMap<String, String> },
+    /// It looks at the workspace itself, and writes the answer to its standard output.
+    Look(Look),
 }
 
 /// Limits that the kernel keeps for each process; none: unlimited.
@@ -38,8 +49,10 @@ pub struct Rlimits {
 pub enum Descriptor {
     /// The directory to start in.
     Workspace,
-    /// The program.
+    /// The program; for a look, git, where there is one.
     Executable,
+    /// What the program reads from its standard input.
+    Input,
     /// Held by the launcher until it has seen the last process dead: whoever waits for its lock waits
     /// for that, unless the launcher itself was killed.
     Alive,

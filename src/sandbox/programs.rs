@@ -8,23 +8,34 @@ use std::{
         unix::fs::MetadataExt as _,
     },
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use rustix::fs::{FileType, Mode, OFlags};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    domain::effect::Facts,
+    domain::{
+        effect::{Facts, WorkspacePath},
+        tree::TreeQuery,
+    },
     ports::{ResolveError, SandboxError, Scene},
     sandbox::files::{HashWriter, hex, missing, refused, reopen},
 };
 
-/// A program to be started, and where.
-pub(super) struct SpawnProof {
+/// Something to be done by a launcher, and where.
+pub(super) struct LaunchProof {
     pub(super) workspace: OwnedFd,
-    pub(super) executable: OwnedFd,
     pub(super) label: String,
+    pub(super) job: Job,
+}
+
+/// What a launcher is to do.
+pub(super) enum Job {
+    /// Run a program, which reads `input`.
+    Program { executable: OwnedFd, input: Option<Arc<str>> },
+    /// Look at a directory; git tells of its history.
+    Look { path: WorkspacePath, query: TreeQuery, git: Option<OwnedFd> },
 }
 
 /// Hashes of programs that were hashed before.
@@ -53,9 +64,57 @@ impl Programs {
         scene: &Scene,
         workspace: OwnedFd,
         mut argv: Vec<String>,
-    ) -> Result<(Facts, SpawnProof), ResolveError> {
+    ) -> Result<(Facts, LaunchProof), ResolveError> {
         let name = program_name(scene, argv.first().map_or("", String::as_str))?;
-        let (executable, path) = find(scene, &name)?;
+        let found = find(scene, &name)?;
+        let Vouched { executable, path, sha256 } = self.vouch(scene, &name, found)?;
+        argv[0] = name;
+        let facts = Facts::Spawn { argv, executable: path, sha256 };
+        Ok((facts, launch(scene, workspace, Job::Program { executable, input: None })))
+    }
+
+    /// Finds the program of a declared tool: a bare name, or the path that the operator wrote.
+    pub(super) fn resolve_declared(
+        &self,
+        scene: &Scene,
+        workspace: OwnedFd,
+        program: &str,
+        argv: Vec<String>,
+        input: Arc<str>,
+    ) -> Result<(Facts, LaunchProof), ResolveError> {
+        let found = match program.starts_with('/') {
+            false => find(scene, program)?,
+            true => open_program(Path::new(program))?.ok_or_else(|| {
+                missing("NO_SUCH_PROGRAM", format!("{program} is not a program that can be run"))
+            })?,
+        };
+        let Vouched { executable, path, sha256 } = self.vouch(scene, program, found)?;
+        let facts = Facts::RunDeclared { argv, executable: path, sha256 };
+        Ok((facts, launch(scene, workspace, Job::Program { executable, input: Some(input) })))
+    }
+
+    /// Prepares a look at a directory.
+    pub(super) fn resolve_look(
+        &self,
+        scene: &Scene,
+        workspace: OwnedFd,
+        path: &WorkspacePath,
+        query: &TreeQuery,
+    ) -> LaunchProof {
+        let git = match query {
+            TreeQuery::Summarize(_) => find(scene, "git").ok().map(|(git, _)| git),
+            TreeQuery::List(_) | TreeQuery::Search(_) => None,
+        };
+        launch(scene, workspace, Job::Look { path: path.clone(), query: query.clone(), git })
+    }
+
+    /// The program with its hash, unless the agent itself could have written it.
+    fn vouch(
+        &self,
+        scene: &Scene,
+        name: &str,
+        (executable, path): (OwnedFd, String),
+    ) -> Result<Vouched, ResolveError> {
         if Path::new(&path).starts_with(&scene.workspace) {
             return Err(refused(
                 "builtin/program",
@@ -68,9 +127,7 @@ impl Programs {
                 format!("{name} cannot be read, and so not vouched for: {error}"),
             )
         })?;
-        argv[0] = name;
-        let facts = Facts::Spawn { argv, executable: path, sha256 };
-        Ok((facts, SpawnProof { workspace, executable, label: scene.label.clone() }))
+        Ok(Vouched { executable, path, sha256 })
     }
 
     fn hash(&self, executable: &OwnedFd) -> io::Result<String> {
@@ -102,6 +159,16 @@ impl Programs {
     }
 }
 
+struct Vouched {
+    executable: OwnedFd,
+    path: String,
+    sha256: String,
+}
+
+fn launch(scene: &Scene, workspace: OwnedFd, job: Job) -> LaunchProof {
+    LaunchProof { workspace, label: scene.label.clone(), job }
+}
+
 /// The bare name: a path is taken only where it lies in a program directory.
 fn program_name(scene: &Scene, word: &str) -> Result<String, ResolveError> {
     let (directory, name) = match word.rsplit_once('/') {
@@ -122,23 +189,26 @@ fn program_name(scene: &Scene, word: &str) -> Result<String, ResolveError> {
 
 fn find(scene: &Scene, name: &str) -> Result<(OwnedFd, String), ResolveError> {
     for directory in &scene.program_directories {
-        let path = Path::new(directory).join(name);
-        let flags = OFlags::PATH | OFlags::CLOEXEC;
-        let Ok(file) = rustix::fs::open(&path, flags, Mode::empty()) else { continue };
-        let Ok(stat) = rustix::fs::fstat(&file) else { continue };
-        let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
-        if is_file && stat.st_mode & 0o111 != 0 {
-            let real =
-                rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())
-                    .map_err(|error| SandboxError::Io {
-                        what: "looking up a program",
-                        source: error.into(),
-                    })?;
-            return Ok((file, real.to_string_lossy().into_owned()));
+        if let Some(found) = open_program(&Path::new(directory).join(name))? {
+            return Ok(found);
         }
     }
-    Err(missing(format!(
-        "there is no program {name:?} in {}",
-        scene.program_directories.join(", ")
-    )))
+    Err(missing(
+        "NO_SUCH_PROGRAM",
+        format!("there is no program {name:?} in {}", scene.program_directories.join(", ")),
+    ))
+}
+
+/// The program at a path with its real path; none if there is none that may be run.
+fn open_program(path: &Path) -> Result<Option<(OwnedFd, String)>, ResolveError> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let Ok(file) = rustix::fs::open(path, flags, Mode::empty()) else { return Ok(None) };
+    let Ok(stat) = rustix::fs::fstat(&file) else { return Ok(None) };
+    let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+    if !is_file || stat.st_mode & 0o111 == 0 {
+        return Ok(None);
+    }
+    let real = rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())
+        .map_err(|error| SandboxError::Io { what: "looking up a program", source: error.into() })?;
+    Ok(Some((file, real.to_string_lossy().into_owned())))
 }

@@ -1,16 +1,14 @@
-//! `read_file`: the text of one file of the workspace.
+//! `read_file`: the text of one file of the workspace, or some of its lines.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     domain::{
-        effect::{Captured, Effect, EffectResult},
-        ids::ToolName,
+        effect::{Effect, EffectResult, Lines},
         tool::{ToolOutcome, ToolSpec},
     },
-    tools::{BadCall, Tool, arguments, schema, text},
+    tools::{BadCall, Tool, arguments, done, other, spec, text},
 };
 
 #[derive(Debug)]
@@ -21,74 +19,81 @@ pub(super) struct ReadFile;
 struct Arguments {
     /// Path of the file, relative to the workspace.
     path: String,
+    /// First line to read, 1 being the first of the file. Without lines, a long file is shown with its
+    /// head and its tail.
+    #[schemars(range(min = 1))]
+    start_line: Option<u64>,
+    /// Last line to read, included.
+    #[schemars(range(min = 1))]
+    end_line: Option<u64>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Answer {
+    path: String,
+    /// Size of the whole file.
+    bytes: u64,
+    content: String,
+    /// Number of the first line in `content`.
+    start_line: u64,
+    /// Number of the last line in `content`; 0 when there is none.
+    end_line: u64,
+    /// Lines of the whole file.
+    total_lines: u64,
+    /// Whether something of what was asked for is left out; read it by its lines.
+    truncated: bool,
 }
 
 impl Tool for ReadFile {
     fn spec(&self) -> ToolSpec {
-        ToolSpec {
-            name: ToolName::new("read_file"),
-            description: "Reads a text file of the workspace. Long files are shown with their head \
-                          and their tail.",
-            parameters: schema::<Arguments>(),
-        }
+        spec::<Arguments, Answer>(
+            "read_file",
+            "Reads a text file of the workspace, or the lines from start_line to end_line. Long files \
+             are shown with their head and their tail; read the rest by its lines.",
+        )
     }
 
     fn effect(&self, raw: &str) -> Result<Effect, BadCall> {
-        let Arguments { path } = arguments(raw)?;
-        Ok(Effect::ReadFile { path })
+        let Arguments { path, start_line, end_line } = arguments(raw)?;
+        let lines = match (start_line, end_line) {
+            (None, None) => Lines::All,
+            (first, last) => {
+                Lines::Range { first: first.unwrap_or(1).max(1), last: last.unwrap_or(u64::MAX) }
+            }
+        };
+        match lines {
+            Lines::Range { first, last } if last < first => Err(BadCall::arguments(format!(
+                "/end_line: {last} is before start_line {first}; give a line at or after it"
+            ))),
+            Lines::Range { .. } | Lines::All => Ok(Effect::ReadFile { path, lines }),
+        }
     }
 
     fn outcome(&self, result: EffectResult) -> ToolOutcome {
-        match result {
-            EffectResult::Read { path, content, file_bytes } => {
-                if !is_text(&content) {
-                    return ToolOutcome::failed(&format!(
-                        "{path} is not text: {file_bytes} bytes that are not UTF-8"
-                    ));
-                }
-                ToolOutcome::done(&json!({
-                    "path": path,
-                    "bytes": file_bytes,
-                    "content": text(&content),
-                    "truncated": content.dropped > 0,
-                }))
+        let (path, content, bytes, lines) = match result {
+            EffectResult::Read { path, content, file_bytes, lines } => {
+                (path, content, file_bytes, lines)
             }
-            EffectResult::Failed { message } => ToolOutcome::failed(&message),
-            EffectResult::Written { .. } | EffectResult::Ran(_) => {
-                ToolOutcome::failed("read_file got the result of another tool")
-            }
+            result => return other("read_file", result),
+        };
+        let Some(lines) = lines else {
+            let message =
+                format!("{path} is not text: it has {bytes} bytes that are not all UTF-8");
+            return ToolOutcome::failed("NOT_TEXT", &message);
+        };
+        if lines.first > lines.total && bytes > 0 {
+            let message =
+                format!("{path} has {} lines; there is no line {}", lines.total, lines.first);
+            return ToolOutcome::failed("NO_SUCH_LINE", &message);
         }
-    }
-}
-
-/// Whether the bytes are UTF-8 without NUL; where bytes were left out, a character may be cut there.
-fn is_text(content: &Captured) -> bool {
-    let cut = content.dropped > 0;
-    let tail_start =
-        content.tail.iter().take(3).take_while(|byte| cut && *byte & 0xC0 == 0x80).count();
-    let head = match std::str::from_utf8(&content.head) {
-        Ok(_) => true,
-        Err(error) => cut && error.error_len().is_none(),
-    };
-    let tail = std::str::from_utf8(&content.tail[tail_start..]).is_ok();
-    head && tail && !content.head.contains(&0) && !content.tail.contains(&0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn captured(head: &[u8], tail: &[u8], dropped: u64) -> Captured {
-        Captured { head: head.to_vec(), tail: tail.to_vec(), dropped }
-    }
-
-    #[test]
-    fn text_is_utf8_without_nul_and_may_be_cut_only_where_bytes_were_left_out() {
-        let umlaut = "ü".as_bytes();
-        assert!(is_text(&captured("grün".as_bytes(), b"", 0)));
-        assert!(!is_text(&captured(b"a\0b", b"", 0)));
-        assert!(!is_text(&captured(&umlaut[..1], b"", 0)));
-        assert!(is_text(&captured(&umlaut[..1], &umlaut[1..], 7)));
-        assert!(!is_text(&captured(b"\xff\xfe", b"", 7)));
+        done(&Answer {
+            path: path.to_string(),
+            bytes,
+            content: text(&content),
+            start_line: lines.first,
+            end_line: lines.last,
+            total_lines: lines.total,
+            truncated: content.dropped > 0,
+        })
     }
 }

@@ -2,16 +2,14 @@
 //! into words as a shell would, and anything only a shell could do is refused.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     domain::{
         effect::{Effect, EffectResult, Exit},
-        ids::ToolName,
         tool::{ToolOutcome, ToolSpec},
     },
-    tools::{BadCall, Tool, arguments, schema, text},
+    tools::{BadCall, Tool, arguments, done, other, spec, text},
 };
 
 #[derive(Debug)]
@@ -32,6 +30,31 @@ enum Command {
     Line(String),
 }
 
+#[derive(Serialize, JsonSchema)]
+struct Answer {
+    /// Exit status of the program; absent when it did not end by itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exit_code: Option<i32>,
+    /// Signal that killed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signal: Option<i32>,
+    /// Limit that killed it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<Limit>,
+    stdout: String,
+    stderr: String,
+    wall_ms: u64,
+}
+
+#[derive(Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum Limit {
+    /// It took too long.
+    Timeout,
+    /// It wanted too much memory.
+    Oom,
+}
+
 /// Most words of a command.
 const MOST_WORDS: usize = 256;
 /// Words that mean something to a shell and nothing to a program.
@@ -40,12 +63,11 @@ const SHELL_WORDS: [&str; 12] =
 
 impl Tool for ShellExec {
     fn spec(&self) -> ToolSpec {
-        ToolSpec {
-            name: ToolName::new("shell_exec"),
-            description: "Runs one program in the workspace and shows its exit code and output. \
-                          Only commands on the allowlist run; there is no shell.",
-            parameters: schema::<Arguments>(),
-        }
+        spec::<Arguments, Answer>(
+            "shell_exec",
+            "Runs one program in the workspace and shows its exit code and output. Only commands on \
+             the allowlist run; there is no shell.",
+        )
     }
 
     fn effect(&self, raw: &str) -> Result<Effect, BadCall> {
@@ -61,26 +83,26 @@ impl Tool for ShellExec {
     fn outcome(&self, result: EffectResult) -> ToolOutcome {
         let ran = match result {
             EffectResult::Ran(ran) => ran,
-            EffectResult::Failed { message } => return ToolOutcome::failed(&message),
-            EffectResult::Read { .. } | EffectResult::Written { .. } => {
-                return ToolOutcome::failed("shell_exec got the result of another tool");
-            }
+            result => return other("shell_exec", result),
         };
-        let mut shown = json!({
-            "stdout": text(&ran.stdout),
-            "stderr": text(&ran.stderr),
-            "wall_ms": ran.wall_ms,
-        });
+        let mut answer = Answer {
+            exit_code: None,
+            signal: None,
+            limit: None,
+            stdout: text(&ran.stdout),
+            stderr: text(&ran.stderr),
+            wall_ms: ran.wall_ms,
+        };
         match ran.exit {
-            Exit::Code(code) => shown["exit_code"] = code.into(),
-            Exit::Signal(signal) => shown["signal"] = signal.into(),
-            Exit::TimedOut => shown["limit"] = "timeout".into(),
-            Exit::OutOfMemory => shown["limit"] = "oom".into(),
+            Exit::Code(code) => answer.exit_code = Some(code),
+            Exit::Signal(signal) => answer.signal = Some(signal),
+            Exit::TimedOut => answer.limit = Some(Limit::Timeout),
+            Exit::OutOfMemory => answer.limit = Some(Limit::Oom),
             Exit::Stopped => {
                 return ToolOutcome::cancelled("the run was cancelled; the program was killed");
             }
         }
-        ToolOutcome::done(&shown)
+        done(&answer)
     }
 }
 
@@ -103,7 +125,7 @@ fn split(line: &str) -> Result<Vec<String>, BadCall> {
 }
 
 fn check(argv: &[String]) -> Result<(), BadCall> {
-    let bad = |message: &str| Err(BadCall::new("builtin/arguments", message.to_owned()));
+    let bad = |message: &str| Err(BadCall::arguments(message.to_owned()));
     match argv {
         [] => return bad("the command is empty; give a program and its arguments"),
         [program, ..] if program.is_empty() => return bad("the program's name is empty"),
@@ -126,6 +148,8 @@ fn check(argv: &[String]) -> Result<(), BadCall> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn argv(arguments: serde_json::Value) -> Result<Vec<String>, String> {

@@ -1,16 +1,14 @@
 //! `write_file`: one file of the workspace, replaced as a whole or not at all.
 
 use schemars::JsonSchema;
-use serde::Deserialize;
-use serde_json::json;
+use serde::{Deserialize, Serialize};
 
 use crate::{
     domain::{
         effect::{Before, Effect, EffectResult},
-        ids::ToolName,
         tool::{ToolOutcome, ToolSpec},
     },
-    tools::{BadCall, Tool, arguments, schema},
+    tools::{BadCall, Tool, arguments, done, other, spec},
 };
 
 #[derive(Debug)]
@@ -25,14 +23,22 @@ struct Arguments {
     content: String,
 }
 
+#[derive(Serialize, JsonSchema)]
+struct Answer {
+    path: String,
+    /// Size of the file now.
+    bytes: u64,
+    /// Whether there was no such file before.
+    created: bool,
+}
+
 impl Tool for WriteFile {
     fn spec(&self) -> ToolSpec {
-        ToolSpec {
-            name: ToolName::new("write_file"),
-            description: "Writes a text file of the workspace, replacing it as a whole. Creates the \
-                          file if it does not exist.",
-            parameters: schema::<Arguments>(),
-        }
+        spec::<Arguments, Answer>(
+            "write_file",
+            "Writes a text file of the workspace, replacing it as a whole. Creates the file if it does \
+             not exist. To change a part of a file, use edit_file.",
+        )
     }
 
     fn effect(&self, raw: &str) -> Result<Effect, BadCall> {
@@ -42,15 +48,10 @@ impl Tool for WriteFile {
 
     fn outcome(&self, result: EffectResult) -> ToolOutcome {
         match result {
-            EffectResult::Written { path, bytes, before } => ToolOutcome::done(&json!({
-                "path": path,
-                "bytes": bytes,
-                "created": before == Before::Absent,
-            })),
-            EffectResult::Failed { message } => ToolOutcome::failed(&message),
-            EffectResult::Read { .. } | EffectResult::Ran(_) => {
-                ToolOutcome::failed("write_file got the result of another tool")
+            EffectResult::Written { path, bytes, before } => {
+                done(&Answer { path: path.to_string(), bytes, created: before == Before::Absent })
             }
+            result => other("write_file", result),
         }
     }
 }

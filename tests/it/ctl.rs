@@ -566,7 +566,18 @@ async fn the_daemon_tells_what_it_is() {
     let (exit, info) = object(&daemon, &["info"]).await;
     assert_eq!(exit, Some(0));
     assert_eq!(info["backend_url"], backend.url());
-    assert_eq!(info["tools"], json!(["read_file", "write_file", "shell_exec"]));
+    assert_eq!(
+        info["tools"],
+        json!([
+            "read_file",
+            "write_file",
+            "edit_file",
+            "list_dir",
+            "search_files",
+            "repo_summarize",
+            "shell_exec"
+        ])
+    );
     assert_eq!(info["state_dir"], daemon.state().canonicalize().unwrap().display().to_string());
     assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
     let version = stdout(&daemon.agentctl(&["version"]).await);

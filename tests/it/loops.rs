@@ -164,7 +164,8 @@ async fn an_unknown_tool_and_malformed_arguments_are_told_to_the_model_and_the_r
     let heard = &story.outputs()[0].1["error"]["message"];
     assert_eq!(
         heard,
-        "there is no tool launch_rocket; there are read_file, write_file, shell_exec"
+        "there is no tool launch_rocket; there are read_file, write_file, edit_file, list_dir, \
+         search_files, repo_summarize, shell_exec"
     );
     story.assert_calls_are_tied();
     backend.assert_paired();

@@ -20,3 +20,4 @@ mod streams;
 mod submissions;
 mod support;
 mod tidy;
+mod tools;

@@ -39,7 +39,10 @@ async fn rest(stream: &mut Events) -> Vec<Event> {
 fn entries(events: Vec<Event>) -> Vec<v1::JournalEntry> {
     let entry = |event| match event {
         Event::Entry(entry) => Some(entry),
-        Event::TextDelta(_) | Event::CaughtUp(_) | Event::Heartbeat(_) => None,
+        Event::TextDelta(_)
+        | Event::ToolOutputDelta(_)
+        | Event::CaughtUp(_)
+        | Event::Heartbeat(_) => None,
     };
     events.into_iter().filter_map(entry).collect()
 }

@@ -24,7 +24,7 @@ const ROOMS: [(&str, &[&str]); 23] = [
     ("sandbox", &["domain", "ports", "tasks"]),
     ("sqlite", &["domain", "ports", "private_file", "telemetry"]),
     ("policy_files", &["domain", "yaml"]),
-    ("grpc", &["domain", "engine", "ports", "proto", "tools"]),
+    ("grpc", &["domain", "engine", "ports", "proto"]),
     ("system", &["domain", "ports"]),
     ("config", &["backend", "engine", "telemetry", "yaml"]),
     (

@@ -228,7 +228,8 @@ async fn follow(
                 }
             }
             Some(Event::TextDelta(delta)) => show.words(&delta.text)?,
-            Some(Event::CaughtUp(_) | Event::Heartbeat(_)) | None => {}
+            // The programs of the demo are short: their entries say it all.
+            Some(Event::ToolOutputDelta(_) | Event::CaughtUp(_) | Event::Heartbeat(_)) | None => {}
         }
     }
     Ok(seen)

@@ -38,7 +38,7 @@ mod commands;
 mod paths;
 
 pub use commands::{CommandRule, Positionals};
-pub use paths::{FileOperation, PathRule, judge as judge_path};
+pub use paths::{FileOperation, PathGlob, PathRule, judge as judge_path};
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -56,6 +56,8 @@ pub struct Policy {
     pub roles: BTreeMap<RoleName, Role>,
     pub paths: Vec<PathRule>,
     pub commands: Vec<CommandRule>,
+    /// Tools that the operator declared: to declare one is to allow it to the roles that have it.
+    pub declared: BTreeMap<ToolName, DeclaredRule>,
     /// Limits of a call whose rule sets none.
     pub limits: Limits,
     /// Directories where programs are looked for, in order; absolute.
@@ -66,6 +68,14 @@ pub struct Policy {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Role {
     pub tools: BTreeSet<ToolName>,
+}
+
+/// How a declared tool's command runs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeclaredRule {
+    pub class: EffectClass,
+    pub limits: Option<Limits>,
+    pub environment: BTreeMap<String, String>,
 }
 
 /// Limits of one tool call.
@@ -106,13 +116,15 @@ pub struct Permit<T> {
 }
 
 /// How a permitted effect is to be carried out.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Orders {
     pub limits: Limits,
     /// For a program: its whole argument vector, with what the rule injects.
     pub argv: Vec<String>,
     /// For a program: its whole environment.
     pub environment: BTreeMap<String, String>,
+    /// For a walk: the rules that each file on the way is asked about before it is read.
+    pub paths: Vec<PathRule>,
 }
 
 impl<T> Permit<T> {
@@ -129,14 +141,14 @@ impl<T> Permit<T> {
 impl Policy {
     /// Decides about `subject`, which `tool` wants, for an agent in `role`.
     pub fn decide<T: Factual>(&self, role: &RoleName, tool: &ToolName, subject: T) -> Decision<T> {
-        let judged = self.check_role(role, tool).and_then(|()| self.judge(subject.facts()));
+        let judged = self.check_role(role, tool).and_then(|()| self.judge(tool, subject.facts()));
         match judged {
             Ok((ruling, orders)) => Decision::Allow(Permit { subject, orders, ruling }),
             Err(ruling) => Decision::Deny(ruling),
         }
     }
 
-    fn judge(&self, facts: &Facts) -> Result<(Ruling, Orders), Ruling> {
+    fn judge(&self, tool: &ToolName, facts: &Facts) -> Result<(Ruling, Orders), Ruling> {
         match facts {
             Facts::ReadFile { path, .. } => {
                 let rule = paths::judge(&self.paths, FileOperation::Read, path)?;
@@ -146,14 +158,40 @@ impl Policy {
                 let rule = paths::judge(&self.paths, FileOperation::Write, path)?;
                 Ok((allow(&rule.id, &rule.why, EffectClass::Reconcilable), self.plain_orders()))
             }
+            Facts::EditFile { path, .. } => {
+                // Whether an edit fits tells what stands in the file: it must be readable too.
+                paths::judge(&self.paths, FileOperation::Read, path)?;
+                let rule = paths::judge(&self.paths, FileOperation::Write, path)?;
+                Ok((allow(&rule.id, &rule.why, EffectClass::Reconcilable), self.plain_orders()))
+            }
+            Facts::Look { path, .. } => {
+                let rule = paths::judge(&self.paths, FileOperation::Read, path)?;
+                let orders = Orders { paths: self.paths.clone(), ..self.plain_orders() };
+                Ok((allow(&rule.id, &rule.why, EffectClass::Pure), orders))
+            }
             Facts::Spawn { argv, .. } => {
                 let rule = commands::judge(&self.commands, argv)?;
                 let orders = Orders {
                     limits: rule.limits.unwrap_or(self.limits),
                     argv: rule.full_argv(argv),
                     environment: rule.environment.clone(),
+                    paths: Vec::new(),
                 };
                 Ok((allow(&rule.id, &rule.why, rule.class), orders))
+            }
+            Facts::RunDeclared { argv, .. } => {
+                let id = RuleId::new(format!("tools.declared/{tool}"));
+                let Some(rule) = self.declared.get(tool) else {
+                    let why = format!("{tool} is not a declared tool of this policy");
+                    return Err(deny(RuleId::new("builtin/no-rule"), why));
+                };
+                let orders = Orders {
+                    limits: rule.limits.unwrap_or(self.limits),
+                    argv: argv.clone(),
+                    environment: rule.environment.clone(),
+                    paths: Vec::new(),
+                };
+                Ok((allow(&id, "the operator declared this tool", rule.class), orders))
             }
         }
     }
@@ -173,7 +211,12 @@ impl Policy {
     }
 
     fn plain_orders(&self) -> Orders {
-        Orders { limits: self.limits, argv: Vec::new(), environment: BTreeMap::new() }
+        Orders {
+            limits: self.limits,
+            argv: Vec::new(),
+            environment: BTreeMap::new(),
+            paths: Vec::new(),
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rules about files. Paths come resolved: globs are labels here, the jail is the kernel's.
 
-use globset::GlobMatcher;
+use globset::{GlobBuilder, GlobMatcher};
+use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     effect::WorkspacePath,
@@ -10,26 +11,48 @@ use crate::domain::{
 };
 
 /// What is to be done with a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum FileOperation {
     Read,
     Write,
 }
 
-/// One rule of `paths.yaml`.
-#[derive(Debug, Clone)]
+/// One rule of `paths.yaml`. As data it is its pattern, so that whoever walks a tree elsewhere asks the
+/// very same rules.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PathRule {
     pub id: RuleId,
     /// Matched against the path relative to the workspace; `*` does not cross `/`.
-    pub glob: GlobMatcher,
+    pub glob: PathGlob,
     pub operations: Vec<FileOperation>,
     pub decision: Verdict,
     pub why: String,
 }
 
+/// A glob over paths, compiled.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PathGlob(GlobMatcher);
+
+impl TryFrom<String> for PathGlob {
+    type Error = globset::Error;
+
+    fn try_from(pattern: String) -> Result<Self, globset::Error> {
+        let glob = GlobBuilder::new(&pattern).literal_separator(true).build()?;
+        Ok(Self(glob.compile_matcher()))
+    }
+}
+
+impl From<PathGlob> for String {
+    fn from(glob: PathGlob) -> Self {
+        glob.0.glob().glob().to_owned()
+    }
+}
+
 impl PathRule {
     pub fn matches(&self, operation: FileOperation, path: &WorkspacePath) -> bool {
-        self.operations.contains(&operation) && self.glob.is_match(path.as_str())
+        self.operations.contains(&operation) && self.glob.0.is_match(path.as_str())
     }
 }
 

@@ -1,0 +1,237 @@
+//! Shapes to rules, with every fault collected. Decides nothing.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    domain::{
+        effect::WorkspacePath,
+        ids::{RoleName, RuleId, ToolName},
+        journal::Verdict,
+        policy::{
+            CommandRule, DeclaredRule, FileOperation, Limits, PathGlob, PathRule, Positionals, Role,
+        },
+        tool::{Declaration, EffectClass},
+    },
+    policy_files::{
+        Sources,
+        shapes::{self, CommandShape, LimitsShape, PathShape, PathsFile, ToolsFile},
+    },
+};
+
+/// Collects errors, so that all of them are told at once.
+pub(super) struct Compiler {
+    pub(super) errors: Vec<String>,
+}
+
+impl Compiler {
+    fn fault(&mut self, file: &str, key: &str, message: &str) {
+        self.errors.push(format!("{file}: {key}: {message}"));
+    }
+
+    pub(super) fn roles(
+        &mut self,
+        sources: &Sources,
+        tools: &ToolsFile,
+        known: &[ToolName],
+    ) -> BTreeMap<RoleName, Role> {
+        let file = &sources.tools.name;
+        for (role, shape) in &tools.roles {
+            for tool in shape.tools.iter().filter(|tool| !known.contains(tool)) {
+                let message = format!(
+                    "{tool} is not a tool; there are {}",
+                    crate::domain::item::names(known)
+                );
+                self.fault(file, &format!("roles.{role}.tools"), &message);
+            }
+        }
+        let role =
+            |shape: &shapes::RoleShape| Role { tools: shape.tools.iter().cloned().collect() };
+        let mut roles: BTreeMap<RoleName, Role> =
+            tools.roles.iter().map(|(name, shape)| (name.clone(), role(shape))).collect();
+        for tool in &sources.declared {
+            for name in &tool.roles {
+                match roles.get_mut(name) {
+                    Some(role) => drop(role.tools.insert(tool.spec.name.clone())),
+                    None => {
+                        let message = format!("the policy has no role {name}");
+                        self.fault(&tool.source, &format!("{}.roles", tool.spec.name), &message);
+                    }
+                }
+            }
+        }
+        roles
+    }
+
+    pub(super) fn directories(&mut self, file: &str, tools: &ToolsFile) -> Vec<String> {
+        for directory in tools.program_directories.iter().filter(|dir| !dir.starts_with('/')) {
+            self.fault(file, "program_directories", &format!("{directory:?} is not absolute"));
+        }
+        tools.program_directories.clone()
+    }
+
+    pub(super) fn paths(&mut self, file: &str, paths: &PathsFile) -> Vec<PathRule> {
+        self.unique(file, "rules", paths.rules.iter().map(|rule| &rule.id));
+        let rules: Vec<PathRule> =
+            paths.rules.iter().filter_map(|shape| self.path(file, shape)).collect();
+        for (n, test) in paths.tests.iter().enumerate() {
+            let path = WorkspacePath::from_resolved(test.path.clone());
+            let (found, rule) =
+                match crate::domain::policy::judge_path(&rules, test.operation.into(), &path) {
+                    Ok(rule) => (Verdict::Allow, rule.id.clone()),
+                    Err(ruling) => (Verdict::Deny, ruling.rule),
+                };
+            if found != test.expect || rule != test.rule {
+                let message = format!(
+                    "{} expects {:?} by {}, the rules say {found:?} by {rule}",
+                    test.path, test.expect, test.rule
+                );
+                self.fault(file, &format!("tests[{n}]"), &message);
+            }
+        }
+        rules
+    }
+
+    fn path(&mut self, file: &str, shape: &PathShape) -> Option<PathRule> {
+        match PathGlob::try_from(shape.glob.clone()) {
+            Ok(glob) => Some(PathRule {
+                id: shape.id.clone(),
+                glob,
+                operations: shape.operations.iter().copied().map(FileOperation::from).collect(),
+                decision: shape.decision,
+                why: shape.why.clone(),
+            }),
+            Err(error) => {
+                self.fault(file, &format!("rule {}: glob", shape.id), &error.to_string());
+                None
+            }
+        }
+    }
+
+    pub(super) fn commands(&mut self, sources: &Sources, tools: &ToolsFile) -> Vec<CommandRule> {
+        let file = &sources.tools.name;
+        self.unique(file, "commands", tools.commands.iter().map(|rule| &rule.id));
+        let mut rules: Vec<CommandRule> =
+            tools.commands.iter().filter_map(|shape| self.command(file, shape, tools)).collect();
+        let extra = sources.extra_commands.as_deref().unwrap_or_default();
+        for line in extra.split(',').map(str::trim).filter(|line| !line.is_empty()) {
+            match shlex::split(line).as_deref() {
+                Some([program, ..]) if program.contains('/') => {
+                    let message = "must begin with a program's name without '/'";
+                    self.fault("ALLOW_COMMANDS", line, message);
+                }
+                Some(argv @ [_, ..]) => rules.push(extra_command(argv.to_vec(), tools)),
+                Some([]) | None => {
+                    self.fault("ALLOW_COMMANDS", line, "is not a command: its quotes do not close");
+                }
+            }
+        }
+        rules
+    }
+
+    fn command(
+        &mut self,
+        file: &str,
+        shape: &CommandShape,
+        tools: &ToolsFile,
+    ) -> Option<CommandRule> {
+        let key = format!("command {}", shape.id);
+        if shape.argv.first().is_none_or(|program| program.is_empty() || program.contains('/')) {
+            self.fault(file, &key, "argv must begin with a program's name without '/'");
+            return None;
+        }
+        for flag in shape.flags.iter().filter(|flag| !flag.starts_with('-')) {
+            self.fault(file, &key, &format!("flags: {flag:?} does not begin with '-'"));
+        }
+        let environment = tools.environment.iter().chain(&shape.environment);
+        let rule = CommandRule {
+            id: shape.id.clone(),
+            argv: shape.argv.clone(),
+            flags: shape.flags.iter().cloned().collect(),
+            positionals: shape.positionals.into(),
+            inject: shape.inject.clone(),
+            inject_after: shape.inject_after.clone(),
+            environment: environment.map(|(name, value)| (name.clone(), value.clone())).collect(),
+            class: shape.effect,
+            decision: shape.decision,
+            limits: shape.limits.as_ref().map(LimitsShape::compile),
+            why: shape.why.clone(),
+        };
+        self.examples(file, &key, shape, &rule);
+        Some(rule)
+    }
+
+    /// A rule must speak of what it says it matches, and not of what it says it does not.
+    fn examples(&mut self, file: &str, key: &str, shape: &CommandShape, rule: &CommandRule) {
+        let expected = shape.matches.iter().map(|line| (line, true));
+        let unexpected = shape.not_matches.iter().map(|line| (line, false));
+        for (line, should_match) in expected.chain(unexpected) {
+            let matches = shlex::split(line).is_some_and(|argv| rule.check(&argv).is_ok());
+            if matches != should_match {
+                let verb = if should_match { "does not match" } else { "matches" };
+                self.fault(file, key, &format!("{verb} its example {line:?}"));
+            }
+        }
+    }
+
+    fn unique<'a>(&mut self, file: &str, key: &str, ids: impl Iterator<Item = &'a RuleId>) {
+        let mut seen = BTreeSet::new();
+        for id in ids {
+            if id.as_str().starts_with("builtin/") {
+                self.fault(
+                    file,
+                    key,
+                    &format!("{id}: ids beginning with builtin/ are agentd's own"),
+                );
+            }
+            if !seen.insert(id) {
+                self.fault(file, key, &format!("the id {id} is used twice"));
+            }
+        }
+    }
+}
+
+/// How the declared tools run: with the environment of every program, and their own.
+pub(super) fn declared(sources: &Sources, tools: &ToolsFile) -> BTreeMap<ToolName, DeclaredRule> {
+    let rule = |tool: &Declaration| DeclaredRule {
+        class: tool.class,
+        limits: tool.limits,
+        environment: tools
+            .environment
+            .iter()
+            .chain(&tool.environment)
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
+    };
+    sources.declared.iter().map(|tool| (tool.spec.name.clone(), rule(tool))).collect()
+}
+
+/// A command from `ALLOW_COMMANDS`: exactly these words, and nothing is known of its effect.
+fn extra_command(argv: Vec<String>, tools: &ToolsFile) -> CommandRule {
+    CommandRule {
+        id: RuleId::new(format!("ALLOW_COMMANDS/{}", argv.join(" "))),
+        argv,
+        flags: BTreeSet::new(),
+        positionals: Positionals::None,
+        inject: Vec::new(),
+        inject_after: Vec::new(),
+        environment: tools.environment.clone(),
+        class: EffectClass::NonIdempotent,
+        decision: Verdict::Allow,
+        limits: None,
+        why: "the operator allowed it for this process".into(),
+    }
+}
+
+impl LimitsShape {
+    pub(super) fn compile(&self) -> Limits {
+        const MIB: u64 = 1 << 20;
+        Limits {
+            wall_ms: self.wall_seconds.saturating_mul(1000),
+            cpu_seconds: self.cpu_seconds,
+            memory_bytes: self.memory_mib.saturating_mul(MIB),
+            processes: self.processes,
+            open_files: self.open_files,
+            file_bytes: self.file_mib.saturating_mul(MIB),
+        }
+    }
+}

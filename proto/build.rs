@@ -4,7 +4,12 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: [&str; 3] = ["agentd/v1/run.proto", "agentd/v1/admin.proto", "agentd/v1/audit.proto"];
+const PROTOS: [&str; 4] = [
+    "agentd/v1/run.proto",
+    "agentd/v1/admin.proto",
+    "agentd/v1/audit.proto",
+    "agentd/v1/tool.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");

@@ -11,7 +11,7 @@ use tonic::{
 
 use crate::proto::v1::{
     admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
-    run_service_client::RunServiceClient,
+    run_service_client::RunServiceClient, tool_service_client::ToolServiceClient,
 };
 
 /// Largest answer that is accepted, in bytes.
@@ -83,6 +83,10 @@ impl Client {
 
     pub fn admin(&self) -> AdminServiceClient<InterceptedService<Channel, Bearer>> {
         AdminServiceClient::new(self.channel.clone())
+    }
+
+    pub fn tools(&self) -> ToolServiceClient<InterceptedService<Channel, Bearer>> {
+        ToolServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES)
     }
 
     pub fn audit(&self) -> AuditServiceClient<InterceptedService<Channel, Bearer>> {

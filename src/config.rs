@@ -39,6 +39,9 @@ pub struct Flags {
     /// Directory with tools.yaml and paths.yaml
     #[arg(long, env = "POLICY_DIR", value_name = "DIR")]
     pub policy_dir: Option<PathBuf>,
+    /// Directory with declarations of tools, one YAML file each [default: /tools, if it exists]
+    #[arg(long, env = "AGENTD_TOOLS_DIR", value_name = "DIR")]
+    pub tools_dir: Option<PathBuf>,
     /// Commands that shell_exec may run besides the policy's, comma-separated, word for word
     #[arg(long, env = "ALLOW_COMMANDS", value_name = "COMMANDS")]
     pub allow_commands: Option<String>,
@@ -63,6 +66,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// None: the built-in policy.
     pub policy_directory: Option<PathBuf>,
+    /// Declarations of tools; none: there are only the built-in ones.
+    pub tools_directory: Option<PathBuf>,
     pub allow_commands: Option<String>,
     pub backend: backend::Settings,
     pub model: Option<String>,
@@ -81,6 +86,7 @@ struct FileShape {
     workspace_root: Option<PathBuf>,
     listen: Option<SocketAddr>,
     policy_dir: Option<PathBuf>,
+    tools_dir: Option<PathBuf>,
     allow_commands: Option<String>,
     backend: BackendShape,
     limits: LimitsShape,
@@ -185,6 +191,7 @@ impl Config {
                 .policy_dir
                 .or(shape.policy_dir)
                 .or_else(|| default_policies(around, file.as_deref())),
+            tools_directory: flags.tools_dir.or(shape.tools_dir).or_else(|| default_tools(around)),
             allow_commands: flags.allow_commands.or(shape.allow_commands),
             backend: backend::Settings {
                 base_url,
@@ -263,6 +270,10 @@ fn default_policies(around: &dyn Surroundings, file: Option<&Path>) -> Option<Pa
     let beside = file.and_then(Path::parent).map(|directory| directory.join("policies"));
     let system = PathBuf::from("/etc/agentd/policies");
     beside.into_iter().chain([system]).find(|path| around.exists(path))
+}
+
+fn default_tools(around: &dyn Surroundings) -> Option<PathBuf> {
+    Some(PathBuf::from("/tools")).filter(|directory| around.exists(directory))
 }
 
 /// Where state is kept when nothing says so: `/state` in a container, else the user's own.

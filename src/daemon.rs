@@ -26,6 +26,7 @@ use crate::{
         ids::ToolName,
         journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
         redact::Redactor,
+        tool::Declaration,
     },
     engine::{Engine, World},
     grpc::{self, Door, HEALTH_NAMES, Info},
@@ -36,7 +37,7 @@ use crate::{
     sqlite,
     system::{SystemChance, SystemClock},
     tasks::Tasks,
-    telemetry,
+    telemetry, tool_files,
     tools::Toolbox,
 };
 
@@ -49,6 +50,7 @@ const CALLS_A_CONNECTION: u32 = 256;
 /// File names in the state directory.
 const SOCKET: &str = "agentd.sock";
 const TOKEN: &str = "token";
+const REGISTRY: &str = "tools/registry.json";
 
 /// Why the daemon did not start, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +61,8 @@ pub enum DaemonError {
     State { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Policy(#[from] policy_files::PolicyErrors),
+    #[error("the declared tools are not valid, and none of them is taken:\n{}", .0.join("\n"))]
+    Tools(Vec<String>),
     #[error(transparent)]
     Store(#[from] sqlite::OpenError),
     #[error(transparent)]
@@ -153,8 +157,9 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     let clock = Arc::new(SystemClock::default());
     let token = token(state, &chance)
         .map_err(|source| DaemonError::State { path: state.join(TOKEN), source })?;
-    let tools = Arc::new(Toolbox::built_in());
-    let policy = Arc::new(policy(config, &tools)?);
+    let declared = declared_tools(config)?;
+    let tools = Arc::new(Toolbox::new(declared.clone()).map_err(DaemonError::Tools)?);
+    let policy = Arc::new(policy(config, &tools, declared)?);
     let secrets = config.backend.api_key.iter().cloned().chain([token.to_string()]);
     // The journal first: its lock says that this state directory is ours.
     let redactor = Redactor::new(secrets);
@@ -164,7 +169,16 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     let sandbox = Arc::new(LocalSandbox::open(launcher, state, places)?);
     let backend = ResponsesBackend::new(&config.backend).map_err(DaemonError::Backend)?;
     let started = clock.now();
+    let registry = state.join(REGISTRY);
+    let entries = tools.entries().iter();
+    let registered = tool_files::register(
+        &registry,
+        entries.map(|entry| (entry.spec(), entry.source().to_string())),
+        started,
+    )
+    .map_err(|source| DaemonError::State { path: registry, source })?;
     let info = Info {
+        tools: registered.into(),
         started,
         backend_url: backend.url().to_owned(),
         model: config.model.clone(),
@@ -199,10 +213,21 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     Ok(Parts { engine, journal, clock, info, token })
 }
 
+fn declared_tools(config: &Config) -> Result<Vec<Declaration>, DaemonError> {
+    match &config.tools_directory {
+        Some(directory) => tool_files::from_directory(directory).map_err(DaemonError::Tools),
+        None => Ok(Vec::new()),
+    }
+}
+
 /// A tool must reach none of what decides, remembers or confines.
 fn places(config: &Config, launcher: &Path) -> Places {
-    let own =
-        [Some(&config.state_directory), config.policy_directory.as_ref(), config.file.as_ref()];
+    let own = [
+        Some(&config.state_directory),
+        config.policy_directory.as_ref(),
+        config.tools_directory.as_ref(),
+        config.file.as_ref(),
+    ];
     let own = own.into_iter().flatten().cloned().chain([launcher.to_owned()]);
     Places { workspace_root: config.workspace_root.clone(), off_limits: own.collect() }
 }
@@ -210,12 +235,14 @@ fn places(config: &Config, launcher: &Path) -> Places {
 fn policy(
     config: &Config,
     tools: &Toolbox,
+    declared: Vec<Declaration>,
 ) -> Result<crate::domain::policy::Policy, policy_files::PolicyErrors> {
     let mut sources = match &config.policy_directory {
         Some(directory) => Sources::from_directory(directory)?,
         None => Sources::built_in(),
     };
     sources.extra_commands = config.allow_commands.clone();
+    sources.declared = declared;
     let known: Vec<ToolName> = tools.specs().iter().map(|spec| spec.name.clone()).collect();
     policy_files::compile(&sources, &known)
 }

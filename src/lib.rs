@@ -5,7 +5,8 @@
 //! - [`tools`], [`agents`]: what a model may call, and what it is told. Pure.
 //! - [`engine`]: the loop, and one tool call from top to bottom.
 //! - [`backend`], [`sandbox`], [`sqlite`], [`system`]: the world behind the ports.
-//! - [`policy_files`], [`yaml`], [`private_file`]: rules as people write them; secrets on disk.
+//! - [`policy_files`], [`tool_files`], [`yaml`]: rules and tools as people write them.
+//!   [`private_file`]: secrets on disk.
 //! - [`grpc`], [`proto`]: the API. [`daemon`] joins everything.
 //! - [`client`], [`ctl`]: the other end. [`scripted`]: a model server whose words are scripted.
 //!
@@ -30,5 +31,6 @@ pub mod sqlite;
 pub mod system;
 pub mod tasks;
 pub mod telemetry;
+pub mod tool_files;
 pub mod tools;
 pub mod yaml;

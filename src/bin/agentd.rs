@@ -56,7 +56,7 @@ fn serve(config: Config) -> ExitCode {
     runtime.shutdown_timeout(Duration::from_millis(500));
     match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ daemon::DaemonError::Policy(_)) => {
+        Err(error @ (daemon::DaemonError::Policy(_) | daemon::DaemonError::Tools(_))) => {
             complain(&telemetry::chain(&error), BAD_CONFIGURATION)
         }
         Err(error) => complain(&telemetry::chain(&error), 1),

@@ -8,6 +8,7 @@ mod health;
 mod output;
 mod runs;
 mod timeline;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -58,6 +59,9 @@ enum Noun {
     /// Submits runs, and looks at them
     #[command(subcommand)]
     Run(runs::Verb),
+    /// Shows which tools a model may call
+    #[command(subcommand)]
+    Tools(tools::Verb),
     /// Checks that the journal is what was written
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -168,6 +172,7 @@ async fn call(global: &Global, noun: Noun) -> Result<Exit, Failure> {
     match noun {
         Noun::Demo(demo) => demo::run(global, demo).await,
         Noun::Run(verb) => runs::run(global, verb).await,
+        Noun::Tools(verb) => tools::run(global, verb).await,
         Noun::Audit(verb) => audit::run(global, verb).await,
         Noun::Health(health) => health::run(global, health).await,
         Noun::Info => health::info(global).await,

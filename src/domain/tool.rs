@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
-    ids::{CallId, CallKey, RoleName, RuleId, ToolName},
-    policy::Limits,
+    ids::{CallId, CallKey, RoleName, RuleId, Timestamp, ToolName},
+    policy::LimitsOver,
 };
 
 /// What the model is told of a tool.
@@ -30,8 +30,7 @@ pub struct Declaration {
     /// The words after the program's name.
     pub words: Vec<Word>,
     pub class: EffectClass,
-    /// None: the policy's.
-    pub limits: Option<Limits>,
+    pub limits: LimitsOver,
     /// Besides the environment that the policy gives every program.
     pub environment: BTreeMap<String, String>,
     /// Roles that may use it, besides those whose `tools` name it.
@@ -40,6 +39,20 @@ pub struct Declaration {
     pub source: String,
     /// SHA-256 of the declaration as it was written, 64 hexadecimal digits.
     pub digest: String,
+}
+
+/// What the registry knows of a tool.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegisteredTool {
+    pub name: String,
+    /// Counts from 1; a changed schema or description is a new version.
+    pub version: u32,
+    /// SHA-256 of what a model is told of it, 64 hexadecimal digits.
+    pub schema_sha256: String,
+    /// `builtin`, or the file that declares it.
+    pub source: String,
+    /// When this version was first seen by a daemon of this state directory.
+    pub first_seen: Timestamp,
 }
 
 /// One word of a declared command.

@@ -1,11 +1,13 @@
 //! `AdminService`.
 
+use std::sync::Arc;
+
 use tonic::{Request, Response, Status};
 
 use crate::{
-    domain::ids::Timestamp,
+    domain::{ids::Timestamp, tool::RegisteredTool},
     engine::Engine,
-    grpc::convert,
+    grpc::{convert, tools},
     proto::v1::{self, admin_service_server::AdminService},
 };
 
@@ -18,6 +20,8 @@ pub struct Info {
     pub workspace_root: String,
     pub state_directory: String,
     pub sqlite_version: String,
+    /// In the order in which models are told of them.
+    pub tools: Arc<[RegisteredTool]>,
 }
 
 #[derive(Debug)]
@@ -39,11 +43,6 @@ impl AdminService for Admin {
         _request: Request<v1::GetServerInfoRequest>,
     ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
         let (info, world, limits) = (&self.info, self.engine.world(), self.engine.limits());
-        let tools = world.tools.specs().iter().map(|spec| v1::Tool {
-            name: spec.name.to_string(),
-            description: spec.description.to_string(),
-            parameters_schema: spec.parameters.to_string(),
-        });
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Ok(Response::new(v1::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -55,7 +54,7 @@ impl AdminService for Admin {
             state_dir: info.state_directory.clone(),
             policy_revision: world.policy.revision.to_string(),
             sandbox_limits: world.sandbox.mechanisms().into_iter().collect(),
-            tools: tools.collect(),
+            tools: tools::tools(&self.engine, &info.tools),
             max_running_runs: count(limits.running_runs),
             max_queued_runs: count(limits.queued_runs),
         }))

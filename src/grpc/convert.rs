@@ -57,6 +57,12 @@ pub(super) fn invalid(field: &str, message: String) -> Status {
     with_reason(Code::InvalidArgument, "INVALID_ARGUMENT", format!("{field}: {message}"), details)
 }
 
+pub(super) fn unknown_tool(name: &str) -> Status {
+    let name: String = name.chars().take(80).collect();
+    let message = format!("there is no tool {name:?}; ListTools tells which there are");
+    with_reason(Code::NotFound, "TOOL_NOT_FOUND", message, ErrorDetails::new())
+}
+
 fn with_reason(code: Code, reason: &str, message: String, mut details: ErrorDetails) -> Status {
     details.set_error_info(reason, DOMAIN, [] as [(String, String); 0]);
     Status::with_error_details(code, message, details)

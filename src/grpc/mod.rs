@@ -5,6 +5,7 @@ mod audit;
 mod caller;
 mod convert;
 mod runs;
+mod tools;
 
 pub use admin::Info;
 pub use caller::Door;
@@ -18,7 +19,7 @@ use crate::{
         DESCRIPTORS,
         v1::{
             admin_service_server::AdminServiceServer, audit_service_server::AuditServiceServer,
-            run_service_server::RunServiceServer,
+            run_service_server::RunServiceServer, tool_service_server::ToolServiceServer,
         },
     },
 };
@@ -27,13 +28,14 @@ use crate::{
 const REQUEST_BYTES: usize = 2 << 20;
 
 /// Names that `grpc.health.v1` knows besides the empty one.
-pub const HEALTH_NAMES: [&str; 6] = [
+pub const HEALTH_NAMES: [&str; 7] = [
     "liveness",
     "readiness",
     "startup",
     "agentd.v1.RunService",
     "agentd.v1.AdminService",
     "agentd.v1.AuditService",
+    "agentd.v1.ToolService",
 ];
 
 /// All services, for callers that come through `door`, and the switch of their health.
@@ -53,6 +55,8 @@ pub async fn services(
     };
     let run_service = RunServiceServer::new(runs::Runs::new(engine.clone()))
         .max_decoding_message_size(REQUEST_BYTES);
+    let tool_service =
+        ToolServiceServer::new(tools::Tools::new(engine.clone(), info.tools.clone()));
     let admin_service = AdminServiceServer::new(admin::Admin::new(engine.clone(), info));
     let audit_service = AuditServiceServer::new(audit::Audit::new(engine.clone()));
     let mut routes = Routes::builder();
@@ -60,6 +64,7 @@ pub async fn services(
         .add_service(door.guard(run_service))
         .add_service(door.guard(admin_service))
         .add_service(door.guard(audit_service))
+        .add_service(door.guard(tool_service))
         .add_service(door.guard(reflection().build_v1()?))
         .add_service(door.guard(reflection().build_v1alpha()?))
         // Orchestrators probe without credentials.

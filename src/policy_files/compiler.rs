@@ -194,7 +194,7 @@ impl Compiler {
 pub(super) fn declared(sources: &Sources, tools: &ToolsFile) -> BTreeMap<ToolName, DeclaredRule> {
     let rule = |tool: &Declaration| DeclaredRule {
         class: tool.class,
-        limits: tool.limits,
+        limits: tool.limits.over(tools.limits.compile()),
         environment: tools
             .environment
             .iter()

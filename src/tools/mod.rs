@@ -199,7 +199,7 @@ mod tests {
             program: "true".into(),
             words: Vec::new(),
             class: EffectClass::Pure,
-            limits: None,
+            limits: Default::default(),
             environment: Default::default(),
             roles: Vec::new(),
             source: format!("{name}.yaml"),

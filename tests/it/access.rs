@@ -240,7 +240,8 @@ async fn nobody_but_the_owner_can_read_or_call_through_the_state_directory() {
         assert!(found.iter().any(|(file, _)| file == name), "{name} is not in {found:?}");
     }
     for (name, mode) in &found {
-        assert_eq!(*mode, 0o600, "{name} in {found:?}");
+        let expected = if daemon.state().join(name).is_dir() { 0o700 } else { 0o600 };
+        assert_eq!(*mode, expected, "{name} in {found:?}");
     }
     assert_eq!(fs::metadata(daemon.state().join("seal.key")).unwrap().size(), 32);
 }

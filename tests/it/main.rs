@@ -11,6 +11,7 @@ mod audit;
 mod cancel;
 mod confinement;
 mod ctl;
+mod declared;
 mod demo;
 mod loops;
 mod real_parts;

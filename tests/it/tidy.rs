@@ -13,7 +13,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// Every room, and the rooms it may use besides itself. A room is a folder or a file right under `src`.
-const ROOMS: [(&str, &[&str]); 23] = [
+const ROOMS: [(&str, &[&str]); 24] = [
     ("lib", &[]),
     ("domain", &[]),
     ("ports", &["domain"]),
@@ -24,6 +24,7 @@ const ROOMS: [(&str, &[&str]); 23] = [
     ("sandbox", &["domain", "ports", "tasks"]),
     ("sqlite", &["domain", "ports", "private_file", "telemetry"]),
     ("policy_files", &["domain", "yaml"]),
+    ("tool_files", &["domain", "yaml"]),
     ("grpc", &["domain", "engine", "ports", "proto"]),
     ("system", &["domain", "ports"]),
     ("config", &["backend", "engine", "telemetry", "yaml"]),
@@ -38,6 +39,7 @@ const ROOMS: [(&str, &[&str]); 23] = [
             "sandbox",
             "sqlite",
             "policy_files",
+            "tool_files",
             "private_file",
             "grpc",
             "system",

@@ -74,7 +74,7 @@ pub struct Role {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeclaredRule {
     pub class: EffectClass,
-    pub limits: Option<Limits>,
+    pub limits: Limits,
     pub environment: BTreeMap<String, String>,
 }
 
@@ -88,6 +88,31 @@ pub struct Limits {
     pub open_files: u64,
     /// Largest file that may be written.
     pub file_bytes: u64,
+}
+
+/// Limits that one tool sets for itself; the others are the policy's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LimitsOver {
+    pub wall_ms: Option<u64>,
+    pub cpu_seconds: Option<u64>,
+    pub memory_bytes: Option<u64>,
+    pub processes: Option<u64>,
+    pub open_files: Option<u64>,
+    pub file_bytes: Option<u64>,
+}
+
+impl LimitsOver {
+    /// The limits that hold.
+    pub fn over(self, base: Limits) -> Limits {
+        Limits {
+            wall_ms: self.wall_ms.unwrap_or(base.wall_ms),
+            cpu_seconds: self.cpu_seconds.unwrap_or(base.cpu_seconds),
+            memory_bytes: self.memory_bytes.unwrap_or(base.memory_bytes),
+            processes: self.processes.unwrap_or(base.processes),
+            open_files: self.open_files.unwrap_or(base.open_files),
+            file_bytes: self.file_bytes.unwrap_or(base.file_bytes),
+        }
+    }
 }
 
 /// A decision, with the rule that made it.
@@ -186,7 +211,7 @@ impl Policy {
                     return Err(deny(RuleId::new("builtin/no-rule"), why));
                 };
                 let orders = Orders {
-                    limits: rule.limits.unwrap_or(self.limits),
+                    limits: rule.limits,
                     argv: argv.clone(),
                     environment: rule.environment.clone(),
                     paths: Vec::new(),

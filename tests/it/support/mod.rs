@@ -8,6 +8,7 @@ pub(crate) use client::{agentctl, exited, refusal};
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::Duration,
@@ -51,6 +52,8 @@ pub(crate) struct Settings {
     pub(crate) base_url: String,
     /// YAML, besides what the flags say.
     pub(crate) configuration: String,
+    /// Declarations of tools and what lies beside them: file names and contents.
+    pub(crate) tools: Vec<(String, String)>,
     /// Instead of the built-in `paths.yaml`.
     pub(crate) paths: Option<String>,
     pub(crate) environment: Vec<(String, String)>,
@@ -71,6 +74,11 @@ impl TestDaemon {
         let paths = settings.paths.as_deref().unwrap_or(agentd::policy_files::DEFAULT_PATHS);
         fs::write(home.path().join("policies/paths.yaml"), paths).unwrap();
         fs::write(home.path().join("agentd.yaml"), &settings.configuration).unwrap();
+        let tools = home.path().join("tools");
+        fs::create_dir(&tools).unwrap();
+        for (name, content) in &settings.tools {
+            put_tool(&tools, name, content);
+        }
         let mut daemon = Self { child: None, home, settings, tcp: String::new() };
         daemon.boot();
         daemon
@@ -102,6 +110,8 @@ impl TestDaemon {
             .arg(home)
             .arg("--policy-dir")
             .arg(home.join("policies"))
+            .arg("--tools-dir")
+            .arg(home.join("tools"))
             .args(["--listen", "127.0.0.1:0", "--base-url", &self.settings.base_url])
             .env_clear()
             .env("HOME", home)
@@ -132,6 +142,11 @@ impl TestDaemon {
         let path = self.workspace().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
+    }
+
+    /// Writes a file of the directory of tools.
+    pub(crate) fn put_tool(&self, name: &str, content: &str) {
+        put_tool(&self.home().join("tools"), name, content);
     }
 
     /// Reads a file of the workspace.
@@ -254,6 +269,15 @@ impl TestDaemon {
     pub(crate) async fn audit(&self) -> v1::VerifyAuditResponse {
         let request = v1::VerifyAuditRequest {};
         self.client().await.audit().verify_audit(request).await.unwrap().into_inner()
+    }
+}
+
+/// Whatever is no declaration is a script.
+fn put_tool(directory: &Path, name: &str, content: &str) {
+    let path = directory.join(name);
+    fs::write(&path, content).unwrap();
+    if !name.ends_with(".yaml") {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
     }
 }
 

@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::{
     budget::{TokenCount, Usage},
     effect::{Effect, EffectResult, Facts, Factual, Unresolved},
-    ids::{Caller, Epoch, Position, RunId, Sequence, Timestamp},
+    ids::{Caller, Epoch, Position, RunId, Sequence, Timestamp, TreeId},
     item::Item,
     journal::{AnsweredItem, ChainHash, Entry, NewEntry, Record},
-    policy::Permit,
+    policy::{Limits, Permit},
     run::Failure,
     status::StateName,
     tool::ToolSpec,
@@ -140,6 +140,18 @@ pub trait Sandbox: Send + Sync {
         heard: &Heard<'_>,
     ) -> Result<EffectResult, SandboxError>;
 
+    /// Remembers the files of a workspace as they are, for a diff. Changes nothing in it.
+    async fn snapshot(&self, scene: &Scene, limits: Limits) -> Result<TreeId, SnapshotError>;
+
+    /// What changed between two snapshots: a patch for `git apply`, at most `most` bytes.
+    async fn diff(
+        &self,
+        scene: &Scene,
+        limits: Limits,
+        trees: (&TreeId, &TreeId),
+        most: usize,
+    ) -> Result<Vec<u8>, SnapshotError>;
+
     /// What enforces each limit here: `memory` to `cgroup_v1`, for example.
     fn mechanisms(&self) -> BTreeMap<String, String>;
 }
@@ -165,6 +177,23 @@ pub struct Scene {
     pub label: String,
     /// What an earlier attempt at the same call was resolved to.
     pub earlier: Option<Facts>,
+}
+
+/// Why there is no snapshot, or no diff.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error("the workspace is not the top of a git repository")]
+    NotARepository,
+    #[error("there is no git, or no sh, in the policy's program directories")]
+    NoGit,
+    #[error("the diff is longer than {most} bytes; look at the workspace itself")]
+    TooLarge { most: usize },
+    #[error("{message}")]
+    Failed { message: String },
+    #[error("the directory of snapshots cannot be written")]
+    Store { source: std::io::Error },
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
 }
 
 /// Whether an effect may have been carried out before.

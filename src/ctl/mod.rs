@@ -4,6 +4,7 @@
 mod audit;
 mod connect;
 mod demo;
+mod diff;
 mod health;
 mod output;
 mod runs;

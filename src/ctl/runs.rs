@@ -11,7 +11,7 @@ use clap::Subcommand;
 use crate::{
     client::Client,
     ctl::{
-        Exit, Failure, Global, connect,
+        Exit, Failure, Global, connect, diff,
         output::{self, Colour, Format},
         timeline::{Timeline, Words, printable},
     },
@@ -47,6 +47,8 @@ pub(super) enum Verb {
         #[arg(long)]
         follow: bool,
     },
+    /// Prints what a run changed, as a patch for `git apply`
+    Diff { id: String },
     /// Asks a run to stop
     Cancel {
         id: String,
@@ -110,6 +112,7 @@ pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
         }
         Verb::Follow { id } => follow(global, &connect::connect(global).await?, &id).await,
         Verb::Events { id, after, follow } => events(global, &id, after, follow).await,
+        Verb::Diff { id } => diff::run(global, id).await,
         Verb::Cancel { id, why } => {
             let request = v1::CancelRunRequest { id, why };
             let answer = connect::connect(global).await?.runs().cancel_run(request).await?;

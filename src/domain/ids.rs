@@ -164,6 +164,10 @@ text_id! {
     RuleId
 }
 text_id! {
+    /// A snapshot of a workspace's files: git's hash of the tree.
+    TreeId
+}
+text_id! {
     /// Name of a role of agents, `executor` for example.
     RoleName
 }

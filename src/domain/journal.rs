@@ -16,7 +16,7 @@ use crate::domain::{
     effect::Facts,
     ids::{
         CallId, CallKey, Caller, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence,
-        Timestamp, ToolName,
+        Timestamp, ToolName, TreeId,
     },
     item::RawJson,
     redact::Redactor,
@@ -100,6 +100,7 @@ records! {
     "tool_resumed" 1 => ToolResumed,
     "decision" 1 => Decided,
     "tool_output" 1 => ToolOutput,
+    "workspace_snapshot" 1 => WorkspaceSnapshot,
     "cancel_requested" 1 => CancelRequested,
     "run_recovered" 1 => RunRecovered,
     "run_suspended" 1 => RunSuspended,
@@ -270,6 +271,31 @@ pub struct ToolOutput {
     /// What the model hears, a JSON object as text.
     pub output: Arc<str>,
     pub duration_ms: u64,
+}
+
+/// The files of the workspace, before the first call that may change them or after the last.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceSnapshot {
+    pub moment: Moment,
+    #[serde(flatten)]
+    pub taken: Taken,
+}
+
+/// When a snapshot was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Moment {
+    Before,
+    After,
+}
+
+/// What came of taking a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Taken {
+    Tree(TreeId),
+    /// There is none, and so no diff; the text says why.
+    Failed(String),
 }
 
 /// Somebody wants the run to stop.

@@ -9,7 +9,10 @@ use crate::domain::{
     budget::Usage,
     ids::{CallKey, RunId, Sequence, Timestamp},
     item::{Item, RawJson},
-    journal::{BackendError, Entry, ModelResponse, Record, RunCreated, ToolCalled, ToolOutput},
+    journal::{
+        BackendError, Entry, ModelResponse, Moment, Record, RunCreated, Taken, ToolCalled,
+        ToolOutput,
+    },
     tool::{EffectClass, ToolCall},
 };
 
@@ -23,10 +26,18 @@ pub struct RunState {
     /// The conversation so far, oldest first, as the model must see it.
     pub items: Vec<Item>,
     pub usage: Usage,
+    pub snapshots: Snapshots,
     pub wish: Wish,
     pub phase: Phase,
     pub created: Timestamp,
     pub updated: Timestamp,
+}
+
+/// The files of the workspace before and after the run; none where no snapshot was tried.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Snapshots {
+    pub before: Option<Taken>,
+    pub after: Option<Taken>,
 }
 
 /// What the caller wants of the run.
@@ -178,6 +189,7 @@ impl RunState {
             spec: Arc::new(spec),
             items: vec![task],
             usage: Usage::default(),
+            snapshots: Snapshots::default(),
             wish: Wish::GoOn,
             phase: Phase::Going(Work::ToAsk { attempt: 1 }),
             created: time,
@@ -233,11 +245,20 @@ pub fn fold(mut state: RunState, entry: &Entry) -> RunState {
 pub fn fold_into(state: &mut RunState, entry: &Entry) {
     state.head = entry.sequence;
     state.updated = entry.time;
-    let RunState { phase, items, usage, wish, .. } = state;
+    let RunState { phase, items, usage, wish, snapshots, .. } = state;
     if let (Record::CancelRequested(_), Phase::Going(_) | Phase::Suspended { .. }) =
         (&entry.record, &*phase)
     {
         *wish = Wish::Cancel;
+    }
+    if let (Record::WorkspaceSnapshot(snapshot), Phase::Going(_) | Phase::Suspended { .. }) =
+        (&entry.record, &*phase)
+    {
+        let place = match snapshot.moment {
+            Moment::Before => &mut snapshots.before,
+            Moment::After => &mut snapshots.after,
+        };
+        *place = Some(snapshot.taken.clone());
     }
     let before = std::mem::replace(phase, Phase::Ended(Ending::Cancelled));
     *phase = match (before, &entry.record) {

@@ -12,14 +12,14 @@ use crate::{
     domain::{
         ids::{Caller, Timestamp},
         journal::{
-            BackendError, CancelRequested, ModelNudged, ModelRequest, ModelResponse, RunFinished,
-            RunSuspended,
+            BackendError, CancelRequested, ModelNudged, ModelRequest, ModelResponse, Moment,
+            RunFinished, RunSuspended, Taken, WorkspaceSnapshot,
         },
         retry,
         run::{Command, Ending, Failure, Invocation, Wish, decide},
     },
     engine::{
-        World, invoker,
+        World, diff, invoker,
         live::{Live, Words},
         run_log::{Noted, Recorded, RunLog},
     },
@@ -78,6 +78,9 @@ impl Driver {
     }
 
     async fn finish(&mut self, ending: Ending) -> Result<(), JournalError> {
+        if let Some(Taken::Tree(_)) = self.log.state().snapshots.before {
+            self.take_snapshot(Moment::After).await;
+        }
         self.log.append([RunFinished { ending }.into()]).await?;
         tracing::info!(run = %self.log.state().id, state = self.log.state().name().as_str(), "ended");
         Ok(())
@@ -163,9 +166,27 @@ impl Driver {
             .into_iter()
             .map(|call| invoker::prepare(&self.world, state.id, workspace.clone(), call));
         let prepared = join_all(preparing).await;
+        let may_change = prepared.iter().any(|call| call.pending.may_change_something());
+        if may_change && self.log.state().snapshots.before.is_none() {
+            self.take_snapshot(Moment::Before).await;
+        }
         let intended = prepared.into_iter().map(|call| (call.intent, call.pending)).collect();
         let recorded = self.log.record(intended).await?;
         self.perform(recorded).await
+    }
+
+    /// Remembers the files of the workspace, together with whatever is written next.
+    async fn take_snapshot(&mut self, moment: Moment) {
+        let state = self.log.state();
+        let taken = match diff::snapshot(&self.world, state.id, &state.spec.workspace).await {
+            Ok(tree) => Taken::Tree(tree),
+            Err(error) => {
+                let why = crate::telemetry::chain(&error);
+                tracing::debug!(run = %state.id, why, "no snapshot of the workspace");
+                Taken::Failed(why)
+            }
+        };
+        self.log.stage(WorkspaceSnapshot { moment, taken });
     }
 
     async fn perform(

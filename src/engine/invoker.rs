@@ -43,6 +43,16 @@ pub(super) struct Pending {
     next: Next,
 }
 
+impl Pending {
+    /// Whether carrying it out may change something in the world.
+    pub(super) fn may_change_something(&self) -> bool {
+        match &self.next {
+            Next::Run { permit, .. } => permit.ruling().class != EffectClass::Pure,
+            Next::Answer(_) | Next::Broken(_) => false,
+        }
+    }
+}
+
 enum Next {
     Run {
         tool: Arc<Entry>,

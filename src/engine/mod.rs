@@ -2,6 +2,7 @@
 //!
 //! Invariant: what a driver does to the world, it has written down before, and that is on disk.
 
+mod diff;
 mod driver;
 mod invoker;
 mod live;

@@ -19,7 +19,7 @@ use crate::{
         run::RunState,
     },
     engine::{
-        LiveEvent, World,
+        LiveEvent, World, diff,
         driver::{Driver, Message},
         live::Live,
         recovery,
@@ -57,6 +57,8 @@ pub enum EngineError {
     QueueFull { queued: usize },
     #[error("agentd is stopping; submit again when it is back")]
     Draining,
+    #[error("run {run} has no diff: {message}")]
+    NoDiff { run: RunId, message: String },
     #[error(transparent)]
     Journal(#[from] JournalError),
 }
@@ -259,6 +261,11 @@ impl Engine {
     /// The model's words in a run, and what its programs write, as they come.
     pub fn follow(&self, run: RunId) -> broadcast::Receiver<LiveEvent> {
         self.inner.live.follow(run)
+    }
+
+    /// What a run changed in its workspace, or has changed by now: a patch for `git apply`.
+    pub async fn diff(&self, run: RunId) -> Result<Vec<u8>, EngineError> {
+        diff::diff(&self.inner.world, run).await
     }
 
     /// Asks a run to stop. Once this returns, the wish is on disk. Ended runs return unchanged.

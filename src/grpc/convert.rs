@@ -85,6 +85,9 @@ pub(super) fn status(error: EngineError) -> Status {
         EngineError::QueueFull { .. } => {
             with_reason(Code::ResourceExhausted, "QUEUE_FULL", message, with_retry())
         }
+        EngineError::NoDiff { .. } => {
+            with_reason(Code::FailedPrecondition, "NO_DIFF", message, plain())
+        }
         EngineError::Draining => with_reason(Code::Unavailable, "DRAINING", message, with_retry()),
         EngineError::Journal(error) => journal(&error),
     }

@@ -2,7 +2,7 @@
 
 use std::{pin::Pin, time::Duration};
 
-use futures_util::Stream;
+use futures_util::{Stream, stream};
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -23,6 +23,8 @@ const STREAM_PAGE: usize = 16;
 const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a subscriber may take to be told that the daemon stops; one that never reads is not told.
 const FAREWELL: Duration = Duration::from_secs(1);
+/// Bytes of a diff in one message.
+const CHUNK: usize = 256 << 10;
 /// How long WaitRun waits, if the caller does not say, and at most.
 const WAIT: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(600));
 
@@ -31,6 +33,7 @@ pub(super) struct Runs {
     engine: Engine,
 }
 
+type Chunks = Pin<Box<dyn Stream<Item = Result<v1::GetRunDiffResponse, Status>> + Send>>;
 type Events = Pin<Box<dyn Stream<Item = Result<v1::StreamRunEventsResponse, Status>> + Send>>;
 
 impl Runs {
@@ -133,6 +136,21 @@ impl RunService for Runs {
         };
         self.engine.spawn_stream(feed.send(follow));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    type GetRunDiffStream = Chunks;
+
+    async fn get_run_diff(
+        &self,
+        request: Request<v1::GetRunDiffRequest>,
+    ) -> Result<Response<Chunks>, Status> {
+        let id = convert::run_id(&request.into_inner().id)?;
+        let patch = self.engine.diff(id).await.map_err(convert::status)?;
+        let chunks: Vec<_> = patch
+            .chunks(CHUNK)
+            .map(|chunk| Ok(v1::GetRunDiffResponse { chunk: chunk.to_vec() }))
+            .collect();
+        Ok(Response::new(Box::pin(stream::iter(chunks))))
     }
 
     async fn cancel_run(

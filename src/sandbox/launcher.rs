@@ -103,12 +103,33 @@ impl Launcher {
         stop: &CancellationToken,
         heard: &Heard<'_>,
     ) -> Result<Ended, SandboxError> {
-        let wall = Duration::from_millis(orders.limits.wall_ms);
         let keep = match &proof.job {
             Job::Program { .. } => budget::OUTPUT_TEXT_BYTES,
             // An answer is bounded where it is made; here it must be whole.
             Job::Look { .. } => LOOK_BYTES,
         };
+        self.run_heard(proof, orders, keep, stop, heard).await
+    }
+
+    /// Runs one of our own programs to its end, and keeps so much of each of its streams.
+    pub(super) async fn run_kept(
+        &self,
+        proof: LaunchProof,
+        orders: Orders,
+        keep: usize,
+    ) -> Result<Ended, SandboxError> {
+        self.run_heard(proof, orders, keep, &CancellationToken::new(), &|_, _| {}).await
+    }
+
+    async fn run_heard(
+        &self,
+        proof: LaunchProof,
+        orders: Orders,
+        keep: usize,
+        stop: &CancellationToken,
+        heard: &Heard<'_>,
+    ) -> Result<Ended, SandboxError> {
+        let wall = Duration::from_millis(orders.limits.wall_ms);
         let (program, alive, cgroups) =
             (self.program.clone(), self.alive.clone(), self.cgroups.clone());
         let started = tasks::blocking(move || start(&program, &alive, &cgroups, &proof, orders));

@@ -12,6 +12,7 @@ mod lines;
 pub mod order;
 mod programs;
 mod reads;
+mod snapshots;
 pub mod walk;
 
 use std::{
@@ -28,10 +29,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
-        effect::{Effect, EffectResult, Exit, Facts},
-        policy::Permit,
+        budget::OUTPUT_TEXT_BYTES as PROGRAM_BYTES,
+        effect::{Effect, EffectResult, Exit, Facts, Unresolved},
+        ids::TreeId,
+        policy::{Limits, Permit},
     },
-    ports::{Attempt, Heard, ResolveError, Resolved, Sandbox, SandboxError, Scene},
+    ports::{Attempt, Heard, ResolveError, Resolved, Sandbox, SandboxError, Scene, SnapshotError},
     sandbox::{launcher::Ended, programs::Job},
     tasks,
 };
@@ -42,6 +45,7 @@ pub struct LocalSandbox {
     launcher: launcher::Launcher,
     programs: Arc<programs::Programs>,
     places: Arc<Places>,
+    snapshots: Arc<snapshots::Snapshots>,
 }
 
 /// Where workspaces may lie.
@@ -115,7 +119,8 @@ impl LocalSandbox {
     ) -> Result<Self, SandboxError> {
         let places = Arc::new(places.resolve()?);
         let launcher = launcher::Launcher::open(launcher, state_directory)?;
-        Ok(Self { launcher, programs: Arc::default(), places })
+        let snapshots = Arc::new(snapshots::Snapshots::new(state_directory));
+        Ok(Self { launcher, programs: Arc::default(), places, snapshots })
     }
 }
 
@@ -164,6 +169,32 @@ impl Sandbox for LocalSandbox {
                 }
             },
         }
+    }
+
+    async fn snapshot(&self, scene: &Scene, limits: Limits) -> Result<TreeId, SnapshotError> {
+        let (place, snapshots) = (scene.clone(), self.snapshots.clone());
+        let prepared =
+            tasks::blocking(move || snapshots.take(&place, limits, workspace_of(&place)?));
+        let (proof, orders) = prepared.await.map_err(join_error)??;
+        let ended = self.launcher.run_kept(proof, orders, PROGRAM_BYTES).await?;
+        snapshots::tree(ended)
+    }
+
+    async fn diff(
+        &self,
+        scene: &Scene,
+        limits: Limits,
+        (before, after): (&TreeId, &TreeId),
+        most: usize,
+    ) -> Result<Vec<u8>, SnapshotError> {
+        let (place, snapshots) = (scene.clone(), self.snapshots.clone());
+        let (before, after) = (before.clone(), after.clone());
+        let prepared = tasks::blocking(move || {
+            snapshots.compare(&place, limits, workspace_of(&place)?, (&before, &after))
+        });
+        let (proof, orders) = prepared.await.map_err(join_error)??;
+        let ended = self.launcher.run_kept(proof, orders, most).await?;
+        snapshots::patch(ended, most)
     }
 
     fn mechanisms(&self) -> BTreeMap<String, String> {
@@ -237,6 +268,16 @@ fn open_workspace(scene: &Scene) -> Result<OwnedFd, ResolveError> {
     rustix::fs::open(&scene.workspace, flags, Mode::empty()).map_err(|error| {
         let message = format!("the workspace is gone: {}", io::Error::from(error));
         files::missing("WORKSPACE_GONE", message)
+    })
+}
+
+fn workspace_of(scene: &Scene) -> Result<OwnedFd, SnapshotError> {
+    open_workspace(scene).map_err(|error| match error {
+        ResolveError::Unresolved(Unresolved::Missing { message, .. })
+        | ResolveError::Unresolved(Unresolved::Refused { message, .. }) => {
+            SnapshotError::Failed { message }
+        }
+        ResolveError::Sandbox(error) => error.into(),
     })
 }
 

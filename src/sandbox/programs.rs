@@ -102,10 +102,15 @@ impl Programs {
         query: &TreeQuery,
     ) -> LaunchProof {
         let git = match query {
-            TreeQuery::Summarize(_) => find(scene, "git").ok().map(|(git, _)| git),
+            TreeQuery::Summarize(_) => Self::find(scene, "git"),
             TreeQuery::List(_) | TreeQuery::Search(_) => None,
         };
         launch(scene, workspace, Job::Look { path: path.clone(), query: query.clone(), git })
+    }
+
+    /// The program of that name, for our own use; none if there is none.
+    pub(super) fn find(scene: &Scene, name: &str) -> Option<OwnedFd> {
+        find(scene, name).ok().map(|(program, _)| program)
     }
 
     /// The program with its hash, unless the agent itself could have written it.

@@ -22,3 +22,4 @@ mod submissions;
 mod support;
 mod tidy;
 mod tools;
+mod work;

@@ -1,0 +1,63 @@
+//! What a run changed in its workspace.
+
+use crate::{
+    domain::{
+        ids::{RunId, TreeId},
+        journal::Taken,
+        policy::Limits,
+    },
+    engine::{EngineError, World, run_log::RunLog},
+    ports::{Scene, SnapshotError},
+};
+
+/// Longest diff that is given, in bytes.
+const DIFF_BYTES: usize = 16 << 20;
+/// A snapshot reads a whole workspace, once; a call has less to do.
+const WALL_MS: u64 = 120_000;
+
+/// What a run changed: a patch for `git apply`. Of a run that goes on, what it changed by now.
+pub(super) async fn diff(world: &World, run: RunId) -> Result<Vec<u8>, EngineError> {
+    let state = RunLog::read(&*world.journal, run).await?.ok_or(EngineError::UnknownRun(run))?;
+    let workspace = &state.spec.workspace;
+    let none = |message: String| EngineError::NoDiff { run, message };
+    let before = match state.snapshots.before {
+        Some(Taken::Tree(tree)) => tree,
+        Some(Taken::Failed(why)) => return Err(none(why)),
+        None => return Ok(Vec::new()),
+    };
+    let after = match state.snapshots.after {
+        Some(Taken::Tree(tree)) => tree,
+        Some(Taken::Failed(why)) => return Err(none(why)),
+        None => snapshot(world, run, workspace).await.map_err(|error| none(chain(&error)))?,
+    };
+    let scene = scene(world, run, workspace);
+    let diff = world.sandbox.diff(&scene, limits(world), (&before, &after), DIFF_BYTES).await;
+    diff.map_err(|error| none(chain(&error)))
+}
+
+/// The files of a run's workspace as they are now.
+pub(super) async fn snapshot(
+    world: &World,
+    run: RunId,
+    workspace: &str,
+) -> Result<TreeId, SnapshotError> {
+    world.sandbox.snapshot(&scene(world, run, workspace), limits(world)).await
+}
+
+fn scene(world: &World, run: RunId, workspace: &str) -> Scene {
+    Scene {
+        workspace: workspace.into(),
+        program_directories: world.policy.program_directories.clone(),
+        label: run.to_string(),
+        earlier: None,
+    }
+}
+
+fn limits(world: &World) -> Limits {
+    let limits = world.policy.limits;
+    Limits { wall_ms: limits.wall_ms.max(WALL_MS), ..limits }
+}
+
+fn chain(error: &SnapshotError) -> String {
+    crate::telemetry::chain(error)
+}

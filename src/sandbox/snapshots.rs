@@ -1,0 +1,175 @@
+//! What a workspace's files were at a moment, and what changed since: trees of a git repository that is
+//! agentd's own, in the state directory. The workspace's repository is not asked: neither its
+//! configuration, which can name programs, nor its objects, which a tool could have written, have a say
+//! in what a diff shows. Its `.gitattributes` have, as far as they need no program.
+//!
+//! git itself runs under the launcher, like any program.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::AtFlags;
+use sha2::{Digest as _, Sha256};
+
+use crate::{
+    domain::{
+        effect::{Exit, Ran},
+        ids::TreeId,
+        policy::{Limits, Orders},
+    },
+    ports::{Scene, SnapshotError},
+    sandbox::{
+        files::hex,
+        launcher::Ended,
+        programs::{Job, LaunchProof, Programs},
+    },
+};
+
+/// Where the repository lies in the state directory.
+const DIRECTORY: &str = "snapshots";
+/// As git writes it; compressed little, since it is read seldom.
+const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tbare = true\n\tlooseCompression = 1\n\
+                      \tfsmonitor = false\n\tautocrlf = false\n\tsafecrlf = false\n\
+                      \tprecomposeUnicode = false\n[gc]\n\tauto = 0\n";
+/// Takes everything that git would take in, and says which tree that is.
+const SNAPSHOT: &str = "git add --all --ignore-errors -- . && git write-tree";
+/// The changes from one tree to the other, for `git apply`.
+const DIFF: &str = "git diff --binary --full-index --no-renames --no-color --no-ext-diff \
+                    --no-textconv \"$BEFORE\" \"$AFTER\"";
+
+/// Snapshots of one state directory.
+#[derive(Debug)]
+pub(super) struct Snapshots {
+    repository: PathBuf,
+}
+
+impl Snapshots {
+    pub(super) fn new(state_directory: &Path) -> Self {
+        Self { repository: state_directory.join(DIRECTORY) }
+    }
+
+    /// What to launch to take a snapshot. Blocking.
+    pub(super) fn take(
+        &self,
+        scene: &Scene,
+        limits: Limits,
+        workspace: OwnedFd,
+    ) -> Result<(LaunchProof, Orders), SnapshotError> {
+        if rustix::fs::statat(workspace.as_fd(), ".git", AtFlags::SYMLINK_NOFOLLOW).is_err() {
+            return Err(SnapshotError::NotARepository);
+        }
+        self.prepare().map_err(|source| SnapshotError::Store { source })?;
+        self.launch(scene, limits, workspace, SNAPSHOT, BTreeMap::new())
+    }
+
+    /// What to launch to tell two snapshots apart. Blocking.
+    pub(super) fn compare(
+        &self,
+        scene: &Scene,
+        limits: Limits,
+        workspace: OwnedFd,
+        (before, after): (&TreeId, &TreeId),
+    ) -> Result<(LaunchProof, Orders), SnapshotError> {
+        let trees = [("BEFORE", before), ("AFTER", after)];
+        let trees = trees.map(|(name, tree)| (name.to_owned(), tree.to_string()));
+        self.launch(scene, limits, workspace, DIFF, trees.into())
+    }
+
+    fn launch(
+        &self,
+        scene: &Scene,
+        limits: Limits,
+        workspace: OwnedFd,
+        script: &str,
+        more: BTreeMap<String, String>,
+    ) -> Result<(LaunchProof, Orders), SnapshotError> {
+        let shell = Programs::find(scene, "sh").ok_or(SnapshotError::NoGit)?;
+        Programs::find(scene, "git").ok_or(SnapshotError::NoGit)?;
+        let proof = LaunchProof {
+            workspace,
+            label: format!("{}-snapshot", scene.label),
+            job: Job::Program { executable: shell, input: None },
+        };
+        let mut environment = self.environment(scene);
+        environment.extend(more);
+        let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
+        Ok((proof, Orders { limits, argv, environment, paths: Vec::new() }))
+    }
+
+    fn environment(&self, scene: &Scene) -> BTreeMap<String, String> {
+        let repository = self.repository.display();
+        // Kept from run to run: a file that looks unchanged need not be read again. One run at a time
+        // has a workspace.
+        let workspace = hex(&Sha256::digest(scene.workspace.as_os_str().as_encoded_bytes())[..8]);
+        BTreeMap::from(
+            [
+                ("PATH", scene.program_directories.join(":")),
+                ("HOME", "/nonexistent".into()),
+                ("LANG", "C.UTF-8".into()),
+                ("GIT_DIR", repository.to_string()),
+                ("GIT_WORK_TREE", ".".into()),
+                ("GIT_INDEX_FILE", format!("{repository}/index-{workspace}")),
+                ("GIT_CONFIG_NOSYSTEM", "1".into()),
+                ("GIT_CONFIG_GLOBAL", "/dev/null".into()),
+            ]
+            .map(|(name, value)| (name.to_owned(), value)),
+        )
+    }
+
+    /// Makes the repository where there is none.
+    fn prepare(&self) -> io::Result<()> {
+        let head = self.repository.join("HEAD");
+        if head.exists() {
+            return Ok(());
+        }
+        for directory in ["objects", "refs"] {
+            fs::create_dir_all(self.repository.join(directory))?;
+        }
+        fs::write(self.repository.join("config"), CONFIG)?;
+        // Last: with it, git takes the directory for a repository.
+        fs::write(head, "ref: refs/heads/none\n")
+    }
+}
+
+/// The tree that a snapshot is.
+pub(super) fn tree(ended: Ended) -> Result<TreeId, SnapshotError> {
+    let said = output(ended)?;
+    let said = String::from_utf8_lossy(&said.stdout.head).trim().to_owned();
+    let is_tree =
+        matches!(said.len(), 40 | 64) && said.bytes().all(|byte| byte.is_ascii_hexdigit());
+    match is_tree {
+        true => Ok(TreeId::new(said)),
+        false => Err(SnapshotError::Failed { message: format!("git named no tree: {said:?}") }),
+    }
+}
+
+/// The patch that a comparison gave.
+pub(super) fn patch(ended: Ended, most: usize) -> Result<Vec<u8>, SnapshotError> {
+    let ran = output(ended)?;
+    match ran.stdout.dropped {
+        0 => Ok(ran.stdout.whole()),
+        _ => Err(SnapshotError::TooLarge { most }),
+    }
+}
+
+fn output(ended: Ended) -> Result<Ran, SnapshotError> {
+    let failed = |message: String| Err(SnapshotError::Failed { message });
+    let ran = match ended {
+        Ended::Ran(ran) => ran,
+        Ended::NotStarted(message) => return failed(message),
+    };
+    match ran.exit {
+        Exit::Code(0) => Ok(ran),
+        Exit::TimedOut => failed("git took too long".into()),
+        Exit::OutOfMemory => failed("git wanted too much memory".into()),
+        Exit::Code(_) | Exit::Signal(_) | Exit::Stopped => {
+            let words: String =
+                String::from_utf8_lossy(&ran.stderr.head).chars().take(500).collect();
+            failed(format!("git failed: {}", words.trim()))
+        }
+    }
+}

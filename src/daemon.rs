@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use serde_json::json;
 use tokio::{
     net::{TcpListener, UnixListener},
     sync::{mpsc, watch},
@@ -34,6 +35,7 @@ use crate::{
     ports::{Clock as _, Journal},
     private_file,
     sandbox::{LocalSandbox, Places},
+    secrets::ExposeSecret as _,
     sqlite,
     system::{SystemChance, SystemClock},
     tasks::Tasks,
@@ -48,8 +50,9 @@ const CONNECTIONS: Duration = Duration::from_secs(2);
 /// Calls that one connection may have under way at the same time.
 const CALLS_A_CONNECTION: u32 = 256;
 /// File names in the state directory.
-const SOCKET: &str = "agentd.sock";
+pub(crate) const SOCKET: &str = "agentd.sock";
 const TOKEN: &str = "token";
+const CONFIG: &str = "config.json";
 const REGISTRY: &str = "tools/registry.json";
 
 /// Why the daemon did not start, or stopped.
@@ -160,10 +163,13 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     let declared = declared_tools(config)?;
     let tools = Arc::new(Toolbox::new(declared.clone()).map_err(DaemonError::Tools)?);
     let policy = Arc::new(policy(config, &tools, declared)?);
-    let secrets = config.backend.api_key.iter().cloned().chain([token.to_string()]);
+    let api_key = config.backend.api_key.iter().map(|key| key.expose_secret().to_owned());
+    let secrets = api_key.chain([token.to_string()]);
     // The journal first: its lock says that this state directory is ours.
     let redactor = Redactor::new(secrets);
     let journal = Arc::new(sqlite::open(state, redactor.clone())?);
+    write_config(config)
+        .map_err(|source| DaemonError::State { path: state.join(CONFIG), source })?;
     // Then the sandbox: what the last daemon left running is dead before anything is decided.
     let places = places(config, &launcher);
     let sandbox = Arc::new(LocalSandbox::open(launcher, state, places)?);
@@ -179,6 +185,8 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     .map_err(|source| DaemonError::State { path: registry, source })?;
     let info = Info {
         tools: registered.into(),
+        config: config.shown.clone().into(),
+        config_file: config.file.as_ref().map(|path| path.display().to_string()),
         started,
         backend_url: backend.url().to_owned(),
         model: config.model.clone(),
@@ -213,7 +221,19 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     Ok(Parts { engine, journal, clock, info, token })
 }
 
-fn declared_tools(config: &Config) -> Result<Vec<Declaration>, DaemonError> {
+/// The settings in force, for people and other programs; nothing reads it back.
+fn write_config(config: &Config) -> io::Result<()> {
+    let values: Vec<_> = config
+        .shown
+        .iter()
+        .map(|value| json!({"key": value.key, "value": value.value, "source": value.source}))
+        .collect();
+    let file = config.file.as_ref().map(|path| path.display().to_string());
+    let text = serde_json::to_vec_pretty(&json!({"file": file, "values": values}))?;
+    private_file::replace(&config.state_directory.join(CONFIG), &text)
+}
+
+pub(crate) fn declared_tools(config: &Config) -> Result<Vec<Declaration>, DaemonError> {
     match &config.tools_directory {
         Some(directory) => tool_files::from_directory(directory).map_err(DaemonError::Tools),
         None => Ok(Vec::new()),
@@ -232,7 +252,7 @@ fn places(config: &Config, launcher: &Path) -> Places {
     Places { workspace_root: config.workspace_root.clone(), off_limits: own.collect() }
 }
 
-fn policy(
+pub(crate) fn policy(
     config: &Config,
     tools: &Toolbox,
     declared: Vec<Declaration>,

@@ -6,14 +6,15 @@
 //! - [`engine`]: the loop, and one tool call from top to bottom.
 //! - [`backend`], [`sandbox`], [`sqlite`], [`system`]: the world behind the ports.
 //! - [`policy_files`], [`tool_files`], [`yaml`]: rules and tools as people write them.
-//!   [`private_file`]: secrets on disk.
-//! - [`grpc`], [`proto`]: the API. [`daemon`] joins everything.
+//!   [`secrets`], [`private_file`]: what nobody prints, and what only its owner reads.
+//! - [`grpc`], [`proto`]: the API. [`daemon`] joins everything; [`check`] looks whether it could.
 //! - [`client`], [`ctl`]: the other end. [`scripted`]: a model server whose words are scripted.
 //!
 //! Which module may use which: the table in `tests/it/tidy.rs`, which fails the build.
 
 pub mod agents;
 pub mod backend;
+pub mod check;
 pub mod client;
 pub mod config;
 pub mod ctl;
@@ -27,6 +28,7 @@ pub mod private_file;
 pub mod proto;
 pub mod sandbox;
 pub mod scripted;
+pub mod secrets;
 pub mod sqlite;
 pub mod system;
 pub mod tasks;

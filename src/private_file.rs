@@ -1,4 +1,5 @@
-//! Files that hold a secret and are made once: whole and on disk, or not there. Nothing else.
+//! Files that only their owner reads: those that hold a secret and are made once, whole and on disk or
+//! not there; and those that are written anew.
 
 use std::{
     fs::{self, OpenOptions},
@@ -30,6 +31,16 @@ pub fn read_or_create(
         fs::File::open(directory)?.sync_all()?;
     }
     Ok(content)
+}
+
+/// Writes `path` anew, whole or not at all. Mode 0600. Not synced: a power cut may leave the old one, or
+/// none.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let draft = path.with_extension("new");
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(true).write(true).mode(0o600);
+    options.open(&draft)?.write_all(content)?;
+    fs::rename(&draft, path)
 }
 
 #[cfg(test)]

@@ -1,9 +1,13 @@
-//! Every YAML call of the crate, with strict options, behind one function.
+//! Every YAML call of the crate, with strict options: to a type, or to a tree that knows its places.
 
 use std::{fs::File, io::Read as _, path::Path};
 
-use serde::de::DeserializeOwned;
-use serde_yaml::{Options, options};
+use serde::{
+    Deserialize, Deserializer,
+    de::{DeserializeOwned, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::Value;
+use serde_yaml::{Options, Spanned, options};
 
 /// Largest YAML file that is read, in bytes.
 const FILE_BYTES: u64 = 1 << 20;
@@ -49,6 +53,127 @@ pub fn parse<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, YamlError
     })
 }
 
+/// Line and column, from 1.
+pub type Place = (u64, u64);
+
+/// A document with the place of everything in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    pub at: Place,
+    pub content: Content,
+}
+
+/// What stands at a place.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Content {
+    /// A text, a number, a boolean or null.
+    Scalar(Value),
+    List(Vec<Node>),
+    /// In the order of the document.
+    Map(Vec<(Key, Node)>),
+}
+
+/// A key of a map.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Key {
+    pub at: Place,
+    pub name: String,
+}
+
+impl Node {
+    /// The same without places.
+    pub fn to_value(&self) -> Value {
+        match &self.content {
+            Content::Scalar(value) => value.clone(),
+            Content::List(nodes) => nodes.iter().map(Self::to_value).collect(),
+            Content::Map(entries) => entries
+                .iter()
+                .map(|(key, node)| (key.name.clone(), node.to_value()))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
+        }
+    }
+}
+
+/// Parses one document to a tree. Errors: as [`parse`].
+pub fn parse_tree(file: &str, text: &str) -> Result<Node, YamlError> {
+    parse::<Spanned<Raw>>(file, text).map(Node::from)
+}
+
+enum Raw {
+    Scalar(Value),
+    List(Vec<Spanned<Raw>>),
+    Map(Vec<(Spanned<String>, Spanned<Raw>)>),
+}
+
+impl From<Spanned<Raw>> for Node {
+    fn from(raw: Spanned<Raw>) -> Self {
+        let content = match raw.value {
+            Raw::Scalar(value) => Content::Scalar(value),
+            Raw::List(nodes) => Content::List(nodes.into_iter().map(Self::from).collect()),
+            Raw::Map(entries) => Content::Map(
+                entries
+                    .into_iter()
+                    .map(|(key, node)| {
+                        let at = (key.referenced.line(), key.referenced.column());
+                        (Key { at, name: key.value }, Self::from(node))
+                    })
+                    .collect(),
+            ),
+        };
+        Self { at: (raw.referenced.line(), raw.referenced.column()), content }
+    }
+}
+
+impl<'de> Deserialize<'de> for Raw {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Raw;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a value")
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Raw, E> {
+                Ok(Raw::Scalar(value.into()))
+            }
+            fn visit_i64<E>(self, value: i64) -> Result<Raw, E> {
+                Ok(Raw::Scalar(value.into()))
+            }
+            fn visit_u64<E>(self, value: u64) -> Result<Raw, E> {
+                Ok(Raw::Scalar(value.into()))
+            }
+            fn visit_f64<E>(self, value: f64) -> Result<Raw, E> {
+                Ok(Raw::Scalar(value.into()))
+            }
+            fn visit_str<E>(self, value: &str) -> Result<Raw, E> {
+                Ok(Raw::Scalar(value.into()))
+            }
+            fn visit_unit<E>(self) -> Result<Raw, E> {
+                Ok(Raw::Scalar(Value::Null))
+            }
+            fn visit_none<E>(self) -> Result<Raw, E> {
+                Ok(Raw::Scalar(Value::Null))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Raw, A::Error> {
+                let mut list = Vec::new();
+                while let Some(item) = items.next_element()? {
+                    list.push(item);
+                }
+                Ok(Raw::List(list))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Raw, A::Error> {
+                let mut map = Vec::new();
+                while let Some(entry) = entries.next_entry()? {
+                    map.push(entry);
+                }
+                Ok(Raw::Map(map))
+            }
+        }
+        deserializer.deserialize_any(Any)
+    }
+}
+
 fn strict() -> Options {
     options! {
         strict_booleans: true,
@@ -83,6 +208,18 @@ mod tests {
         assert_eq!(at::<BTreeMap<String, u32>>("a: 1\na: 2\n"), Some((2, 1)));
         assert_eq!(at::<BTreeMap<String, u32>>("a: 1\nb: x\n"), Some((2, 4)));
         assert_eq!(at::<BTreeMap<String, bool>>("a: no\n"), Some((1, 4)));
+    }
+
+    #[test]
+    fn a_tree_knows_the_place_of_every_key_and_value() {
+        let tree = parse_tree("x.yaml", "a: 1\nb:\n  - no\n  - {c: true}\n").unwrap();
+        let Content::Map(entries) = &tree.content else { panic!("{tree:?}") };
+        assert_eq!((entries[1].0.name.as_str(), entries[1].0.at), ("b", (2, 1)));
+        let Content::List(items) = &entries[1].1.content else { panic!("{tree:?}") };
+        assert_eq!(items[0].at, (3, 5));
+        let expected = serde_json::json!({"a": 1, "b": ["no", {"c": true}]});
+        assert_eq!(tree.to_value(), expected);
+        assert_eq!(parse_tree("x.yaml", "a: 1\na: 2\n").unwrap_err().at, Some((2, 1)));
     }
 
     #[test]

@@ -17,6 +17,7 @@ use crate::{
     },
     domain::item::{Item, Paired, RawJson, check_pairing, settle},
     ports::{Answer, Model, ModelError, ModelFault, Question, Said},
+    secrets::{ExposeSecret as _, Secret},
 };
 
 /// Largest body of an answer, in bytes.
@@ -30,7 +31,7 @@ const CONNECT: Duration = Duration::from_secs(5);
 pub struct Settings {
     /// With or without `/v1`.
     pub base_url: String,
-    pub api_key: Option<String>,
+    pub api_key: Option<Secret>,
     pub streaming: Streaming,
     /// How long to wait for the next bytes of an answer.
     pub idle_timeout: Duration,
@@ -63,8 +64,9 @@ impl ResponsesBackend {
     pub fn new(settings: &Settings) -> Result<Self, String> {
         let mut headers = header::HeaderMap::new();
         if let Some(key) = &settings.api_key {
-            let mut value = header::HeaderValue::try_from(format!("Bearer {key}"))
-                .map_err(|_| "the API key holds characters that no header can".to_owned())?;
+            let mut value =
+                header::HeaderValue::try_from(format!("Bearer {}", key.expose_secret()))
+                    .map_err(|_| "the API key holds characters that no header can".to_owned())?;
             value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);
         }

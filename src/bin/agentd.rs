@@ -1,8 +1,9 @@
 //! The daemon's program: flags to configuration to `daemon::run` to an exit code.
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{os::unix::fs::DirBuilderExt as _, path::PathBuf, process::ExitCode, time::Duration};
 
 use agentd::{
+    check::{self, Level},
     config::{Config, Flags, Process},
     daemon, telemetry,
 };
@@ -25,13 +26,24 @@ struct Program {
 enum Verb {
     /// Runs the daemon in the foreground until SIGTERM or SIGINT (the default)
     Serve(Flags),
+    /// Checks the configuration, the policy, the tools and the sandbox, and says what to do about each
+    /// finding; exits 0, or 78 where a daemon could not start
+    Check(Flags),
+}
+
+/// What the program is to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Task {
+    Serve,
+    Check,
 }
 
 fn main() -> ExitCode {
     let program = Program::parse();
-    let flags = match program.command {
-        Some(Verb::Serve(flags)) => flags,
-        None => program.flags,
+    let (task, flags) = match program.command {
+        Some(Verb::Serve(flags)) => (Task::Serve, flags),
+        Some(Verb::Check(flags)) => (Task::Check, flags),
+        None => (Task::Serve, program.flags),
     };
     let config = match Config::load(flags, &Process) {
         Ok(config) => config,
@@ -40,7 +52,31 @@ fn main() -> ExitCode {
     if let Err(message) = telemetry::start(&config.log, config.log_format) {
         return complain(&message, BAD_CONFIGURATION);
     }
-    serve(config)
+    match task {
+        Task::Serve => serve(config),
+        Task::Check => check(&config),
+    }
+}
+
+fn check(config: &Config) -> ExitCode {
+    let scratch = std::env::temp_dir().join(format!("agentd-check-{}", std::process::id()));
+    let made = std::fs::DirBuilder::new().mode(0o700).create(&scratch);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let runtime = match (made, runtime) {
+        (Ok(()), Ok(runtime)) => runtime,
+        (Err(error), _) | (_, Err(error)) => return complain(&error.to_string(), 1),
+    };
+    let findings = runtime.block_on(check::check(config, launcher(), &scratch));
+    let _ = std::fs::remove_dir_all(&scratch);
+    findings.iter().for_each(|finding| say(&finding.to_string()));
+    match findings.iter().any(|finding| finding.level == Level::Failure) {
+        true => ExitCode::from(BAD_CONFIGURATION),
+        false => ExitCode::SUCCESS,
+    }
+}
+
+fn launcher() -> PathBuf {
+    daemon::launcher(std::env::var_os("AGENTD_SANDBOX").map(PathBuf::from))
 }
 
 fn serve(config: Config) -> ExitCode {
@@ -50,8 +86,7 @@ fn serve(config: Config) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return complain(&format!("no async runtime: {error}"), 1),
     };
-    let launcher = daemon::launcher(std::env::var_os("AGENTD_SANDBOX").map(PathBuf::from));
-    let done = runtime.block_on(daemon::run(config, launcher, say));
+    let done = runtime.block_on(daemon::run(config, launcher(), say));
     // Work that hangs in the kernel must not keep a stopped daemon alive.
     runtime.shutdown_timeout(Duration::from_millis(500));
     match done {
@@ -63,7 +98,7 @@ fn serve(config: Config) -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stdout, reason = "the one line that says the daemon is ready")]
+#[expect(clippy::print_stdout, reason = "the line that says the daemon is ready, or a finding")]
 fn say(line: &str) {
     println!("{line}");
 }

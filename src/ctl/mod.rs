@@ -2,6 +2,7 @@
 //! needs no daemon.
 
 mod audit;
+mod config;
 mod connect;
 mod demo;
 mod diff;
@@ -63,6 +64,9 @@ enum Noun {
     /// Shows which tools a model may call
     #[command(subcommand)]
     Tools(tools::Verb),
+    /// Shows the settings that the daemon runs with
+    #[command(subcommand)]
+    Config(config::Verb),
     /// Checks that the journal is what was written
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -174,6 +178,7 @@ async fn call(global: &Global, noun: Noun) -> Result<Exit, Failure> {
         Noun::Demo(demo) => demo::run(global, demo).await,
         Noun::Run(verb) => runs::run(global, verb).await,
         Noun::Tools(verb) => tools::run(global, verb).await,
+        Noun::Config(verb) => config::run(global, verb).await,
         Noun::Audit(verb) => audit::run(global, verb).await,
         Noun::Health(health) => health::run(global, health).await,
         Noun::Info => health::info(global).await,

@@ -19,12 +19,12 @@ use serde_json::{Value, json, value::to_raw_value};
 use super::*;
 use crate::domain::{
     budget::{Budget, TokenCount},
-    ids::{CallId, Caller, Epoch, PolicyRevision, RuleId, ToolName},
+    ids::{CallId, Caller, Epoch, PolicyRevision, RuleId, ToolName, TreeId},
     item::{Paired, RawJson, check_pairing},
     journal::{
         AnsweredItem, AskedCall, CancelRequested, DaemonStarted, DaemonStopped, Decided,
         ModelNudged, ModelRequest, RunAnchored, RunFinished, RunRecovered, RunSuspended,
-        ToolResumed, Verdict,
+        ToolResumed, Verdict, WorkspaceSnapshot,
     },
     retry,
     status::StateName,
@@ -994,6 +994,13 @@ fn examples() -> Vec<Record> {
         resumed(call, 2),
         decided(call),
         output(call),
+        WorkspaceSnapshot {
+            moment: Moment::Before,
+            taken: Taken::Tree(TreeId::new("4b825dc642cb6eb9a060e54bf8d69288fbee4904")),
+        }
+        .into(),
+        WorkspaceSnapshot { moment: Moment::After, taken: Taken::Failed("disk full".into()) }
+            .into(),
         cancelled(),
         recovered(),
         suspended(Suspension::BudgetExhausted { limit: "turns".into(), message: "more".into() }),

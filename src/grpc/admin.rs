@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::{
+    config::ShownValue,
     domain::{ids::Timestamp, tool::RegisteredTool},
     engine::Engine,
     grpc::{convert, tools},
@@ -22,6 +23,9 @@ pub struct Info {
     pub sqlite_version: String,
     /// In the order in which models are told of them.
     pub tools: Arc<[RegisteredTool]>,
+    /// The settings in force, secrets hidden.
+    pub config: Arc<[ShownValue]>,
+    pub config_file: Option<String>,
 }
 
 #[derive(Debug)]
@@ -38,6 +42,20 @@ impl Admin {
 
 #[tonic::async_trait]
 impl AdminService for Admin {
+    async fn get_config(
+        &self,
+        _request: Request<v1::GetConfigRequest>,
+    ) -> Result<Response<v1::GetConfigResponse>, Status> {
+        let value = |shown: &ShownValue| v1::ConfigValue {
+            key: shown.key.clone(),
+            value: shown.value.clone(),
+            source: shown.source.clone(),
+        };
+        let values = self.info.config.iter().map(value).collect();
+        let file = self.info.config_file.clone().unwrap_or_default();
+        Ok(Response::new(v1::GetConfigResponse { file, values }))
+    }
+
     async fn get_server_info(
         &self,
         _request: Request<v1::GetServerInfoRequest>,

@@ -21,7 +21,7 @@ use axum::{
     Json, Router,
     body::Bytes,
     extract::State,
-    http::StatusCode,
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
@@ -75,6 +75,8 @@ pub enum Memory {
 #[derive(Debug, Default)]
 struct Shared {
     requests: Mutex<VecDeque<Value>>,
+    /// Of the same requests.
+    credentials: Mutex<VecDeque<String>>,
     faults: Mutex<Vec<String>>,
 }
 
@@ -127,6 +129,12 @@ impl ScriptedBackend {
             .collect()
     }
 
+    /// `Authorization` headers of the requests so far, oldest first, if they are remembered.
+    pub fn credentials(&self) -> Vec<String> {
+        let credentials = self.shared.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        credentials.iter().cloned().collect()
+    }
+
     /// Requests that broke the pairing rule, in words.
     pub fn faults(&self) -> Vec<String> {
         self.shared.faults.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -145,7 +153,7 @@ async fn unknown() -> Response {
     (StatusCode::NOT_FOUND, Json(error)).into_response()
 }
 
-async fn respond(State(server): State<Server>, body: Bytes) -> Response {
+async fn respond(State(server): State<Server>, headers: HeaderMap, body: Bytes) -> Response {
     let seen = match Seen::read(&body) {
         Ok(seen) => seen,
         Err(message) => return refuse(&server, message),
@@ -158,6 +166,13 @@ async fn respond(State(server): State<Server>, body: Bytes) -> Response {
             requests.pop_front();
         }
         requests.push_back(request);
+        let mut credentials =
+            server.shared.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+        if credentials.len() == REMEMBERED {
+            credentials.pop_front();
+        }
+        let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        credentials.push_back(given.unwrap_or_default().to_owned());
     }
     drop(body);
     if !server.manner.latency.is_zero() {

@@ -2,9 +2,9 @@
 //! seen. A file that people and other programs may read; agentd itself needs it for the numbers alone.
 
 use std::{
-    fs::{self, DirBuilder, OpenOptions},
-    io::{self, Write as _},
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt as _,
     path::Path,
 };
 
@@ -16,6 +16,7 @@ use crate::{
         ids::Timestamp,
         tool::{RegisteredTool, ToolSpec},
     },
+    private_file,
     tool_files::hex,
 };
 
@@ -159,11 +160,7 @@ fn write(path: &Path, file: &RegistryFile) -> io::Result<()> {
     if let Some(directory) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    let draft = path.with_extension("json.new");
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(true).write(true).mode(0o600);
-    options.open(&draft)?.write_all(&serde_json::to_vec_pretty(file)?)?;
-    fs::rename(&draft, path)
+    private_file::replace(path, &serde_json::to_vec_pretty(file)?)
 }
 
 #[cfg(test)]

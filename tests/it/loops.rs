@@ -46,6 +46,7 @@ async fn read_write_answer(configuration: &str) {
             "tool_output",
             "model_request",
             "model_response",
+            "workspace_snapshot",
             "tool_call",
             "decision",
             "tool_output",
@@ -55,7 +56,7 @@ async fn read_write_answer(configuration: &str) {
         ]
     );
     let sequences: Vec<u64> = story.entries.iter().map(|entry| entry.sequence).collect();
-    assert_eq!(sequences, (1..=14).collect::<Vec<u64>>());
+    assert_eq!(sequences, (1..=15).collect::<Vec<u64>>());
     assert_eq!(story.outputs()[0].1["content"], "remember the milk\n");
     let usage = story.run.usage.unwrap();
     assert_eq!((usage.turns, usage.tool_calls, usage.turns_of_unknown_cost), (3, 2, 0));

@@ -9,6 +9,7 @@
 mod access;
 mod audit;
 mod cancel;
+mod configuration;
 mod confinement;
 mod ctl;
 mod declared;

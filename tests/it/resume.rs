@@ -141,7 +141,7 @@ async fn a_program_that_must_not_run_twice_is_not_run_again_and_somebody_is_aske
     assert_eq!(error.reason, "OUTCOME_UNKNOWN");
     assert!(error.message.contains("call 1.0"), "it names the call: {}", error.message);
     assert_eq!(story.payloads("tool_output"), Vec::<serde_json::Value>::new());
-    assert_eq!(story.kinds()[3..], ["tool_call", "decision", "run_recovered", "run_suspended"]);
+    assert_eq!(story.kinds()[4..], ["tool_call", "decision", "run_recovered", "run_suspended"]);
     let waited = daemon.agentctl(&["run", "wait", &run.id]).await;
     assert_eq!(waited.status.code(), Some(6), "{waited:?}");
 

@@ -13,21 +13,21 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// Every room, and the rooms it may use besides itself. A room is a folder or a file right under `src`.
-const ROOMS: [(&str, &[&str]); 24] = [
+const ROOMS: [(&str, &[&str]); 26] = [
     ("lib", &[]),
     ("domain", &[]),
     ("ports", &["domain"]),
     ("tools", &["domain"]),
     ("agents", &["domain"]),
     ("engine", &["domain", "ports", "tools", "agents", "tasks", "telemetry"]),
-    ("backend", &["domain", "ports", "telemetry"]),
+    ("backend", &["domain", "ports", "secrets", "telemetry"]),
     ("sandbox", &["domain", "ports", "tasks"]),
     ("sqlite", &["domain", "ports", "private_file", "telemetry"]),
     ("policy_files", &["domain", "yaml"]),
-    ("tool_files", &["domain", "yaml"]),
-    ("grpc", &["domain", "engine", "ports", "proto"]),
+    ("tool_files", &["domain", "private_file", "yaml"]),
+    ("grpc", &["config", "domain", "engine", "ports", "proto"]),
     ("system", &["domain", "ports"]),
-    ("config", &["backend", "engine", "telemetry", "yaml"]),
+    ("config", &["backend", "engine", "secrets", "telemetry", "yaml"]),
     (
         "daemon",
         &[
@@ -41,6 +41,7 @@ const ROOMS: [(&str, &[&str]); 24] = [
             "policy_files",
             "tool_files",
             "private_file",
+            "secrets",
             "grpc",
             "system",
             "config",
@@ -48,6 +49,7 @@ const ROOMS: [(&str, &[&str]); 24] = [
             "tasks",
         ],
     ),
+    ("check", &["config", "daemon", "domain", "ports", "sandbox", "telemetry", "tools"]),
     ("client", &["proto"]),
     (
         "ctl",
@@ -67,8 +69,9 @@ const ROOMS: [(&str, &[&str]); 24] = [
         ],
     ),
     ("scripted", &["tasks", "yaml"]),
-    ("bin", &["config", "ctl", "daemon", "sandbox", "telemetry"]),
+    ("bin", &["check", "config", "ctl", "daemon", "sandbox", "telemetry"]),
     ("private_file", &[]),
+    ("secrets", &[]),
     ("proto", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),

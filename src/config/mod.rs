@@ -1,6 +1,11 @@
 //! Settings from flags, environment and one YAML file, in that order, checked before anything starts.
 //! Nothing is read from the current directory or a workspace unless a flag names it.
 
+mod credential;
+mod reader;
+
+pub use reader::ShownValue;
+
 use std::{
     env,
     net::{Ipv4Addr, SocketAddr},
@@ -8,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
+use reader::{Count, Reader, SettingValue};
 
 use crate::{
     backend::{self, Streaming},
@@ -21,40 +26,44 @@ use crate::{
 const DEFAULT_BASE_URL: &str = "http://127.0.0.1:1234/v1";
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7080);
 
-/// Flags of `agentd serve`; each may come from the environment instead.
+/// Flags of `agentd serve`. Their variables are read here, so that each value's source is known.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub struct Flags {
-    /// Configuration file
-    #[arg(long, env = "AGENTD_CONFIG", value_name = "FILE")]
+    /// Configuration file [env: AGENTD_CONFIG]
+    #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where agentd keeps its journal, socket and token
-    #[arg(long, env = "AGENTD_STATE_DIR", value_name = "DIR")]
+    /// Where agentd keeps its journal, socket and token [env: AGENTD_STATE_DIR]
+    #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Runs may only use workspaces below it
-    #[arg(long, env = "AGENTD_WORKSPACE_ROOT", value_name = "DIR")]
+    /// Runs may only use workspaces below it [env: AGENTD_WORKSPACE_ROOT]
+    #[arg(long, value_name = "DIR")]
     pub workspace_root: Option<PathBuf>,
-    /// Loopback address for gRPC; the Unix socket in the state directory is always there
-    #[arg(long, env = "AGENTD_LISTEN", value_name = "ADDRESS")]
+    /// Loopback address for gRPC; the Unix socket in the state directory is always there [env:
+    /// AGENTD_LISTEN]
+    #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
-    /// Directory with tools.yaml and paths.yaml
-    #[arg(long, env = "POLICY_DIR", value_name = "DIR")]
+    /// Directory with tools.yaml and paths.yaml [env: POLICY_DIR]
+    #[arg(long, value_name = "DIR")]
     pub policy_dir: Option<PathBuf>,
-    /// Directory with declarations of tools, one YAML file each [default: /tools, if it exists]
-    #[arg(long, env = "AGENTD_TOOLS_DIR", value_name = "DIR")]
+    /// Directory with declarations of tools, one YAML file each [env: AGENTD_TOOLS_DIR] [default:
+    /// /tools, if it exists]
+    #[arg(long, value_name = "DIR")]
     pub tools_dir: Option<PathBuf>,
-    /// Commands that shell_exec may run besides the policy's, comma-separated, word for word
-    #[arg(long, env = "ALLOW_COMMANDS", value_name = "COMMANDS")]
+    /// Commands that shell_exec may run besides the policy's, comma-separated, word for word [env:
+    /// ALLOW_COMMANDS]
+    #[arg(long, value_name = "COMMANDS")]
     pub allow_commands: Option<String>,
-    /// Base URL of the model server, with or without /v1
-    #[arg(long, env = "OPENAI_BASE_URL", value_name = "URL")]
+    /// Base URL of the model server, with or without /v1 [env: OPENAI_BASE_URL]
+    #[arg(long, value_name = "URL")]
     pub base_url: Option<String>,
-    /// Model, if a run names none; default: the first that the server lists
-    #[arg(long, env = "AGENTD_MODEL", value_name = "NAME")]
+    /// Model, if a run names none; default: the first that the server lists [env: AGENTD_MODEL]
+    #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
-    /// Tracing filter: info, debug, agentd=trace ...
-    #[arg(long, env = "AGENTD_LOG", value_name = "FILTER")]
+    /// Tracing filter: info, debug, agentd=trace ... [env: AGENTD_LOG]
+    #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
-    #[arg(long, env = "AGENTD_LOG_FORMAT", value_name = "FORMAT")]
+    /// How log lines look [env: AGENTD_LOG_FORMAT]
+    #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 }
 
@@ -76,39 +85,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
-}
-
-/// What the file may say.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct FileShape {
-    state_dir: Option<PathBuf>,
-    workspace_root: Option<PathBuf>,
-    listen: Option<SocketAddr>,
-    policy_dir: Option<PathBuf>,
-    tools_dir: Option<PathBuf>,
-    allow_commands: Option<String>,
-    backend: BackendShape,
-    limits: LimitsShape,
-    log: Option<String>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct BackendShape {
-    base_url: Option<String>,
-    model: Option<String>,
-    /// A file that holds the key; the key itself never stands in the configuration.
-    api_key_file: Option<PathBuf>,
-    stream: Option<bool>,
-    idle_timeout_seconds: Option<u64>,
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct LimitsShape {
-    running_runs: Option<usize>,
-    queued_runs: Option<usize>,
+    /// Every value as it may be shown, with its source.
+    pub shown: Vec<ShownValue>,
 }
 
 /// What of the process's surroundings settings come from, so that tests can give their own.
@@ -141,107 +119,172 @@ impl Surroundings for Process {
     }
 }
 
+/// Every setting, with the names it goes by.
+mod names {
+    use super::reader::Setting;
+
+    const fn setting(
+        key: &'static str,
+        variable: Option<&'static str>,
+        flag: Option<&'static str>,
+    ) -> Setting {
+        Setting { key, variable, flag }
+    }
+
+    pub(super) const STATE_DIR: Setting =
+        setting("state_dir", Some("AGENTD_STATE_DIR"), Some("--state-dir"));
+    pub(super) const WORKSPACE_ROOT: Setting =
+        setting("workspace_root", Some("AGENTD_WORKSPACE_ROOT"), Some("--workspace-root"));
+    pub(super) const LISTEN: Setting = setting("listen", Some("AGENTD_LISTEN"), Some("--listen"));
+    pub(super) const POLICY_DIR: Setting =
+        setting("policy_dir", Some("POLICY_DIR"), Some("--policy-dir"));
+    pub(super) const TOOLS_DIR: Setting =
+        setting("tools_dir", Some("AGENTD_TOOLS_DIR"), Some("--tools-dir"));
+    pub(super) const ALLOW_COMMANDS: Setting =
+        setting("allow_commands", Some("ALLOW_COMMANDS"), Some("--allow-commands"));
+    pub(super) const BASE_URL: Setting =
+        setting("backend.base_url", Some("OPENAI_BASE_URL"), Some("--base-url"));
+    pub(super) const MODEL: Setting =
+        setting("backend.model", Some("AGENTD_MODEL"), Some("--model"));
+    pub(super) const STREAM: Setting = setting("backend.stream", None, None);
+    pub(super) const IDLE_TIMEOUT: Setting = setting("backend.idle_timeout_seconds", None, None);
+    pub(super) const RUNNING_RUNS: Setting = setting("limits.running_runs", None, None);
+    pub(super) const QUEUED_RUNS: Setting = setting("limits.queued_runs", None, None);
+    pub(super) const LOG: Setting = setting("log", Some("AGENTD_LOG"), Some("--log"));
+    pub(super) const LOG_FORMAT: Setting =
+        setting("log_format", Some("AGENTD_LOG_FORMAT"), Some("--log-format"));
+}
+
 impl Config {
-    /// Errors: one line each, with the file and place or the setting, and what to do.
+    /// Errors: all of them at once, one line each, with the file and place or the setting, and what to do.
+    ///
+    /// Blocking where a command tells a secret, for at most 10 s.
     pub fn load(flags: Flags, around: &dyn Surroundings) -> Result<Self, Vec<String>> {
-        let file = flags.config.clone().or_else(|| default_file(around));
-        let shape: FileShape = match &file {
-            None => FileShape::default(),
-            Some(path) => read_file(path).map_err(|error| vec![error.to_string()])?,
+        let named = around.variable("AGENTD_CONFIG").map(PathBuf::from);
+        let path = flags.config.clone().or(named).or_else(|| default_file(around));
+        let file = match &path {
+            None => None,
+            Some(path) => Some(read_file(path).map_err(|error| vec![error.to_string()])?),
         };
-        let mut errors = Vec::new();
-        check_numbers(&shape, &mut errors);
-        let api_key =
-            api_key(around, shape.backend.api_key_file.as_deref()).unwrap_or_else(|error| {
-                errors.push(error);
-                None
-            });
-        let listen = flags.listen.or(shape.listen).unwrap_or(DEFAULT_LISTEN);
-        if !listen.ip().is_loopback() {
-            errors.push(format!(
-                "listen: {listen} is not a loopback address, and without TLS agentd serves no other; \
-                 use 127.0.0.1 and a tunnel"
-            ));
-        }
-        let state_directory = flags.state_dir.or(shape.state_dir).or_else(|| default_state(around));
+        let mut reader = Reader::new(around, file);
+        let config = Self::read(&mut reader, flags, around, path);
+        let shown = reader.finish()?;
+        // Without an error, nothing that has to be there is missing.
+        config.map(|config| Self { shown, ..config }).ok_or_else(Vec::new)
+    }
+
+    fn read(
+        reader: &mut Reader<'_>,
+        flags: Flags,
+        around: &dyn Surroundings,
+        file: Option<PathBuf>,
+    ) -> Option<Self> {
+        let state_directory =
+            reader.take(names::STATE_DIR, flags.state_dir, || default_state(around));
         if state_directory.is_none() {
-            errors.push(
+            reader.fault(
                 "state_dir: there is neither /state nor a home directory; set --state-dir".into(),
             );
         }
-        let base_url = flags.base_url.or(shape.backend.base_url).unwrap_or(DEFAULT_BASE_URL.into());
-        check_base_url(&base_url, &mut errors);
-        let state_directory = match (errors.is_empty(), state_directory) {
-            (true, Some(directory)) => directory,
-            _ => return Err(errors),
-        };
-        let streaming = match shape.backend.stream {
-            Some(false) => Streaming::Off,
-            Some(true) | None => Streaming::On,
-        };
-        let idle = shape.backend.idle_timeout_seconds.unwrap_or(300);
-        Ok(Self {
-            state_directory,
-            workspace_root: flags
-                .workspace_root
-                .or(shape.workspace_root)
-                .unwrap_or_else(|| default_workspace_root(around)),
-            listen,
-            policy_directory: flags
-                .policy_dir
-                .or(shape.policy_dir)
-                .or_else(|| default_policies(around, file.as_deref())),
-            tools_directory: flags.tools_dir.or(shape.tools_dir).or_else(|| default_tools(around)),
-            allow_commands: flags.allow_commands.or(shape.allow_commands),
-            backend: backend::Settings {
-                base_url,
-                api_key,
-                streaming,
-                idle_timeout: Duration::from_secs(idle),
-            },
-            model: flags.model.or(shape.backend.model),
-            limits: Limits {
-                running_runs: shape.limits.running_runs.unwrap_or(1024),
-                queued_runs: shape.limits.queued_runs.unwrap_or(10_000),
-            },
-            log: flags.log.or(shape.log).unwrap_or_else(|| "info".into()),
-            log_format: flags.log_format.unwrap_or_default(),
+        let workspace_root = reader.take(names::WORKSPACE_ROOT, flags.workspace_root, || {
+            Some(default_workspace_root(around))
+        });
+        let listen = reader.take(names::LISTEN, flags.listen, || Some(DEFAULT_LISTEN));
+        if let Some(address) = listen.filter(|address| !address.ip().is_loopback()) {
+            reader.fault(format!(
+                "listen: {address} is not a loopback address, and without TLS agentd serves no other; \
+                 use 127.0.0.1 and a tunnel"
+            ));
+        }
+        let policies = || default_policies(around, file.as_deref());
+        let policy_directory = reader.take(names::POLICY_DIR, flags.policy_dir, policies);
+        let tools_directory =
+            reader.take(names::TOOLS_DIR, flags.tools_dir, || default_tools(around));
+        let allow_commands = reader.take(names::ALLOW_COMMANDS, flags.allow_commands, || None);
+        let backend = backend(reader, flags.base_url);
+        let model = reader.take(names::MODEL, flags.model, || None);
+        let limits = limits(reader);
+        let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
+        let log_format =
+            reader.take(names::LOG_FORMAT, flags.log_format, || Some(LogFormat::default()));
+        Some(Self {
+            state_directory: state_directory?,
+            workspace_root: workspace_root?,
+            listen: listen?,
+            policy_directory,
+            tools_directory,
+            allow_commands,
+            backend: backend?,
+            model,
+            limits: limits?,
+            log: log?,
+            log_format: log_format?,
             file,
+            shown: Vec::new(),
         })
     }
 }
 
-fn check_base_url(url: &str, errors: &mut Vec<String>) {
+fn backend(reader: &mut Reader<'_>, flag: Option<String>) -> Option<backend::Settings> {
+    let base_url = reader.take(names::BASE_URL, flag, || Some(DEFAULT_BASE_URL.to_owned()));
+    if let Some(fault) = base_url.as_deref().and_then(base_url_fault) {
+        reader.fault(format!("OPENAI_BASE_URL (backend.base_url): {fault}"));
+    }
+    let stream = reader.take(names::STREAM, None, || Some(true));
+    let idle = reader.take(names::IDLE_TIMEOUT, None, || Some(Count(300)));
+    let api_key = credential::api_key(reader);
+    Some(backend::Settings {
+        base_url: base_url?,
+        api_key,
+        streaming: if stream? { Streaming::On } else { Streaming::Off },
+        idle_timeout: Duration::from_secs(idle?.0),
+    })
+}
+
+fn limits(reader: &mut Reader<'_>) -> Option<Limits> {
+    let running = reader.take(names::RUNNING_RUNS, None, || Some(Count(1024)));
+    let queued = reader.take(names::QUEUED_RUNS, None, || Some(Count(10_000)));
+    let count = |count: Count| usize::try_from(count.0).unwrap_or(usize::MAX);
+    Some(Limits { running_runs: count(running?), queued_runs: count(queued?) })
+}
+
+fn base_url_fault(url: &str) -> Option<String> {
     match url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")) {
-        None => {
-            errors.push(format!("OPENAI_BASE_URL: {url:?} does not begin with http:// or https://"))
-        }
+        // It may be a key, pasted into the wrong place.
+        None => Some("does not begin with http:// or https://".into()),
         // Addresses are shown; what proves who we are must not stand in one.
         Some(rest) if rest.split('/').next().is_some_and(|host| host.contains('@')) => {
-            errors.push("OPENAI_BASE_URL: holds credentials; give them as OPENAI_API_KEY".into());
+            Some("holds credentials; give them as OPENAI_API_KEY".into())
         }
-        Some(_) => {}
+        Some(_) => None,
     }
 }
 
-fn check_numbers(shape: &FileShape, errors: &mut Vec<String>) {
-    for (key, value) in [
-        ("limits.running_runs", shape.limits.running_runs.map(|runs| runs as u64)),
-        ("limits.queued_runs", shape.limits.queued_runs.map(|runs| runs as u64)),
-        ("backend.idle_timeout_seconds", shape.backend.idle_timeout_seconds),
-    ] {
-        if value == Some(0) {
-            errors.push(format!("{key}: 0 would let nothing happen; give at least 1"));
+impl SettingValue for LogFormat {
+    fn from_text(text: &str) -> Result<Self, String> {
+        <Self as clap::ValueEnum>::from_str(text, false)
+            .map_err(|_| format!("{text:?} is neither text nor json"))
+    }
+
+    fn from_scalar(value: &serde_json::Value) -> Result<Self, String> {
+        <Self as SettingValue>::from_text(&String::from_scalar(value)?)
+    }
+
+    fn shown(&self) -> String {
+        match self {
+            Self::Text => "text".into(),
+            Self::Json => "json".into(),
         }
     }
 }
 
-fn read_file(path: &Path) -> Result<FileShape, yaml::YamlError> {
+fn read_file(path: &Path) -> Result<reader::File, yaml::YamlError> {
     let text = yaml::read(path)?;
-    match text.trim().is_empty() {
-        true => Ok(FileShape::default()),
-        false => yaml::parse(&path.display().to_string(), &text),
-    }
+    let root = match text.trim().is_empty() {
+        true => yaml::Node { at: (1, 1), content: yaml::Content::Scalar(serde_json::Value::Null) },
+        false => yaml::parse_tree(&path.display().to_string(), &text)?,
+    };
+    Ok(reader::File { path: path.to_owned(), root })
 }
 
 fn default_file(around: &dyn Surroundings) -> Option<PathBuf> {
@@ -258,12 +301,8 @@ pub fn named_backend(
 ) -> Result<Option<serde_json::Value>, yaml::YamlError> {
     let named = around.variable("AGENTD_CONFIG").map(PathBuf::from);
     let Some(path) = named.or_else(|| default_file(around)) else { return Ok(None) };
-    // Read as the daemon reads it first: what it would refuse must not slip through.
-    if read_file(&path)?.backend.base_url.is_none() {
-        return Ok(None);
-    }
-    let file: serde_json::Value = yaml::parse(&path.display().to_string(), &yaml::read(&path)?)?;
-    Ok(file.get("backend").cloned())
+    let backend = read_file(&path)?.root.to_value().get("backend").cloned();
+    Ok(backend.filter(|backend| backend.get("base_url").is_some()))
 }
 
 fn default_policies(around: &dyn Surroundings, file: Option<&Path>) -> Option<PathBuf> {
@@ -299,20 +338,6 @@ fn xdg(around: &dyn Surroundings, variable: &str, below_home: &str) -> Option<Pa
         .variable(variable)
         .and_then(absolute)
         .or_else(|| around.variable("HOME").and_then(absolute).map(|home| home.join(below_home)))
-}
-
-/// The credential: from the environment, else from the file that is named there or in the file.
-fn api_key(around: &dyn Surroundings, file: Option<&Path>) -> Result<Option<String>, String> {
-    if let Some(key) = around.variable("OPENAI_API_KEY") {
-        return Ok(Some(key.trim().to_owned()));
-    }
-    let named = around.variable("OPENAI_API_KEY_FILE").map(PathBuf::from);
-    let Some(path) = named.or_else(|| file.map(Path::to_owned)) else { return Ok(None) };
-    let key = yaml::read(&path).map_err(|error| format!("OPENAI_API_KEY_FILE: {error}"))?;
-    match key.trim() {
-        "" => Err(format!("OPENAI_API_KEY_FILE: {} is empty", path.display())),
-        key => Ok(Some(key.to_owned())),
-    }
 }
 
 #[cfg(test)]

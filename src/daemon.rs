@@ -163,8 +163,8 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     let declared = declared_tools(config)?;
     let tools = Arc::new(Toolbox::new(declared.clone()).map_err(DaemonError::Tools)?);
     let policy = Arc::new(policy(config, &tools, declared)?);
-    let api_key = config.backend.api_key.iter().map(|key| key.expose_secret().to_owned());
-    let secrets = api_key.chain([token.to_string()]);
+    let secrets = config.secrets.iter().map(|secret| secret.expose_secret().to_owned());
+    let secrets = secrets.chain([token.to_string()]);
     // The journal first: its lock says that this state directory is ours.
     let redactor = Redactor::new(secrets);
     let journal = Arc::new(sqlite::open(state, redactor.clone())?);

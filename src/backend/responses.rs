@@ -13,7 +13,7 @@ use crate::{
     backend::{
         failure,
         sse::Parser,
-        wire::{self, FunctionTool, InputItem, Request, Response, StreamEvent},
+        wire::{self, FunctionTool, InputItem, Request, RequestTool, Response, StreamEvent},
     },
     domain::item::{Item, Paired, RawJson, check_pairing, settle},
     ports::{Answer, Model, ModelError, ModelFault, Question, Said},
@@ -32,6 +32,9 @@ pub struct Settings {
     /// With or without `/v1`.
     pub base_url: String,
     pub api_key: Option<Secret>,
+    /// Tools that the backend runs itself, each a JSON object that may hold a credential. They are passed
+    /// through; nothing here ever runs one.
+    pub hosted_tools: Vec<Secret>,
     pub streaming: Streaming,
     /// How long to wait for the next bytes of an answer.
     pub idle_timeout: Duration,
@@ -56,6 +59,7 @@ pub struct ResponsesBackend {
     client: Client,
     url: String,
     streaming: Streaming,
+    hosted_tools: Vec<Secret>,
     first_model: OnceCell<String>,
 }
 
@@ -82,6 +86,7 @@ impl ResponsesBackend {
             client,
             url: with_version(&settings.base_url),
             streaming: settings.streaming,
+            hosted_tools: settings.hosted_tools.clone(),
             first_model: OnceCell::new(),
         })
     }
@@ -246,7 +251,7 @@ impl ResponsesBackend {
 impl Model for ResponsesBackend {
     async fn respond(&self, question: Question<'_>, said: &Said<'_>) -> Result<Answer, ModelError> {
         let model = self.model(question.model).await?;
-        let body = encode(model, &question, self.streaming)?;
+        let body = encode(model, &question, self.streaming, &self.hosted_tools)?;
         let request = self
             .client
             .post(format!("{}/responses", self.url))
@@ -276,19 +281,23 @@ fn encode(
     model: &str,
     question: &Question<'_>,
     streaming: Streaming,
+    hosted: &[Secret],
 ) -> Result<Vec<u8>, ModelError> {
     let broken = |what: String| failure::plain(ModelFault::BrokenConversation, what);
     check_pairing(question.items.iter().map(paired))
         .map_err(|fault| broken(format!("the conversation was not sent: {fault}")))?;
     let tools = question.tools.iter().map(|tool| {
-        Ok(FunctionTool {
+        Ok(RequestTool::Function(FunctionTool {
             name: &tool.name,
             description: &tool.description,
             parameters: serde_json::from_str(&tool.parameters)?,
             strict: false,
-        })
+        }))
     });
-    let encoded = tools.collect::<Result<_, serde_json::Error>>().and_then(|tools| {
+    let hosted = hosted
+        .iter()
+        .map(|tool| Ok(RequestTool::Hosted(serde_json::from_str(tool.expose_secret())?)));
+    let encoded = tools.chain(hosted).collect::<Result<_, serde_json::Error>>().and_then(|tools| {
         serde_json::to_vec(&Request {
             model,
             instructions: question.instructions,
@@ -370,7 +379,7 @@ mod tests {
         let raw = serde_json::value::to_raw_value(&serde_json::json!({})).unwrap().into();
         let items = [Item::Model { raw, call: Some(CallId::new("c1")) }];
         let question = Question { model: None, instructions: "", items: &items, tools: &[] };
-        let error = encode("m", &question, Streaming::On).unwrap_err();
+        let error = encode("m", &question, Streaming::On, &[]).unwrap_err();
         assert_eq!(error.fault, ModelFault::BrokenConversation);
         assert_eq!(error.message, "the conversation was not sent: call c1 has no output");
     }

@@ -18,7 +18,7 @@ pub(super) struct Request<'a> {
     pub(super) instructions: &'a str,
     pub(super) input: Vec<InputItem<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(super) tools: Vec<FunctionTool<'a>>,
+    pub(super) tools: Vec<RequestTool<'a>>,
     pub(super) stream: bool,
     /// Always false: the journal holds the conversation, and no backend has to.
     pub(super) store: bool,
@@ -46,6 +46,15 @@ pub(super) struct Message<'a> {
 pub(super) struct CallOutput<'a> {
     pub(super) call_id: &'a CallId,
     pub(super) output: &'a str,
+}
+
+/// One tool that the model is told of.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(super) enum RequestTool<'a> {
+    Function(FunctionTool<'a>),
+    /// Run by the backend itself; the operator's JSON as it stands.
+    Hosted(&'a RawValue),
 }
 
 #[derive(Serialize)]

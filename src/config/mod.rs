@@ -2,6 +2,7 @@
 //! Nothing is read from the current directory or a workspace unless a flag names it.
 
 mod credential;
+mod hosted;
 mod reader;
 
 pub use reader::ShownValue;
@@ -18,6 +19,7 @@ use reader::{Count, Reader, SettingValue};
 use crate::{
     backend::{self, Streaming},
     engine::Limits,
+    secrets::Secret,
     telemetry::LogFormat,
     yaml,
 };
@@ -85,6 +87,8 @@ pub struct Config {
     pub log_format: LogFormat,
     /// The file that was read, if any.
     pub file: Option<PathBuf>,
+    /// Every secret in the settings: what must never be seen.
+    pub secrets: Vec<Secret>,
     /// Every value as it may be shown, with its source.
     pub shown: Vec<ShownValue>,
 }
@@ -201,7 +205,8 @@ impl Config {
         let tools_directory =
             reader.take(names::TOOLS_DIR, flags.tools_dir, || default_tools(around));
         let allow_commands = reader.take(names::ALLOW_COMMANDS, flags.allow_commands, || None);
-        let backend = backend(reader, flags.base_url);
+        let mut secrets = Vec::new();
+        let backend = backend(reader, flags.base_url, &mut secrets);
         let model = reader.take(names::MODEL, flags.model, || None);
         let limits = limits(reader);
         let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
@@ -220,12 +225,17 @@ impl Config {
             log: log?,
             log_format: log_format?,
             file,
+            secrets,
             shown: Vec::new(),
         })
     }
 }
 
-fn backend(reader: &mut Reader<'_>, flag: Option<String>) -> Option<backend::Settings> {
+fn backend(
+    reader: &mut Reader<'_>,
+    flag: Option<String>,
+    secrets: &mut Vec<Secret>,
+) -> Option<backend::Settings> {
     let base_url = reader.take(names::BASE_URL, flag, || Some(DEFAULT_BASE_URL.to_owned()));
     if let Some(fault) = base_url.as_deref().and_then(base_url_fault) {
         reader.fault(format!("OPENAI_BASE_URL (backend.base_url): {fault}"));
@@ -233,7 +243,10 @@ fn backend(reader: &mut Reader<'_>, flag: Option<String>) -> Option<backend::Set
     let stream = reader.take(names::STREAM, None, || Some(true));
     let idle = reader.take(names::IDLE_TIMEOUT, None, || Some(Count(300)));
     let api_key = credential::api_key(reader);
+    let hosted = hosted::take(reader);
+    secrets.extend(api_key.iter().cloned().chain(hosted.secrets));
     Some(backend::Settings {
+        hosted_tools: hosted.tools,
         base_url: base_url?,
         api_key,
         streaming: if stream? { Streaming::On } else { Streaming::Off },

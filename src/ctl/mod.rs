@@ -6,7 +6,9 @@ mod config;
 mod connect;
 mod demo;
 mod diff;
+mod doctor;
 mod health;
+mod manual;
 mod output;
 mod runs;
 mod timeline;
@@ -72,6 +74,16 @@ enum Noun {
     Audit(audit::Verb),
     /// Tells whether the daemon is well
     Health(health::Health),
+    /// Finds out what is the matter, and says what to type next
+    Doctor,
+    /// Prints a completion script for a shell
+    Completion { shell: clap_complete::Shell },
+    /// Prints the manual page, or writes one for each command
+    Man {
+        /// Write the pages into this directory
+        #[arg(long, value_name = "DIR")]
+        directory: Option<std::path::PathBuf>,
+    },
     /// Tells the daemon's version, limits, policy, tools and sandbox
     Info,
     /// Tells the client's version
@@ -181,6 +193,9 @@ async fn call(global: &Global, noun: Noun) -> Result<Exit, Failure> {
         Noun::Config(verb) => config::run(global, verb).await,
         Noun::Audit(verb) => audit::run(global, verb).await,
         Noun::Health(health) => health::run(global, health).await,
+        Noun::Doctor => doctor::run(global).await,
+        Noun::Completion { shell } => manual::completion(shell),
+        Noun::Man { directory } => manual::man(directory),
         Noun::Info => health::info(global).await,
         Noun::Version => output::line(&format!("agentctl {}", env!("CARGO_PKG_VERSION")))
             .map(|()| Exit::Done)

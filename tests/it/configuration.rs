@@ -307,3 +307,65 @@ fn checked(daemon: &TestDaemon) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     (output.status.code(), String::from_utf8(output.stdout).unwrap())
 }
+
+#[tokio::test]
+async fn hosted_tools_are_passed_through_as_they_stand_and_their_credentials_are_never_shown() {
+    let call = serde_json::json!({"path": "a", "content": SECRET});
+    let turns = vec![
+        Turn::call("code_interpreter", serde_json::json!({})),
+        Turn::call("write_file", call),
+        Turn::say("done"),
+    ];
+    let backend = Backend::start(Script { turns }).await;
+    let daemon = TestDaemon::start_with(Settings {
+        base_url: backend.url(),
+        configuration: "hosted_tools:\n  - {type: code_interpreter}\n  - {type: file_search, \
+                        vector_store_ids: [vs_1], max_num_results: 3}\n  - type: mcp\n    server_label: \
+                        docs\n    server_url: http://127.0.0.1:9/mcp\n    authorization: {env: MCP_TOKEN}\n    \
+                        headers: {X-Key: {env: MCP_TOKEN}}\n"
+            .into(),
+        environment: vec![
+            ("MCP_TOKEN".into(), SECRET.into()),
+            ("AGENTD_LOG".into(), "trace".into()),
+        ],
+        ..Settings::default()
+    });
+    let story = daemon.carry_out("go").await;
+    let sent = &backend.server.requests()[0]["tools"];
+    assert_eq!(
+        sent.as_array().unwrap()[7..],
+        [
+            serde_json::json!({"type": "code_interpreter", "container": {"type": "auto"}}),
+            serde_json::json!({"type": "file_search", "vector_store_ids": ["vs_1"],
+                               "max_num_results": 3}),
+            serde_json::json!({"type": "mcp", "server_label": "docs",
+                               "server_url": "http://127.0.0.1:9/mcp", "authorization": SECRET,
+                               "headers": {"X-Key": SECRET}}),
+        ]
+    );
+    assert_eq!(story.decisions()[0], "deny builtin/unknown-tool", "never dispatched here");
+    let everything = format!("{story:?}{}{}", daemon.log(), settings(&daemon));
+    assert!(!everything.contains(SECRET), "the credential was said");
+    assert!(everything.contains("[redacted]"), "control: the model repeated it");
+}
+
+#[test]
+fn any_other_type_of_hosted_tool_stops_the_boot_with_a_remedy() {
+    let file = "hosted_tools:\n  - {type: web_search}\n  - {type: function, name: f}\n  - {type: \
+                file_search}\n  - {type: mcp, server_label: a}\n  - {type: mcp, server_label: a, server_url: \
+                http://h, authorization: literal-token-0123}\n  - web\n";
+    let (status, said) = refused(file, &[]);
+    assert_eq!(status, Some(78), "{said}");
+    for fault in [
+        "agentd.yaml:2:5: hosted_tools[0]: web_search is not passed through: the types are \
+         code_interpreter, file_search and mcp",
+        "agentd.yaml:3:5: hosted_tools[1]: a function is not run by the backend; declare it",
+        "hosted_tools[2]: a file_search names its vector_store_ids",
+        "hosted_tools[3]: an mcp tool has a server_url, a connector_id or a tunnel_id",
+        "hosted_tools[4].authorization: must name where the secret is",
+        "hosted_tools[5]: is not a map",
+    ] {
+        assert!(said.contains(fault), "{fault}\nis not in\n{said}");
+    }
+    assert!(!said.contains("literal-token"), "{said}");
+}

@@ -583,3 +583,58 @@ async fn the_daemon_tells_what_it_is() {
     let version = stdout(&daemon.agentctl(&["version"]).await);
     assert_eq!(version, format!("agentctl {}\n", env!("CARGO_PKG_VERSION")));
 }
+
+#[tokio::test]
+async fn the_doctor_names_the_next_command_for_each_finding() {
+    let backend = backend().await;
+    let mut daemon = TestDaemon::start(&backend.url());
+    let (exit, said) = object(&daemon, &["doctor"]).await;
+    assert_eq!(exit, Some(0), "{said}");
+    let findings = said["findings"].as_array().unwrap();
+    let what = |start: &str| {
+        let found = findings.iter().find(|f| f["what"].as_str().unwrap().starts_with(start));
+        found.unwrap_or_else(|| panic!("no {start} in {findings:?}")).clone()
+    };
+    assert_eq!(what("backend: ")["level"], "ok");
+    assert_eq!(what("daemon: version")["level"], "ok");
+    assert_eq!(what("daemon: takes runs")["level"], "ok");
+
+    daemon.stop();
+    let (exit, said) = object(&daemon, &["doctor"]).await;
+    assert_eq!(exit, Some(3));
+    let last = said["findings"].as_array().unwrap().last().unwrap().clone();
+    assert_eq!(
+        (&last["level"], &last["remedy"]),
+        (&json!("fail"), &json!("agentd check && agentd serve"))
+    );
+
+    let daemon = TestDaemon::start("http://127.0.0.1:9");
+    let (exit, said) = object(&daemon, &["doctor"]).await;
+    assert_eq!(exit, Some(1));
+    let failed =
+        said["findings"].as_array().unwrap().iter().find(|f| f["level"] == "fail").unwrap();
+    assert!(
+        failed["what"].as_str().unwrap().starts_with("backend: http://127.0.0.1:9"),
+        "{failed}"
+    );
+    assert!(failed["remedy"].as_str().unwrap().contains("OPENAI_BASE_URL"), "{failed}");
+}
+
+#[tokio::test]
+async fn completions_and_manual_pages_are_made_for_every_command_without_a_daemon() {
+    let home = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = agentctl(home.path()).args(["completion", shell]).output().unwrap();
+        assert!(script.status.success());
+        assert!(stdout(&script).contains("submit"), "{shell}");
+    }
+    let bad = agentctl(home.path()).args(["completion", "cmd"]).output().unwrap();
+    assert_eq!(bad.status.code(), Some(2));
+    let pages = home.path().join("man");
+    let made = agentctl(home.path()).args(["man", "--directory"]).arg(&pages).output().unwrap();
+    assert!(made.status.success(), "{made:?}");
+    for page in ["agentctl.1", "agentctl-run-submit.1", "agentctl-config-view.1"] {
+        let text = std::fs::read_to_string(pages.join(page)).unwrap();
+        assert!(text.starts_with(".ie") || text.contains(".TH agentctl"), "{page}: {text}");
+    }
+}

@@ -2,12 +2,16 @@
 # Installs the programs from elsewhere that our tests drive:
 #   python  a venv with llmock (a fake model server) and the gRPC
 #           packages of a client that works by server reflection
+#           with grpcio-tools, one with generated code
 #   aimock  the npm package @copilotkit/aimock (another fake server;
 #           it also brings a program called llmock: not that one)
-# With no argument it installs both. Its only line on stdout is the
+#   node    the npm packages of a gRPC client for Node
+#   buf     the npm package @bufbuild/buf, which judges our proto
+# With no argument it installs all. Its only line on stdout is the
 # directory DIR that holds them:
 #   DIR/python/bin/python  DIR/python/bin/llmock
 #   DIR/aimock/node_modules/.bin/aimock
+#   DIR/node/node_modules  DIR/buf/node_modules/.bin/buf
 #
 # What must not be in it: an address of any kind (packages are asked
 # for by name, from whatever registry pip and npm are set up with), a
@@ -16,12 +20,13 @@
 set -euo pipefail
 
 # A stamp holds exactly these lines: change one, and the part is
-# installed anew. The first five are those we use; the rest are what
+# installed anew. The first six are those we use; the rest are what
 # they need, pinned too so that no release of one changes a test.
 python_pins='llmock==0.2.2
 grpcio==1.85.1
 grpcio-health-checking==1.85.1
 grpcio-reflection==1.85.1
+grpcio-tools==1.85.1
 protobuf==7.36.2
 annotated-doc==0.0.7
 annotated-types==0.8.0
@@ -44,6 +49,7 @@ python-dotenv==1.2.4
 python-multipart==0.0.34
 PyYAML==6.0.3
 rich==15.0.0
+setuptools==84.2.1
 shellingham==1.5.4
 starlette==1.10.0
 typer==0.29.2
@@ -54,6 +60,41 @@ uvloop==0.23.0
 watchfiles==1.3.0
 websockets==17.4'
 aimock_pins='@copilotkit/aimock@1.43.0'
+# The first two are those we use; what they need is pinned too.
+node_pins='@grpc/grpc-js@1.14.7
+@grpc/proto-loader@0.8.1
+@js-sdsl/ordered-map@4.4.2
+@protobufjs/aspromise@1.1.2
+@protobufjs/base64@1.1.2
+@protobufjs/codegen@2.0.5
+@protobufjs/eventemitter@1.1.1
+@protobufjs/fetch@1.1.1
+@protobufjs/float@1.0.2
+@protobufjs/path@1.1.2
+@protobufjs/pool@1.1.0
+@protobufjs/utf8@1.1.2
+@types/node@26.6.6
+ansi-regex@5.0.1
+ansi-styles@4.3.0
+cliui@8.0.1
+color-convert@2.0.1
+color-name@1.1.4
+emoji-regex@8.0.0
+escalade@3.2.0
+get-caller-file@2.0.5
+is-fullwidth-code-point@3.0.0
+lodash.camelcase@4.3.0
+long@5.3.2
+protobufjs@7.6.6
+require-directory@2.1.1
+string-width@4.2.3
+strip-ansi@6.0.1
+undici-types@8.9.0
+wrap-ansi@7.0.0
+y18n@5.0.8
+yargs@17.7.3
+yargs-parser@21.1.1'
+buf_pins='@bufbuild/buf@1.75.0'
 
 # A bare CI user may have no HOME at all, or an empty one.
 if [ -n "${AGENTD_PARTS_DIR:-}" ]; then
@@ -70,6 +111,9 @@ program_of() { # part
   case $1 in
   python) echo bin/llmock ;;
   aimock) echo node_modules/.bin/aimock ;;
+  # No program of its own: the one that shows that all is there.
+  node) echo node_modules/.bin/proto-loader-gen-types ;;
+  buf) echo node_modules/.bin/buf ;;
   esac
 }
 
@@ -77,6 +121,8 @@ pins_of() { # part
   case $1 in
   python) echo "$python_pins" ;;
   aimock) echo "$aimock_pins" ;;
+  node) echo "$node_pins" ;;
+  buf) echo "$buf_pins" ;;
   esac
 }
 
@@ -104,16 +150,22 @@ install_python() {
   }
 }
 
-install_aimock() {
-  mkdir -p "$dir/aimock"
-  # It has no dependencies; its install scripts are none of ours.
-  npm install --prefix "$dir/aimock" --no-audit --no-fund --silent \
-    --ignore-scripts --save-exact "$aimock_pins" || {
+# Their install scripts are none of ours.
+install_npm() { # part
+  local at=$dir/$1 pins
+  mkdir -p "$at"
+  mapfile -t pins < <(pins_of "$1")
+  npm install --prefix "$at" --no-audit --no-fund --silent \
+    --ignore-scripts --save-exact "${pins[@]}" || {
     # --silent keeps even this to itself.
-    echo "${0##*/}: npm could not install $aimock_pins"
+    echo "${0##*/}: npm could not install ${pins[0]}"
     return 1
   }
 }
+
+install_aimock() { install_npm aimock; }
+install_node() { install_npm node; }
+install_buf() { install_npm buf; }
 
 # Two test runs may start together: the second waits, then finds all
 # there. What has no stamp was broken off half way: begin it again.
@@ -128,12 +180,12 @@ ensure() { # part
   ) 9>"$dir/$1.lock"
 }
 
-[ $# -gt 0 ] || set -- python aimock
+[ $# -gt 0 ] || set -- python aimock node buf
 for part; do
   case $part in
-  python | aimock) ;;
+  python | aimock | node | buf) ;;
   *)
-    echo "usage: ${0##*/} [python|aimock]..." >&2
+    echo "usage: ${0##*/} [python|aimock|node|buf]..." >&2
     exit 2
     ;;
   esac

@@ -22,8 +22,10 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     backend::ResponsesBackend,
+    callers,
     config::Config,
     domain::{
+        access::{Access, Credential},
         ids::ToolName,
         journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
         redact::Redactor,
@@ -66,6 +68,8 @@ pub enum DaemonError {
     Policy(#[from] policy_files::PolicyErrors),
     #[error("the declared tools are not valid, and none of them is taken:\n{}", .0.join("\n"))]
     Tools(Vec<String>),
+    #[error("the callers of the configuration cannot be used:\n{}", .0.join("\n"))]
+    Callers(Vec<String>),
     #[error(transparent)]
     Store(#[from] sqlite::OpenError),
     #[error(transparent)]
@@ -141,7 +145,8 @@ struct Parts {
     journal: Arc<sqlite::SqliteJournal>,
     clock: Arc<SystemClock>,
     info: Info,
-    token: Arc<str>,
+    /// Who may call over TCP.
+    known: Arc<[Credential]>,
 }
 
 /// Every run that waits on the model is a socket: take as many descriptors as this process may have.
@@ -163,8 +168,12 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     let declared = declared_tools(config)?;
     let tools = Arc::new(Toolbox::new(declared.clone()).map_err(DaemonError::Tools)?);
     let policy = Arc::new(policy(config, &tools, declared)?);
+    let owner = Access::owner(grpc::named(rustix::process::geteuid().as_raw()));
+    let owner = Credential { access: owner, token };
+    let known = callers::load(&config.callers, &owner).map_err(DaemonError::Callers)?;
+    let tokens = known.iter().map(|caller| caller.token.to_string());
     let secrets = config.secrets.iter().map(|secret| secret.expose_secret().to_owned());
-    let secrets = secrets.chain([token.to_string()]);
+    let secrets = secrets.chain(tokens);
     // The journal first: its lock says that this state directory is ours.
     let redactor = Redactor::new(secrets);
     let journal = Arc::new(sqlite::open(state, redactor.clone())?);
@@ -218,7 +227,7 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     if resumed > 0 {
         tracing::info!(runs = resumed, "runs go on");
     }
-    Ok(Parts { engine, journal, clock, info, token })
+    Ok(Parts { engine, journal, clock, info, known: known.into() })
 }
 
 /// The settings in force, for people and other programs; nothing reads it back.
@@ -248,7 +257,8 @@ fn places(config: &Config, launcher: &Path) -> Places {
         config.tools_directory.as_ref(),
         config.file.as_ref(),
     ];
-    let own = own.into_iter().flatten().cloned().chain([launcher.to_owned()]);
+    let tokens = config.callers.iter().map(|caller| caller.token_file.clone());
+    let own = own.into_iter().flatten().cloned().chain([launcher.to_owned()]).chain(tokens);
     Places { workspace_root: config.workspace_root.clone(), off_limits: own.collect() }
 }
 
@@ -295,7 +305,7 @@ async fn serve(config: &Config, parts: &Parts) -> Result<Servers, DaemonError> {
     let door = Door::Socket { owner };
     let (routes, socket_health) = grpc::services(&parts.engine, parts.info.clone(), door).await?;
     tasks.spawn("grpc-socket", serve_on(routes, UnixListenerStream::new(socket), tasks.token()));
-    let door = Door::Token { owner, token: parts.token.clone() };
+    let door = Door::Token { known: parts.known.clone() };
     let (routes, tcp_health) = grpc::services(&parts.engine, parts.info.clone(), door).await?;
     let incoming = tonic::transport::server::TcpIncoming::from(tcp).with_nodelay(Some(true));
     tasks.spawn("grpc-tcp", serve_on(routes, incoming, tasks.token()));

@@ -7,6 +7,7 @@
 //! - [`backend`], [`sandbox`], [`sqlite`], [`system`]: the world behind the ports.
 //! - [`policy_files`], [`tool_files`], [`yaml`]: rules and tools as people write them.
 //!   [`secrets`], [`private_file`]: what nobody prints, and what only its owner reads.
+//!   [`callers`]: who may call besides the owner.
 //! - [`grpc`], [`proto`]: the API. [`daemon`] joins everything; [`check`] looks whether it could.
 //! - [`client`], [`ctl`]: the other end. [`scripted`]: a model server whose words are scripted.
 //!
@@ -14,6 +15,7 @@
 
 pub mod agents;
 pub mod backend;
+pub mod callers;
 pub mod check;
 pub mod client;
 pub mod config;

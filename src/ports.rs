@@ -292,7 +292,7 @@ pub trait Journal: Send + Sync {
     /// Runs, newest first, at most `limit`, older than `before` where that is given.
     async fn runs(
         &self,
-        states: Vec<StateName>,
+        wanted: RunFilter,
         before: Option<RunPlace>,
         limit: usize,
     ) -> Result<Vec<(RunPlace, RunSummary)>, JournalError>;
@@ -359,6 +359,15 @@ pub struct RunSummary {
     pub head: Sequence,
     pub created: Timestamp,
     pub updated: Timestamp,
+}
+
+/// Which runs a list is about.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RunFilter {
+    /// Runs in one of these; empty: any.
+    pub states: Vec<StateName>,
+    /// Runs that this caller submitted; none: everybody's.
+    pub submitter: Option<Caller>,
 }
 
 /// Place of a run in the order of submission.

@@ -5,6 +5,10 @@ use crate::domain::ids::RoleName;
 /// Name of the agent and of its role.
 pub const NAME: &str = "executor";
 
+/// What it is, for people.
+pub const DESCRIPTION: &str =
+    "one agent alone, which does the task with tools until it has an answer";
+
 /// The executor's role in the policy.
 pub fn role() -> RoleName {
     RoleName::new(NAME)

@@ -1,6 +1,7 @@
 //! Settings from flags, environment and one YAML file, in that order, checked before anything starts.
 //! Nothing is read from the current directory or a workspace unless a flag names it.
 
+mod callers;
 mod credential;
 mod hosted;
 mod reader;
@@ -18,6 +19,7 @@ use reader::{Count, Reader, SettingValue};
 
 use crate::{
     backend::{self, Streaming},
+    callers::CallerSettings,
     engine::Limits,
     secrets::Secret,
     telemetry::LogFormat,
@@ -83,6 +85,8 @@ pub struct Config {
     pub backend: backend::Settings,
     pub model: Option<String>,
     pub limits: Limits,
+    /// Who may call besides the owner.
+    pub callers: Vec<CallerSettings>,
     pub log: String,
     pub log_format: LogFormat,
     /// The file that was read, if any.
@@ -209,6 +213,7 @@ impl Config {
         let backend = backend(reader, flags.base_url, &mut secrets);
         let model = reader.take(names::MODEL, flags.model, || None);
         let limits = limits(reader);
+        let callers = callers::callers(reader);
         let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
         let log_format =
             reader.take(names::LOG_FORMAT, flags.log_format, || Some(LogFormat::default()));
@@ -222,6 +227,7 @@ impl Config {
             backend: backend?,
             model,
             limits: limits?,
+            callers,
             log: log?,
             log_format: log_format?,
             file,

@@ -1,7 +1,9 @@
 //! The command-line client: one file a noun, each parses, calls and renders. Speaks gRPC, but for what
 //! needs no daemon.
 
+mod agents;
 mod audit;
+mod calls;
 mod config;
 mod connect;
 mod demo;
@@ -69,6 +71,9 @@ enum Noun {
     /// Shows the settings that the daemon runs with
     #[command(subcommand)]
     Config(config::Verb),
+    /// Shows which agents a run can be given to
+    #[command(subcommand)]
+    Agents(agents::Verb),
     /// Checks that the journal is what was written
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -191,6 +196,7 @@ async fn call(global: &Global, noun: Noun) -> Result<Exit, Failure> {
         Noun::Run(verb) => runs::run(global, verb).await,
         Noun::Tools(verb) => tools::run(global, verb).await,
         Noun::Config(verb) => config::run(global, verb).await,
+        Noun::Agents(verb) => agents::run(global, verb).await,
         Noun::Audit(verb) => audit::run(global, verb).await,
         Noun::Health(health) => health::run(global, health).await,
         Noun::Doctor => doctor::run(global).await,

@@ -1,4 +1,4 @@
-//! `agentctl run`: submit, list, get, wait, follow, events, cancel.
+//! `agentctl run`: submit, list, get, wait, follow, events, cancel; `calls.rs` and `diff.rs` hold the rest.
 
 use std::{
     collections::HashMap,
@@ -11,7 +11,7 @@ use clap::Subcommand;
 use crate::{
     client::Client,
     ctl::{
-        Exit, Failure, Global, connect, diff,
+        Exit, Failure, Global, calls, connect, diff,
         output::{self, Colour, Format},
         timeline::{Timeline, Words, printable},
     },
@@ -47,6 +47,8 @@ pub(super) enum Verb {
         #[arg(long)]
         follow: bool,
     },
+    /// Lists what a run's model asked of tools, and what came of it
+    Tools { id: String },
     /// Prints what a run changed, as a patch for `git apply`
     Diff { id: String },
     /// Asks a run to stop
@@ -112,6 +114,7 @@ pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
         }
         Verb::Follow { id } => follow(global, &connect::connect(global).await?, &id).await,
         Verb::Events { id, after, follow } => events(global, &id, after, follow).await,
+        Verb::Tools { id } => calls::run(global, id).await,
         Verb::Diff { id } => diff::run(global, id).await,
         Verb::Cancel { id, why } => {
             let request = v1::CancelRunRequest { id, why };

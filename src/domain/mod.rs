@@ -3,6 +3,7 @@
 //!
 //! Read in this order: [`ids`], [`tool`], [`effect`], [`item`], [`journal`], [`run`], [`policy`].
 
+pub mod access;
 pub mod budget;
 pub mod effect;
 pub mod ids;

@@ -108,6 +108,18 @@ pub enum EffectClass {
     NonIdempotent,
 }
 
+impl EffectClass {
+    /// As it is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pure => "pure",
+            Self::Idempotent => "idempotent",
+            Self::Reconcilable => "reconcilable",
+            Self::NonIdempotent => "non-idempotent",
+        }
+    }
+}
+
 /// How a call ended, as the model hears it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -120,6 +132,18 @@ pub enum OutcomeKind {
     Refused,
     /// The run was cancelled before or while it ran.
     Cancelled,
+}
+
+impl OutcomeKind {
+    /// As it is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Refused => "refused",
+            Self::Cancelled => "cancelled",
+        }
+    }
 }
 
 /// What the model hears of a call. What the operator hears is an error, never this.

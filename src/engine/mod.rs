@@ -11,10 +11,12 @@ mod run_log;
 mod runs;
 mod schedule;
 mod submission;
+mod tool_calls;
 
 pub use live::{LiveEvent, OutputDelta, TextDelta};
 pub use runs::{Engine, EngineError, Limits};
 pub use submission::{Submission, Submitted};
+pub use tool_calls::{ToolCallPage, ToolCallView};
 
 use std::sync::Arc;
 

@@ -3,17 +3,19 @@
 use std::{
     future::Future,
     panic::AssertUnwindSafe,
+    path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     agents::executor,
     domain::{
+        access::{Access, Reach},
         ids::{Caller, RunId, Sequence},
         journal::{NewEntry, RunCreated},
         run::RunState,
@@ -26,9 +28,11 @@ use crate::{
         run_log::{RunLog, status_of},
         schedule::{Origin, Running, Schedule, Waiting},
         submission::{Submission, Submitted, check, digest},
+        tool_calls::{self, ToolCallPage},
     },
     ports::{
-        Admission, Append, AuditReport, Created, EntryView, JournalError, RunPlace, RunSummary,
+        Admission, Append, AuditReport, Created, EntryView, JournalError, RunFilter, RunPlace,
+        RunSummary,
     },
     tasks::Tasks,
 };
@@ -37,6 +41,8 @@ use crate::{
 const WHY_BYTES: usize = 1000;
 /// Wishes that may wait in a run's inbox; the caller of one more waits.
 const INBOX: usize = 16;
+/// Event streams that may be open at once in the whole daemon; one more is refused.
+const EVENT_STREAMS: usize = 1024;
 
 /// How much may go on at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +59,12 @@ pub enum EngineError {
     InvalidField { field: &'static str, message: String },
     #[error("there is no run {0}")]
     UnknownRun(RunId),
+    #[error("{message}")]
+    OutOfReach { message: String },
     #[error("{queued} runs are waiting already; try again when some have ended")]
     QueueFull { queued: usize },
+    #[error("{EVENT_STREAMS} event streams are open already; try again when one has ended")]
+    TooManyStreams,
     #[error("agentd is stopping; submit again when it is back")]
     Draining,
     #[error("run {run} has no diff: {message}")]
@@ -75,6 +85,8 @@ struct Inner {
     live: Arc<Live>,
     tasks: Tasks,
     schedule: Mutex<Schedule>,
+    /// Places for event streams.
+    streams: Arc<Semaphore>,
     /// The first failure of the journal: the daemon must stop.
     fatal: watch::Sender<Option<String>>,
 }
@@ -95,6 +107,7 @@ impl Engine {
                 live: Arc::default(),
                 tasks: Tasks::default(),
                 schedule: Mutex::default(),
+                streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
                 fatal: watch::Sender::new(None),
             }),
         }
@@ -130,7 +143,7 @@ impl Engine {
     /// The same `request_id` and body from the same caller give the same run.
     pub async fn submit(
         &self,
-        caller: Caller,
+        caller: Access,
         wanted: Submission,
     ) -> Result<Submitted, EngineError> {
         if self.inner.tasks.token().is_cancelled() {
@@ -143,9 +156,10 @@ impl Engine {
 
     async fn submit_checked(
         &self,
-        caller: Caller,
+        access: Access,
         wanted: Submission,
     ) -> Result<Submitted, EngineError> {
+        let Access { caller, reach, .. } = access;
         let mut spec = RunCreated {
             task: wanted.task.into(),
             workspace: wanted.workspace,
@@ -162,8 +176,10 @@ impl Engine {
         if let Some(run) = world.journal.submitted(admission.clone()).await? {
             return Ok(Submitted::Existed(self.run(run).await?));
         }
+        let denied = |message| EngineError::OutOfReach { message };
+        reach.check_agent(&spec.agent).map_err(denied)?;
         self.check_room()?;
-        spec.workspace = self.admit(&spec.workspace).await?;
+        spec.workspace = self.admit(&spec.workspace, &reach).await?;
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();
         let now = world.clock.now();
@@ -200,9 +216,18 @@ impl Engine {
         self.pump();
     }
 
-    async fn admit(&self, workspace: &str) -> Result<String, EngineError> {
+    async fn admit(&self, workspace: &str, reach: &Reach) -> Result<String, EngineError> {
         let invalid = |message| EngineError::InvalidField { field: "workspace", message };
-        let path = self.inner.world.sandbox.admit(workspace).await.map_err(invalid)?;
+        let denied = |message| EngineError::OutOfReach { message };
+        let path = match self.inner.world.sandbox.admit(workspace).await {
+            Ok(path) => path,
+            Err(message) => {
+                // What is wrong with a directory out of its reach is not the caller's to know.
+                reach.check_workspace(Path::new(workspace)).map_err(denied)?;
+                return Err(invalid(message));
+            }
+        };
+        reach.check_workspace(&path).map_err(denied)?;
         path.into_os_string()
             .into_string()
             .map_err(|path| invalid(format!("{} is not UTF-8", path.to_string_lossy())))
@@ -216,11 +241,11 @@ impl Engine {
     /// Runs, newest first.
     pub async fn runs(
         &self,
-        states: Vec<crate::domain::status::StateName>,
+        wanted: RunFilter,
         before: Option<RunPlace>,
         limit: usize,
     ) -> Result<Vec<(RunPlace, RunSummary)>, EngineError> {
-        Ok(self.inner.world.journal.runs(states, before, limit).await?)
+        Ok(self.inner.world.journal.runs(wanted, before, limit).await?)
     }
 
     /// The run when it has ended or stands still, or as it is when `timeout` is over.
@@ -251,6 +276,16 @@ impl Engine {
         limit: usize,
     ) -> Result<Vec<EntryView>, EngineError> {
         Ok(self.inner.world.journal.views(run, after, limit).await?)
+    }
+
+    /// A page of a run's tool calls whose intent stands after a sequence, oldest first.
+    pub async fn tool_calls(
+        &self,
+        run: RunId,
+        after: Sequence,
+        limit: usize,
+    ) -> Result<ToolCallPage, EngineError> {
+        tool_calls::tool_calls(&self.inner.world.journal, run, after, limit).await
     }
 
     /// Tells of new entries of a run, as a hint.
@@ -328,8 +363,19 @@ impl Engine {
     }
 
     /// Starts a stream to a subscriber; the engine waits for it when it stops.
-    pub fn spawn_stream(&self, stream: impl Future<Output = ()> + Send + 'static) {
-        drop(self.inner.tasks.spawn("stream", stream));
+    ///
+    /// Errors: as many as are accepted are open already.
+    pub fn spawn_stream(
+        &self,
+        stream: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), EngineError> {
+        let place = self.inner.streams.clone().try_acquire_owned();
+        let place = place.map_err(|_| EngineError::TooManyStreams)?;
+        drop(self.inner.tasks.spawn("stream", async move {
+            stream.await;
+            drop(place);
+        }));
+        Ok(())
     }
 
     /// Cancelled when the daemon stops.

@@ -5,12 +5,20 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use crate::{
+    agents::{self, Agent},
     config::ShownValue,
     domain::{ids::Timestamp, tool::RegisteredTool},
     engine::Engine,
-    grpc::{convert, tools},
+    grpc::{
+        convert,
+        page::{self, List},
+        tools,
+    },
     proto::v1::{self, admin_service_server::AdminService},
 };
+
+/// Agents of a page, if the caller does not say.
+const AGENTS: usize = 200;
 
 /// What the daemon knows of itself.
 #[derive(Debug, Clone)]
@@ -75,6 +83,34 @@ impl AdminService for Admin {
             tools: tools::tools(&self.engine, &info.tools),
             max_running_runs: count(limits.running_runs),
             max_queued_runs: count(limits.queued_runs),
+        }))
+    }
+
+    async fn list_agents(
+        &self,
+        request: Request<v1::ListAgentsRequest>,
+    ) -> Result<Response<v1::ListAgentsResponse>, Status> {
+        let request = request.into_inner();
+        let size = page::size(request.page_size, AGENTS)?;
+        let list = List::new("ListAgents", []);
+        // A place is the number of agents before it: those of a daemon never change.
+        let start = list.number(&request.page_token)?.unwrap_or(0);
+        let world = self.engine.world();
+        let granted = |agent: &Agent| {
+            let role = world.policy.roles.get(&agent.role);
+            let specs = world.tools.specs().iter().map(|spec| &spec.name);
+            let mine = specs.filter(|name| role.is_some_and(|role| role.tools.contains(name)));
+            mine.map(ToString::to_string).collect()
+        };
+        let all = agents::all();
+        let page = all.iter().skip(start).take(size);
+        let more = all.len() > start.saturating_add(size);
+        Ok(Response::new(v1::ListAgentsResponse {
+            agents: page.map(|agent| convert::agent(agent, granted(agent))).collect(),
+            next_page_token: match more {
+                true => list.token(&(start + size).to_string()),
+                false => String::new(),
+            },
         }))
     }
 }

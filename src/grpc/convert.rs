@@ -2,17 +2,22 @@
 
 use std::time::Duration;
 
+use axum::http::HeaderMap;
 use prost_types::Timestamp;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
+    agents::{Agent, Origin},
     domain::{
+        access::Role,
         budget::{Budget, Usage},
         ids::{self, RunId},
+        journal::{Decided, Verdict},
         status::StateName,
+        tool::{EffectClass, OutcomeKind},
     },
-    engine::{EngineError, LiveEvent},
+    engine::{EngineError, LiveEvent, ToolCallView},
     ports::{EntryView, JournalError, OutputStream, RunSummary},
     proto::v1::{self, stream_run_events_response::Event},
 };
@@ -39,7 +44,8 @@ pub(super) fn denied(why: Denied) -> Status {
         Denied::WrongToken => (
             Code::Unauthenticated,
             "WRONG_TOKEN",
-            "the bearer token is not this daemon's; it lies in the file `token` of its state directory",
+            "the bearer token is none of this daemon's; its owner's lies in the file `token` of its state \
+             directory",
         ),
         Denied::NoToken => (
             Code::Unauthenticated,
@@ -49,6 +55,46 @@ pub(super) fn denied(why: Denied) -> Status {
         ),
     };
     with_reason(code, reason, message.into(), ErrorDetails::new())
+}
+
+/// The caller is known, and its role may not call this.
+pub(super) fn role_denied(role: Role, path: &str, may: &[Role]) -> Status {
+    let may: Vec<String> = may.iter().map(Role::to_string).collect();
+    let method = path.trim_start_matches('/');
+    let message = format!("role {role} may not call {method}; may: {}", may.join(", "));
+    with_reason(Code::PermissionDenied, "ROLE_DENIED", message, ErrorDetails::new())
+}
+
+/// No service of this daemon has the method. The code is the one by which clients know an older server.
+pub(super) fn unknown_method(path: &str) -> Status {
+    let method: String = path.trim_start_matches('/').chars().take(200).collect();
+    let message = format!("this agentd {} has no method {method:?}", env!("CARGO_PKG_VERSION"));
+    with_reason(Code::Unimplemented, "UNKNOWN_METHOD", message, ErrorDetails::new())
+}
+
+/// The time that the caller gave is over; what it asked to be changed is still carried out.
+pub(super) fn deadline() -> Status {
+    let message = "the call's deadline is over; a run that was submitted goes on".into();
+    with_reason(Code::DeadlineExceeded, "TIMEOUT", message, ErrorDetails::new())
+}
+
+/// What the gRPC library refused by itself, in our words; none where it refused nothing of that kind.
+pub(super) fn of_transport(headers: &HeaderMap) -> Option<Status> {
+    let status = Status::from_header_map(headers)?;
+    let words = status.message();
+    match status.code() {
+        Code::OutOfRange if words.contains("message length too large") => {
+            let message = format!("the request is too large: {words}");
+            let code = Code::ResourceExhausted;
+            Some(with_reason(code, "REQUEST_TOO_LARGE", message, ErrorDetails::new()))
+        }
+        Code::Internal if words.contains("decode Protobuf message") => {
+            let message = format!("the request is not what its method takes: {words}");
+            let code = Code::InvalidArgument;
+            Some(with_reason(code, "MALFORMED_REQUEST", message, ErrorDetails::new()))
+        }
+        _ => None,
+    }
 }
 
 pub(super) fn invalid(field: &str, message: String) -> Status {
@@ -81,6 +127,12 @@ pub(super) fn status(error: EngineError) -> Status {
         EngineError::InvalidField { field, message } => invalid(field, message),
         EngineError::UnknownRun(_) => {
             with_reason(Code::NotFound, "RUN_NOT_FOUND", message, plain())
+        }
+        EngineError::OutOfReach { .. } => {
+            with_reason(Code::PermissionDenied, "POLICY_DENIED", message, plain())
+        }
+        EngineError::TooManyStreams => {
+            with_reason(Code::ResourceExhausted, "TOO_MANY_STREAMS", message, with_retry())
         }
         EngineError::QueueFull { .. } => {
             with_reason(Code::ResourceExhausted, "QUEUE_FULL", message, with_retry())
@@ -181,6 +233,84 @@ pub(super) fn run(summary: RunSummary) -> v1::Run {
         update_time: Some(timestamp(summary.updated)),
         submitter: summary.submitter.to_string(),
         labels: summary.labels.into_iter().collect(),
+    }
+}
+
+/// Characters of a tool's output that lists show.
+const OUTPUT_CHARS: usize = 2000;
+
+/// A call of a run that stands in `state`.
+pub(super) fn tool_call(run: RunId, state: StateName, view: ToolCallView) -> v1::ToolCall {
+    let standing = tool_call_state(state, &view);
+    let ToolCallView { sequence, asked, called, decided, attempt, ended } = view;
+    let is_allowed = decided.as_ref().is_some_and(|decided| decided.decision == Verdict::Allow);
+    let mut call = v1::ToolCall {
+        run_id: run.to_string(),
+        call_id: called.call_id.to_string(),
+        turn: called.call.turn,
+        index: called.call.index,
+        tool: called.tool.to_string(),
+        arguments: called.arguments.to_string(),
+        state: standing.into(),
+        effect_class: called.effect_class.as_str().into(),
+        decision: decided.map(decision),
+        attempt_count: if is_allowed { attempt } else { 0 },
+        sequence: sequence.0,
+        create_time: Some(timestamp(asked)),
+        ..v1::ToolCall::default()
+    };
+    if let Some((time, output)) = ended {
+        call.outcome = output.outcome.as_str().into();
+        call.output = output.output.chars().take(OUTPUT_CHARS).collect();
+        call.output_truncated = call.output.len() < output.output.len();
+        call.duration =
+            prost_types::Duration::try_from(Duration::from_millis(output.duration_ms)).ok();
+        call.end_time = Some(timestamp(time));
+    }
+    call
+}
+
+fn tool_call_state(run: StateName, call: &ToolCallView) -> v1::ToolCallState {
+    use v1::ToolCallState as State;
+    match (&call.ended, &call.decided) {
+        (Some((_, output)), _) => match output.outcome {
+            OutcomeKind::Done => State::Done,
+            OutcomeKind::Failed => State::Failed,
+            OutcomeKind::Refused => State::Refused,
+            OutcomeKind::Cancelled => State::Cancelled,
+        },
+        (None, Some(decided)) if decided.decision == Verdict::Allow => {
+            let lost = call.called.effect_class == EffectClass::NonIdempotent;
+            match run == StateName::NeedsAttention && lost {
+                true => State::Unresolved,
+                false => State::Running,
+            }
+        }
+        (None, Some(_) | None) => State::Pending,
+    }
+}
+
+fn decision(decided: Decided) -> v1::ToolCallDecision {
+    let verdict = match decided.decision {
+        Verdict::Allow => v1::Verdict::Allow,
+        Verdict::Deny => v1::Verdict::Deny,
+    };
+    v1::ToolCallDecision {
+        verdict: verdict.into(),
+        rule: decided.rule.to_string(),
+        why: decided.why,
+    }
+}
+
+pub(super) fn agent(agent: &Agent, tools: Vec<String>) -> v1::Agent {
+    v1::Agent {
+        name: agent.name.into(),
+        description: agent.description.into(),
+        role: agent.role.to_string(),
+        model: agent.model.clone().unwrap_or_default(),
+        tools,
+        instructions: agent.instructions.into(),
+        built_in: agent.origin == Origin::BuiltIn,
     }
 }
 

@@ -4,11 +4,13 @@ mod admin;
 mod audit;
 mod caller;
 mod convert;
+mod page;
+mod roles;
 mod runs;
 mod tools;
 
 pub use admin::Info;
-pub use caller::Door;
+pub use caller::{Door, named};
 
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
@@ -24,8 +26,10 @@ use crate::{
     },
 };
 
-/// Largest request, in bytes: a task of 1 MiB and room for the rest.
+/// Largest request of `RunService`, in bytes: a task of 1 MiB and room for the rest.
 const REQUEST_BYTES: usize = 2 << 20;
+/// Largest request of every other service, in bytes: they take names and tokens.
+const SMALL_REQUEST_BYTES: usize = 64 << 10;
 
 /// Names that `grpc.health.v1` knows besides the empty one.
 pub const HEALTH_NAMES: [&str; 7] = [
@@ -53,21 +57,21 @@ pub async fn services(
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let run_service = RunServiceServer::new(runs::Runs::new(engine.clone()))
-        .max_decoding_message_size(REQUEST_BYTES);
-    let tool_service =
-        ToolServiceServer::new(tools::Tools::new(engine.clone(), info.tools.clone()));
+    let run_service = RunServiceServer::new(runs::Runs::new(engine.clone()));
+    let tool_service = tools::Tools::new(engine.clone(), info.tools.clone());
+    let tool_service = ToolServiceServer::new(tool_service);
     let admin_service = AdminServiceServer::new(admin::Admin::new(engine.clone(), info));
     let audit_service = AuditServiceServer::new(audit::Audit::new(engine.clone()));
+    let (v1, v1alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
     let mut routes = Routes::builder();
     routes
-        .add_service(door.guard(run_service))
-        .add_service(door.guard(admin_service))
-        .add_service(door.guard(audit_service))
-        .add_service(door.guard(tool_service))
-        .add_service(door.guard(reflection().build_v1()?))
-        .add_service(door.guard(reflection().build_v1alpha()?))
-        // Orchestrators probe without credentials.
-        .add_service(health_service);
-    Ok((routes.routes(), health))
+        .add_service(run_service.max_decoding_message_size(REQUEST_BYTES))
+        .add_service(admin_service.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(audit_service.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(tool_service.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(v1.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(v1alpha.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(health_service.max_decoding_message_size(SMALL_REQUEST_BYTES));
+    let clock = engine.world().clock.clone();
+    Ok((caller::guard(routes.routes(), door, clock), health))
 }

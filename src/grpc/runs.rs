@@ -8,20 +8,28 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    domain::ids::{RunId, Sequence},
+    domain::{
+        access::Access,
+        ids::{RunId, Sequence},
+    },
     engine::{Engine, EngineError, LiveEvent, Submission, Submitted},
-    grpc::{caller, convert},
-    ports::RunPlace,
+    grpc::{
+        caller, convert,
+        page::{self, List},
+    },
+    ports::{Clock, RunFilter, RunPlace, RunSummary},
     proto::v1::{self, run_service_server::RunService, stream_run_events_response::Event},
 };
 
-/// Runs of a page, if the caller does not say, and at most.
-const PAGE: (usize, usize) = (50, 200);
+/// Runs of a page, if the caller does not say.
+const PAGE: usize = 50;
+/// Tool calls of a page, if the caller does not say.
+const CALLS: usize = 100;
 /// Entries that are read for a subscriber at once; no more is kept for it.
 const STREAM_PAGE: usize = 16;
 /// Silence after which a stream says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// How long a subscriber may take to be told that the daemon stops; one that never reads is not told.
+/// How long a subscriber may take to be told why its stream ends; one that never reads is not told.
 const FAREWELL: Duration = Duration::from_secs(1);
 /// Bytes of a diff in one message.
 const CHUNK: usize = 256 << 10;
@@ -40,6 +48,17 @@ impl Runs {
     pub(super) fn new(engine: Engine) -> Self {
         Self { engine }
     }
+
+    /// The run of this id, as far as it exists for the caller: one that it may not see is as unknown
+    /// as one that never was.
+    async fn seen(&self, access: &Access, id: &str) -> Result<RunSummary, Status> {
+        let id = convert::run_id(id)?;
+        let run = self.engine.run(id).await.map_err(convert::status)?;
+        match access.sees_runs_of(&run.submitter) {
+            true => Ok(run),
+            false => Err(convert::status(EngineError::UnknownRun(id))),
+        }
+    }
 }
 
 #[tonic::async_trait]
@@ -50,7 +69,7 @@ impl RunService for Runs {
         &self,
         request: Request<v1::CreateRunRequest>,
     ) -> Result<Response<v1::CreateRunResponse>, Status> {
-        let caller = caller::of(&request)?;
+        let access = caller::of(&request)?;
         let request = request.into_inner();
         let submission = Submission {
             task: request.task,
@@ -61,7 +80,7 @@ impl RunService for Runs {
             labels: request.labels.into_iter().collect(),
             budget: convert::budget(request.budget),
         };
-        let submitted = self.engine.submit(caller, submission).await.map_err(convert::status)?;
+        let submitted = self.engine.submit(access, submission).await.map_err(convert::status)?;
         let (run, existed) = match submitted {
             Submitted::New(run) => (run, false),
             Submitted::Existed(run) => (run, true),
@@ -73,8 +92,7 @@ impl RunService for Runs {
         &self,
         request: Request<v1::GetRunRequest>,
     ) -> Result<Response<v1::GetRunResponse>, Status> {
-        let id = convert::run_id(&request.into_inner().id)?;
-        let run = self.engine.run(id).await.map_err(convert::status)?;
+        let run = self.seen(&caller::of(&request)?, &request.into_inner().id).await?;
         Ok(Response::new(v1::GetRunResponse { run: Some(convert::run(run)) }))
     }
 
@@ -82,30 +100,52 @@ impl RunService for Runs {
         &self,
         request: Request<v1::ListRunsRequest>,
     ) -> Result<Response<v1::ListRunsResponse>, Status> {
+        let access = caller::of(&request)?;
         let request = request.into_inner();
-        let size = page_size(request.page_size)?;
-        let before = page_token(&request.page_token)?;
+        let size = page::size(request.page_size, PAGE)?;
         let known = request.states.iter().map(|number| convert::listed_state(*number));
         let known = known.collect::<Result<Vec<_>, _>>()?;
         let states: Vec<_> = known.iter().flatten().copied().collect();
+        let list = List::new("ListRuns", states.iter().map(|state| state.as_str().to_owned()));
+        let before = list.number(&request.page_token)?.map(RunPlace);
         if !known.is_empty() && states.is_empty() {
             return Ok(Response::new(v1::ListRunsResponse::default()));
         }
-        let found = self.engine.runs(states, before, size + 1).await.map_err(convert::status)?;
-        let next_page_token = match found.len() > size {
-            true => found.get(size - 1).map(|(place, _)| place.0.to_string()).unwrap_or_default(),
-            false => String::new(),
-        };
+        let wanted = RunFilter { states, submitter: access.sees_only().cloned() };
+        let found = self.engine.runs(wanted, before, size + 1).await.map_err(convert::status)?;
+        let last = found.get(size - 1).filter(|_| found.len() > size);
+        let next_page_token =
+            last.map(|(place, _)| list.token(&place.0.to_string())).unwrap_or_default();
         let runs = found.into_iter().take(size).map(|(_, run)| convert::listed_run(run)).collect();
         Ok(Response::new(v1::ListRunsResponse { runs, next_page_token }))
+    }
+
+    async fn list_tool_calls(
+        &self,
+        request: Request<v1::ListToolCallsRequest>,
+    ) -> Result<Response<v1::ListToolCallsResponse>, Status> {
+        let access = caller::of(&request)?;
+        let request = request.into_inner();
+        let run = self.seen(&access, &request.run_id).await?;
+        let size = page::size(request.page_size, CALLS)?;
+        let list = List::new("ListToolCalls", [run.id.to_string()]);
+        let after = list.number(&request.page_token)?.map_or(Sequence(0), Sequence);
+        let found = self.engine.tool_calls(run.id, after, size).await.map_err(convert::status)?;
+        let next = found.next.map(|place| list.token(&place.to_string()));
+        let state = run.status.state;
+        let tool_calls =
+            found.calls.into_iter().map(|call| convert::tool_call(run.id, state, call)).collect();
+        let next_page_token = next.unwrap_or_default();
+        Ok(Response::new(v1::ListToolCallsResponse { tool_calls, next_page_token }))
     }
 
     async fn wait_run(
         &self,
         request: Request<v1::WaitRunRequest>,
     ) -> Result<Response<v1::WaitRunResponse>, Status> {
+        let access = caller::of(&request)?;
         let request = request.into_inner();
-        let id = convert::run_id(&request.id)?;
+        let id = self.seen(&access, &request.id).await?.id;
         let (default, most) = WAIT;
         let timeout = match request.timeout {
             None => default,
@@ -122,9 +162,9 @@ impl RunService for Runs {
         &self,
         request: Request<v1::StreamRunEventsRequest>,
     ) -> Result<Response<Events>, Status> {
+        let (access, left) = (caller::of(&request)?, caller::time_left_of(&request));
         let request = request.into_inner();
-        let run = convert::run_id(&request.id)?;
-        self.engine.run(run).await.map_err(convert::status)?;
+        let run = self.seen(&access, &request.id).await?.id;
         let follow = if request.follow { Follow::UntilEnd } else { Follow::No };
         let (events, stream) = mpsc::channel(1);
         let feed = Feed {
@@ -134,7 +174,7 @@ impl RunService for Runs {
             sent: Sequence(request.after_sequence.min(i64::MAX as u64)),
             events,
         };
-        self.engine.spawn_stream(feed.send(follow));
+        self.engine.spawn_stream(feed.send(follow, left)).map_err(convert::status)?;
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
@@ -144,7 +184,7 @@ impl RunService for Runs {
         &self,
         request: Request<v1::GetRunDiffRequest>,
     ) -> Result<Response<Chunks>, Status> {
-        let id = convert::run_id(&request.into_inner().id)?;
+        let id = self.seen(&caller::of(&request)?, &request.into_inner().id).await?.id;
         let patch = self.engine.diff(id).await.map_err(convert::status)?;
         let chunks: Vec<_> = patch
             .chunks(CHUNK)
@@ -157,29 +197,12 @@ impl RunService for Runs {
         &self,
         request: Request<v1::CancelRunRequest>,
     ) -> Result<Response<v1::CancelRunResponse>, Status> {
-        let caller = caller::of(&request)?;
+        let access = caller::of(&request)?;
         let request = request.into_inner();
-        let id = convert::run_id(&request.id)?;
-        let run = self.engine.cancel(caller, id, request.why).await.map_err(convert::status)?;
+        let id = self.seen(&access, &request.id).await?.id;
+        let run =
+            self.engine.cancel(access.caller, id, request.why).await.map_err(convert::status)?;
         Ok(Response::new(v1::CancelRunResponse { run: Some(convert::run(run)) }))
-    }
-}
-
-fn page_size(wanted: i32) -> Result<usize, Status> {
-    let (default, most) = PAGE;
-    match usize::try_from(wanted) {
-        Ok(0) => Ok(default),
-        Ok(size) => Ok(size.min(most)),
-        Err(_) => Err(convert::invalid("page_size", format!("{wanted} is negative"))),
-    }
-}
-
-fn page_token(token: &str) -> Result<Option<RunPlace>, Status> {
-    match token {
-        "" => Ok(None),
-        token => token.parse().map(|place| Some(RunPlace(place))).map_err(|_| {
-            convert::invalid("page_token", "is not a token from an earlier answer".into())
-        }),
     }
 }
 
@@ -203,7 +226,14 @@ struct Feed {
 struct Gone;
 
 impl Feed {
-    async fn send(mut self, follow: Follow) {
+    async fn send(mut self, follow: Follow, left: Option<Duration>) {
+        let clock = self.engine.world().clock.clone();
+        let patience = async {
+            match left {
+                Some(left) => clock.sleep(left).await,
+                None => std::future::pending().await,
+            }
+        };
         let stopping = self.engine.stopping();
         // Subscribed before the first read: what is written meanwhile wakes us.
         let heads = self.engine.watch(self.run);
@@ -211,12 +241,9 @@ impl Feed {
         let events = self.events.clone();
         tokio::select! {
             _ = self.run_to_end(follow, heads, words) => {}
+            () = patience => say_farewell(&events, convert::deadline(), &*clock).await,
             () = stopping.cancelled() => {
-                let clock = self.engine.world().clock.clone();
-                tokio::select! {
-                    _ = events.send(Err(convert::draining())) => {}
-                    () = clock.sleep(FAREWELL) => {}
-                }
+                say_farewell(&events, convert::draining(), &*clock).await;
             }
             () = events.closed() => {}
         }
@@ -292,6 +319,18 @@ impl Feed {
     async fn event(&self, event: Event) -> Result<(), Gone> {
         let response = v1::StreamRunEventsResponse { event: Some(event) };
         self.events.send(Ok(response)).await.map_err(|_| Gone)
+    }
+}
+
+/// Tells a subscriber why its stream ends before its time.
+async fn say_farewell(
+    events: &mpsc::Sender<Result<v1::StreamRunEventsResponse, Status>>,
+    why: Status,
+    clock: &dyn Clock,
+) {
+    tokio::select! {
+        _ = events.send(Err(why)) => {}
+        () = clock.sleep(FAREWELL) => {}
     }
 }
 

@@ -7,7 +7,10 @@ use tonic::{Request, Response, Status};
 use crate::{
     domain::tool::{RegisteredTool, ToolSpec},
     engine::Engine,
-    grpc::convert,
+    grpc::{
+        convert,
+        page::{self, List},
+    },
     proto::v1::{self, tool_service_server::ToolService},
 };
 
@@ -55,26 +58,23 @@ impl ToolService for Tools {
         request: Request<v1::ListToolsRequest>,
     ) -> Result<Response<v1::ListToolsResponse>, Status> {
         let request = request.into_inner();
-        let size = match usize::try_from(request.page_size) {
-            Ok(0) => PAGE,
-            Ok(size) => size.min(PAGE),
-            Err(_) => return Err(convert::invalid("page_size", "is negative".into())),
-        };
+        let size = page::size(request.page_size, PAGE)?;
         let all = tools(&self.engine, &self.registered);
-        // The token is the name of the last tool of the page before.
-        let start = match request.page_token.as_str() {
-            "" => 0,
-            last => match all.iter().position(|tool| tool.name == last) {
+        let list = List::new("ListTools", []);
+        // A place is the name of the last tool of the page before.
+        let start = match list.place(&request.page_token)? {
+            None => 0,
+            Some(last) => match all.iter().position(|tool| tool.name == last) {
                 Some(place) => place + 1,
                 None => {
-                    let message = "is not a token from an earlier answer".into();
+                    let message = format!("its tool {last:?} is gone; begin anew");
                     return Err(convert::invalid("page_token", message));
                 }
             },
         };
         let more = all.len() > start + size;
         let tools: Vec<_> = all.into_iter().skip(start).take(size).collect();
-        let last = tools.last().map(|tool| tool.name.clone()).filter(|_| more);
+        let last = tools.last().filter(|_| more).map(|tool| list.token(&tool.name));
         let next_page_token = last.unwrap_or_default();
         Ok(Response::new(v1::ListToolsResponse { tools, next_page_token }))
     }

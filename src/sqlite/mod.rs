@@ -25,11 +25,10 @@ use crate::{
         ids::{Epoch, RunId, Sequence},
         journal::{Entry, NewEntry},
         redact::Redactor,
-        status::StateName,
     },
     ports::{
-        Admission, Append, AuditReport, Created, EntryView, Journal, JournalError, RunPlace,
-        RunSummary,
+        Admission, Append, AuditReport, Created, EntryView, Journal, JournalError, RunFilter,
+        RunPlace, RunSummary,
     },
 };
 
@@ -154,11 +153,11 @@ impl Journal for SqliteJournal {
 
     async fn runs(
         &self,
-        states: Vec<StateName>,
+        wanted: RunFilter,
         before: Option<RunPlace>,
         limit: usize,
     ) -> Result<Vec<(RunPlace, RunSummary)>, JournalError> {
-        self.readers.ask(move |reader| rows::runs(&reader.connection, &states, before, limit)).await
+        self.readers.ask(move |reader| rows::runs(&reader.connection, &wanted, before, limit)).await
     }
 
     async fn unended(&self) -> Result<Vec<RunId>, JournalError> {

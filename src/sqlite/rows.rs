@@ -13,7 +13,7 @@ use crate::{
         run::Failure,
         status::StateName,
     },
-    ports::{Admission, EntryView, JournalError, RunPlace, RunStatus, RunSummary},
+    ports::{Admission, EntryView, JournalError, RunFilter, RunPlace, RunStatus, RunSummary},
     sqlite::seal::{Broken, Seal},
 };
 
@@ -230,21 +230,23 @@ pub(super) fn submitted(
     })
 }
 
-/// Runs in one of `states` (empty: any), newest first.
+/// The runs that are wanted, newest first.
 pub(super) fn runs(
     connection: &Connection,
-    states: &[StateName],
+    wanted: &RunFilter,
     before: Option<RunPlace>,
     limit: usize,
 ) -> Result<Vec<(RunPlace, RunSummary)>, ReadError> {
-    let names: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
+    let names: Vec<&str> = wanted.states.iter().map(|state| state.as_str()).collect();
     let names = serde_json::Value::from(names).to_string();
     let mut statement = connection.prepare_cached(&format!(
         "{SUMMARY} WHERE place < ?1 AND (?2 = '[]' OR state IN (SELECT value FROM json_each(?2)))
-         ORDER BY place DESC LIMIT ?3"
+         AND (?3 IS NULL OR caller = ?3)
+         ORDER BY place DESC LIMIT ?4"
     ))?;
     let before = before.map_or(i64::MAX, |place| place.0);
-    let found = statement.query_map(params![before, names, bound(limit)], summary)?;
+    let submitter = wanted.submitter.as_ref().map(Caller::as_str);
+    let found = statement.query_map(params![before, names, submitter, bound(limit)], summary)?;
     Ok(found.collect::<rusqlite::Result<_>>()?)
 }
 

@@ -8,12 +8,15 @@
 
 mod access;
 mod audit;
+mod callers;
 mod cancel;
 mod configuration;
 mod confinement;
 mod ctl;
 mod declared;
 mod demo;
+mod limits;
+mod lists;
 mod loops;
 mod real_parts;
 mod refusals;

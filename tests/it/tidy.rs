@@ -13,7 +13,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// Every room, and the rooms it may use besides itself. A room is a folder or a file right under `src`.
-const ROOMS: [(&str, &[&str]); 26] = [
+const ROOMS: [(&str, &[&str]); 27] = [
     ("lib", &[]),
     ("domain", &[]),
     ("ports", &["domain"]),
@@ -25,9 +25,10 @@ const ROOMS: [(&str, &[&str]); 26] = [
     ("sqlite", &["domain", "ports", "private_file", "telemetry"]),
     ("policy_files", &["domain", "yaml"]),
     ("tool_files", &["domain", "private_file", "yaml"]),
-    ("grpc", &["config", "domain", "engine", "ports", "proto"]),
+    ("callers", &["domain", "secrets"]),
+    ("grpc", &["agents", "config", "domain", "engine", "ports", "proto"]),
     ("system", &["domain", "ports"]),
-    ("config", &["backend", "engine", "secrets", "telemetry", "yaml"]),
+    ("config", &["backend", "callers", "domain", "engine", "secrets", "telemetry", "yaml"]),
     (
         "daemon",
         &[
@@ -42,6 +43,7 @@ const ROOMS: [(&str, &[&str]); 26] = [
             "tool_files",
             "private_file",
             "secrets",
+            "callers",
             "grpc",
             "system",
             "config",

@@ -42,6 +42,8 @@ pub(crate) struct TestDaemon {
     child: Option<Child>,
     home: TempDir,
     settings: Settings,
+    /// Workspace root, where it is not the home.
+    root: Option<PathBuf>,
     /// Address of gRPC over TCP.
     pub(crate) tcp: String,
 }
@@ -66,6 +68,29 @@ impl TestDaemon {
     }
 
     pub(crate) fn start_with(settings: Settings) -> Self {
+        let mut daemon = Self::prepared(settings);
+        daemon.boot();
+        daemon
+    }
+
+    /// A daemon whose runs may work anywhere below `root`.
+    pub(crate) fn start_in(settings: Settings, root: &Path) -> Self {
+        let mut daemon = Self::prepared(settings);
+        daemon.root = Some(root.to_owned());
+        daemon.boot();
+        daemon
+    }
+
+    /// The last words of a daemon that does not start.
+    pub(crate) fn refused(settings: Settings) -> String {
+        let daemon = Self::prepared(settings);
+        let output = daemon.command().stdout(Stdio::piped()).output().unwrap();
+        assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
+        daemon.log()
+    }
+
+    /// All that a daemon needs, not started.
+    fn prepared(settings: Settings) -> Self {
         let home = tempfile::Builder::new().prefix("agentd-it-").tempdir().unwrap();
         fs::create_dir(home.path().join("workspace")).unwrap();
         fs::create_dir(home.path().join("policies")).unwrap();
@@ -79,9 +104,7 @@ impl TestDaemon {
         for (name, content) in &settings.tools {
             put_tool(&tools, name, content);
         }
-        let mut daemon = Self { child: None, home, settings, tcp: String::new() };
-        daemon.boot();
-        daemon
+        Self { child: None, home, settings, root: None, tcp: String::new() }
     }
 
     /// Starts the program, and waits for the line that says it is ready.
@@ -107,7 +130,7 @@ impl TestDaemon {
             .arg("--state-dir")
             .arg(self.state())
             .arg("--workspace-root")
-            .arg(home)
+            .arg(self.root.as_deref().unwrap_or(home))
             .arg("--policy-dir")
             .arg(home.join("policies"))
             .arg("--tools-dir")

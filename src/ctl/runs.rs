@@ -89,6 +89,9 @@ pub(super) struct Submit {
     /// A label; may be given several times
     #[arg(long, value_parser = label, value_name = "KEY=VALUE")]
     label: Vec<(String, String)>,
+    /// Refuse the run instead of queueing it while another has the workspace
+    #[arg(long)]
+    refuse_if_busy: bool,
     /// Wait until the run has ended
     #[arg(long)]
     wait: bool,
@@ -138,6 +141,10 @@ async fn submit(global: &Global, submit: Submit) -> Result<Exit, Failure> {
             max_tool_calls: submit.budget_calls,
             max_tokens: submit.budget_tokens,
         }),
+        when_workspace_busy: match submit.refuse_if_busy {
+            true => v1::BusyWorkspace::Refuse.into(),
+            false => v1::BusyWorkspace::Wait.into(),
+        },
     };
     let client = connect::connect(global).await?;
     let run = client.runs().create_run(request).await?.into_inner().run.unwrap_or_default();

@@ -15,7 +15,7 @@ mod tool_calls;
 
 pub use live::{LiveEvent, OutputDelta, TextDelta};
 pub use runs::{Engine, EngineError, Limits};
-pub use submission::{Submission, Submitted};
+pub use submission::{Submission, Submitted, WhenBusy};
 pub use tool_calls::{ToolCallPage, ToolCallView};
 
 use std::sync::Arc;

@@ -27,7 +27,7 @@ use crate::{
         recovery,
         run_log::{RunLog, status_of},
         schedule::{Origin, Running, Schedule, Waiting},
-        submission::{Submission, Submitted, check, digest},
+        submission::{Submission, Submitted, WhenBusy, check, digest},
         tool_calls::{self, ToolCallPage},
     },
     ports::{
@@ -67,6 +67,10 @@ pub enum EngineError {
     TooManyStreams,
     #[error("agentd is stopping; submit again when it is back")]
     Draining,
+    #[error(
+        "another run has or waits for {workspace}; try again when it has ended, or let this one wait"
+    )]
+    WorkspaceBusy { workspace: String },
     #[error("run {run} has no diff: {message}")]
     NoDiff { run: RunId, message: String },
     #[error(transparent)]
@@ -194,7 +198,7 @@ impl Engine {
         };
         let workspace = state.spec.workspace.clone();
         let waiting = Waiting { run, workspace, origin: Origin::Fresh(Box::new(state)) };
-        self.schedule().arriving.insert(run, waiting);
+        self.expect(waiting, wanted.when_busy)?;
         let created = world.journal.create(admission, append).await;
         // Queued before anything else can fail: it is on disk, so it must be carried out.
         self.arrive(run, &created);
@@ -202,6 +206,16 @@ impl Engine {
             Created::Existed(run) => Ok(Submitted::Existed(self.run(run).await?)),
             Created::New => Ok(Submitted::New(self.run(run).await?)),
         }
+    }
+
+    /// Notes a run that is about to be written, unless it is not to wait and would have to.
+    fn expect(&self, waiting: Waiting, when_busy: WhenBusy) -> Result<(), EngineError> {
+        let mut schedule = self.schedule();
+        if when_busy == WhenBusy::Refuse && !schedule.is_untouched(&waiting.workspace) {
+            return Err(EngineError::WorkspaceBusy { workspace: waiting.workspace });
+        }
+        schedule.arriving.insert(waiting.run, waiting);
+        Ok(())
     }
 
     /// Queues a run that has been written; whoever wanted something of it meanwhile has it already.

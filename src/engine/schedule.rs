@@ -54,6 +54,18 @@ impl Schedule {
         !self.leases.keys().any(meets)
     }
 
+    /// Whether no run has, waits for or is about to ask for this workspace, one that holds it, or one
+    /// within it.
+    pub(super) fn is_untouched(&self, workspace: &str) -> bool {
+        let wanted = Path::new(workspace);
+        let mut waiting = self.arriving.values().chain(&self.queue);
+        let meets = |waiting: &Waiting| {
+            let other = Path::new(&waiting.workspace);
+            other.starts_with(wanted) || wanted.starts_with(other)
+        };
+        self.is_free(workspace) && !waiting.any(meets)
+    }
+
     /// Takes a run out that does not go yet.
     pub(super) fn take(&mut self, run: RunId) -> Option<Waiting> {
         self.arriving.remove(&run).or_else(|| {

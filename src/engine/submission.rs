@@ -36,6 +36,15 @@ pub struct Submission {
     pub labels: BTreeMap<String, String>,
     /// Zeros stand for the defaults.
     pub budget: Budget,
+    pub when_busy: WhenBusy,
+}
+
+/// What to do while another run has the workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum WhenBusy {
+    #[default]
+    Wait,
+    Refuse,
 }
 
 /// What came of a submission.

@@ -17,7 +17,7 @@ use crate::{
         status::StateName,
         tool::{EffectClass, OutcomeKind},
     },
-    engine::{EngineError, LiveEvent, ToolCallView},
+    engine::{EngineError, LiveEvent, ToolCallView, WhenBusy},
     ports::{EntryView, JournalError, OutputStream, RunSummary},
     proto::v1::{self, stream_run_events_response::Event},
 };
@@ -136,6 +136,9 @@ pub(super) fn status(error: EngineError) -> Status {
         }
         EngineError::QueueFull { .. } => {
             with_reason(Code::ResourceExhausted, "QUEUE_FULL", message, with_retry())
+        }
+        EngineError::WorkspaceBusy { .. } => {
+            with_reason(Code::FailedPrecondition, "WORKSPACE_BUSY", message, with_retry())
         }
         EngineError::NoDiff { .. } => {
             with_reason(Code::FailedPrecondition, "NO_DIFF", message, plain())
@@ -323,6 +326,13 @@ fn usage(usage: Usage) -> v1::Usage {
         output_tokens: usage.output_tokens,
         reasoning_tokens: usage.reasoning_tokens,
         turns_of_unknown_cost: usage.turns_of_unknown_cost,
+    }
+}
+
+pub(super) fn when_busy(wanted: v1::BusyWorkspace) -> WhenBusy {
+    match wanted {
+        v1::BusyWorkspace::Unspecified | v1::BusyWorkspace::Wait => WhenBusy::Wait,
+        v1::BusyWorkspace::Refuse => WhenBusy::Refuse,
     }
 }
 

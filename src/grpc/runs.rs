@@ -72,6 +72,7 @@ impl RunService for Runs {
         let access = caller::of(&request)?;
         let request = request.into_inner();
         let submission = Submission {
+            when_busy: convert::when_busy(request.when_workspace_busy()),
             task: request.task,
             workspace: request.workspace,
             agent: request.agent,

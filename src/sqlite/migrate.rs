@@ -29,7 +29,9 @@ pub enum OpenError {
          with --state-dir"
     )]
     Owned { directory: PathBuf },
-    #[error("{path} cannot be opened; check that the directory exists and is writable")]
+    #[error(
+        "{path} cannot be opened; check that the directory exists and is writable, or choose another with --state-dir"
+    )]
     File { path: PathBuf, source: io::Error },
     #[error("the database {path} cannot be used")]
     Database { path: PathBuf, source: rusqlite::Error },

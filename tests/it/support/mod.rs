@@ -118,6 +118,19 @@ impl TestDaemon {
         self.tcp = format!("http://{address}");
     }
 
+    /// Starts the daemon by another command. Tells whether it came up.
+    pub(crate) fn boot_as(&mut self, mut command: Command) -> bool {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        self.child = Some(child);
+        let ready = line.starts_with("agentd is ready");
+        if let (true, Some(address)) = (ready, line.split(' ').nth(4)) {
+            self.tcp = format!("http://{address}");
+        }
+        ready
+    }
+
     /// The command that starts this daemon.
     pub(crate) fn command(&self) -> Command {
         let home = self.home.path();

@@ -13,7 +13,7 @@
 //!
 //! Never in here: a server or client of ours (`loops.rs` has those), an address that is not loopback.
 
-mod servers;
+pub(crate) mod servers;
 
 use std::{
     fs::File,

@@ -19,10 +19,10 @@ use super::text;
 use crate::support::PATIENCE;
 
 /// Where the parts are.
-pub(super) struct Parts(PathBuf);
+pub(crate) struct Parts(PathBuf);
 
 /// The parts; where there are none, says what is not checked.
-pub(super) fn parts(what: &str) -> Option<Parts> {
+pub(crate) fn parts(what: &str) -> Option<Parts> {
     match env::var_os("AGENTD_REAL_PARTS").filter(|directory| !directory.is_empty()) {
         Some(directory) => Some(Parts(directory.into())),
         None => {
@@ -76,9 +76,30 @@ impl Parts {
     }
 
     pub(super) fn python(&self) -> Command {
+        self.python_script("follow.py")
+    }
+
+    /// A script of `tests/it/python`.
+    pub(crate) fn python_script(&self, name: &str) -> Command {
         let mut command = self.command("python/bin/python");
-        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/python/follow.py"));
+        // What it compiles has no place in the tree.
+        command.arg("-B").arg(format!("{}/tests/it/python/{name}", env!("CARGO_MANIFEST_DIR")));
         command
+    }
+
+    /// A script of `tests/it/node`, with the parts' packages.
+    pub(crate) fn node_script(&self, name: &str) -> Command {
+        let packages = self.0.join("node/node_modules");
+        assert!(packages.is_dir(), "{} is missing: run scripts/real-parts.sh", packages.display());
+        let mut command = Command::new("node");
+        command.env_clear().env("PATH", env::var_os("PATH").unwrap()).env("NODE_PATH", packages);
+        command.arg(format!("{}/tests/it/node/{name}", env!("CARGO_MANIFEST_DIR")));
+        command.stdin(Stdio::null());
+        command
+    }
+
+    pub(crate) fn buf(&self) -> Command {
+        self.command("buf/node_modules/.bin/buf")
     }
 }
 

@@ -51,14 +51,14 @@ pub fn check(callers: &[CallerSettings], errors: &mut Vec<String>) {
     }
 }
 
-/// Reads every caller's token. `owner` is the daemon's own, which no other may have.
+/// Reads every caller's token, and gives them after those that are `known` already, whose tokens no other
+/// may have.
 ///
 /// Errors: one line each, without any token.
 pub fn load(
     callers: &[CallerSettings],
-    owner: &Credential,
+    mut known: Vec<Credential>,
 ) -> Result<Vec<Credential>, Vec<String>> {
-    let mut known = vec![owner.clone()];
     let mut errors = Vec::new();
     for settings in callers {
         match credential(settings) {
@@ -121,9 +121,9 @@ mod tests {
         }
     }
 
-    fn owner() -> Credential {
+    fn owner() -> Vec<Credential> {
         let access = Access::owner(Caller::new("uid:7"));
-        Credential { access, token: "the-owner-s-own-token".into() }
+        vec![Credential { access, token: "the-owner-s-own-token".into() }]
     }
 
     fn errors(callers: &[CallerSettings]) -> Vec<String> {
@@ -150,7 +150,7 @@ mod tests {
             settings(name, &home.path().join(name))
         };
         let good = put("good", "0123456789abcdef\n");
-        let known = load(std::slice::from_ref(&good), &owner()).unwrap();
+        let known = load(std::slice::from_ref(&good), owner()).unwrap();
         assert_eq!(known.len(), 2);
         assert_eq!(known[1].access.caller, Caller::new("caller:good"));
         assert_eq!(&*known[1].token, "0123456789abcdef");
@@ -162,7 +162,7 @@ mod tests {
             (put("long", &"x".repeat(4097)), "has 4097 characters"),
             (settings("gone", &home.path().join("gone")), "cannot be opened"),
         ] {
-            let errors = load(&[good.clone(), bad], &owner()).unwrap_err();
+            let errors = load(&[good.clone(), bad], owner()).unwrap_err();
             assert!(errors.len() == 1 && errors[0].contains(why), "{why}: {errors:?}");
             assert!(!errors[0].contains("0123456789"), "{errors:?}");
         }

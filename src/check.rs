@@ -11,6 +11,7 @@ use std::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    callers,
     config::Config,
     daemon,
     domain::{
@@ -82,6 +83,7 @@ pub async fn check(config: &Config, launcher: PathBuf, scratch: &Path) -> Vec<Fi
     let running = is_running(&config.state_directory);
     findings.push(address(config, running));
     findings.extend(policy(config));
+    findings.push(callers(config));
     findings.extend(sandbox(config, launcher, scratch).await);
     findings
 }
@@ -178,6 +180,13 @@ fn policy(config: &Config) -> Vec<Finding> {
             tools,
             Finding::failure(error.to_string(), "mend the files, or leave out --policy-dir"),
         ],
+    }
+}
+
+fn callers(config: &Config) -> Finding {
+    match callers::load(&config.callers, Vec::new()) {
+        Ok(known) => Finding::fine(format!("callers: {} besides the owner", known.len())),
+        Err(errors) => Finding::failure(errors.join("\n"), "mend the files, check again"),
     }
 }
 

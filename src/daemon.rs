@@ -170,7 +170,7 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
     let policy = Arc::new(policy(config, &tools, declared)?);
     let owner = Access::owner(grpc::named(rustix::process::geteuid().as_raw()));
     let owner = Credential { access: owner, token };
-    let known = callers::load(&config.callers, &owner).map_err(DaemonError::Callers)?;
+    let known = callers::load(&config.callers, vec![owner]).map_err(DaemonError::Callers)?;
     let tokens = known.iter().map(|caller| caller.token.to_string());
     let secrets = config.secrets.iter().map(|secret| secret.expose_secret().to_owned());
     let secrets = secrets.chain(tokens);

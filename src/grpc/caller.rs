@@ -50,9 +50,10 @@ impl Door {
                 });
                 let given = given.ok_or(Denied::NoToken)?;
                 // All are compared, whichever fits: the time must not tell which callers there are.
-                let fits = known.iter().filter(|one| is_same(given, one.token.as_bytes()));
-                let fit = fits.fold(None, |found, one| Some(one).or(found));
-                fit.map(|one| one.access.clone()).ok_or(Denied::WrongToken)
+                let found = known.iter().fold(None, |found, one| {
+                    if is_same(given, one.token.as_bytes()) { Some(one) } else { found }
+                });
+                found.map(|one| one.access.clone()).ok_or(Denied::WrongToken)
             }
         }
     }

@@ -126,7 +126,7 @@ async fn a_submission_whose_caller_vanished_is_a_run_that_goes_on_or_none() {
         // A connection of its own, dropped with its call: at once, or some time into it.
         let address = Address { uri: daemon.socket(), token_file: None };
         let client = Client::connect(&address).await.unwrap();
-        let moment = Duration::from_micros(round * round * 10);
+        let moment = Duration::from_micros(round * round * 40);
         let call = async move { client.runs().create_run(request).await };
         drop(tokio::time::timeout(moment, call).await);
 

@@ -4,6 +4,7 @@ use agentd::{
     proto::v1::{self, ToolCallState, Verdict},
     scripted::{Reply, Script, Seen, Turn},
 };
+use prost::Message as _;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -100,6 +101,26 @@ async fn a_call_under_way_is_running_and_its_end_is_open() {
     daemon.cancel(&run.id).await;
     daemon.wait(&run.id).await;
     assert_eq!(calls(&daemon, &run.id, 0).await[0].state(), ToolCallState::Cancelled);
+}
+
+#[tokio::test]
+async fn a_page_of_long_arguments_stays_within_what_clients_accept() {
+    let write = |n: usize| {
+        Turn::call("write_file", json!({"path": n.to_string(), "content": "x".repeat(900 << 10)}))
+    };
+    let turns = (0..6).map(write).chain([Turn::say("done")]).collect();
+    let backend = Backend::start(Script { turns }).await;
+    let daemon = TestDaemon::start(&backend.url());
+    let run = daemon.carry_out("write a lot").await.run.id;
+
+    let request = v1::ListToolCallsRequest { run_id: run.clone(), ..Default::default() };
+    let page = daemon.client().await.runs().list_tool_calls(request).await.unwrap().into_inner();
+
+    assert!(page.tool_calls.len() < 6 && page.encoded_len() < 4 << 20, "{}", page.encoded_len());
+    assert!(page.tool_calls.iter().all(|call| call.state() == ToolCallState::Done));
+    let all = calls(&daemon, &run, 0).await;
+    assert_eq!(all.iter().map(|call| call.turn).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+    assert!(all.iter().all(|call| call.arguments.len() > 900 << 10), "whole");
 }
 
 fn blamed(status: &Status) -> String {

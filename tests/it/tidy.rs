@@ -51,7 +51,7 @@ const ROOMS: [(&str, &[&str]); 27] = [
             "tasks",
         ],
     ),
-    ("check", &["config", "daemon", "domain", "ports", "sandbox", "telemetry", "tools"]),
+    ("check", &["callers", "config", "daemon", "domain", "ports", "sandbox", "telemetry", "tools"]),
     ("client", &["proto"]),
     (
         "ctl",

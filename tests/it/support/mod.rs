@@ -81,9 +81,14 @@ impl TestDaemon {
         daemon
     }
 
-    /// The last words of a daemon that does not start.
+    /// The last words of a daemon that does not start, which `agentd check` would have said.
     pub(crate) fn refused(settings: Settings) -> String {
         let daemon = Self::prepared(settings);
+        let serve = daemon.command();
+        let mut check = Command::new(serve.get_program());
+        check.arg("check").args(serve.get_args().skip(1)).env_clear();
+        let checked = check.output().unwrap();
+        assert_eq!(checked.status.code(), Some(78), "{checked:?}");
         let output = daemon.command().stdout(Stdio::piped()).output().unwrap();
         assert!(!output.status.success() && output.stdout.is_empty(), "{output:?}");
         daemon.log()

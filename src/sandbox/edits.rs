@@ -193,3 +193,64 @@ fn no_match(text: &str, edit: &Edit, path: &WorkspacePath) -> String {
 fn sha256(text: &str) -> String {
     hex(&Sha256::digest(text.as_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use rustix::fs::{Mode, OFlags};
+
+    use super::*;
+
+    fn scene(workspace: &Path, earlier: Option<Facts>) -> Scene {
+        Scene {
+            workspace: workspace.to_owned(),
+            program_directories: Vec::new(),
+            label: "edit".into(),
+            earlier,
+        }
+    }
+
+    /// The edit that doubles a word, so that making it twice would show.
+    fn attempt(workspace: &Path, earlier: Option<Facts>) -> (Facts, EffectResult) {
+        let edit = Edit { old: "a".into(), new: "aa".into(), places: Places::One };
+        let flags = OFlags::PATH | OFlags::DIRECTORY;
+        let directory = rustix::fs::open(workspace, flags, Mode::empty()).unwrap();
+        let scene = scene(workspace, earlier);
+        let resolved = resolve(&scene, &directory, "file", &edit);
+        let (facts, proof) = resolved.unwrap_or_else(|error| panic!("{error}"));
+        (facts, self::edit(proof, 1 << 20))
+    }
+
+    fn before(result: &EffectResult) -> Option<Before> {
+        match result {
+            EffectResult::Edited { before, replacements: 1, .. } => Some(*before),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn an_edit_that_a_crash_cut_off_is_made_once_whenever_that_was() {
+        let home = tempfile::tempdir().unwrap();
+        let file = home.path().join("file");
+        fs::write(&file, "a\n").unwrap();
+        let (intent, made) = attempt(home.path(), None);
+        assert_eq!(before(&made), Some(Before::Replaced));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "aa\n");
+
+        let (_, again) = attempt(home.path(), Some(intent.clone()));
+        assert_eq!(before(&again), Some(Before::AlreadyDone), "it was made before the crash");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "aa\n");
+
+        fs::write(&file, "a\n").unwrap();
+        let (_, again) = attempt(home.path(), Some(intent.clone()));
+        assert_eq!(before(&again), Some(Before::Replaced), "it was not made before the crash");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "aa\n");
+
+        fs::write(&file, "a, by somebody else\n").unwrap();
+        let (_, again) = attempt(home.path(), Some(intent));
+        let EffectResult::Failed { reason, .. } = again else { panic!("{again:?}") };
+        assert_eq!(reason, "OUTCOME_UNKNOWN");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "a, by somebody else\n");
+    }
+}

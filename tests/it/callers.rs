@@ -8,12 +8,13 @@ use agentd::{
     domain::access::Role,
     proto::{DESCRIPTORS, v1},
     scripted::{Reply, Seen, Turn},
+    tasks,
 };
 use prost::Message as _;
 use serde_json::json;
 use tonic::{Code, Status, codegen::http::uri::PathAndQuery, metadata::MetadataValue};
 
-use crate::support::{Backend, Settings, TestDaemon, refusal};
+use crate::support::{Backend, Settings, TestDaemon, agentctl, refusal};
 
 const CALLERS: [(&str, Role); 5] = [
     ("eve", Role::Viewer),
@@ -329,6 +330,32 @@ async fn a_caller_works_in_its_own_directory_and_below() {
         let status = create(workspace).await.unwrap_err();
         assert_eq!(refusal(&status).1, "POLICY_DENIED", "{workspace}");
     }
+    // Not even the owner may have tools work where a caller's token lies.
+    let workspace = root.path().display().to_string();
+    let request = v1::CreateRunRequest { workspace, ..daemon.request("x") };
+    let status = daemon.create(request).await.unwrap_err();
+    assert_eq!(refusal(&status), (Code::InvalidArgument, "INVALID_ARGUMENT".into()));
+    assert!(status.message().starts_with("workspace: "), "{}", status.message());
+}
+
+#[tokio::test]
+async fn agentctl_of_a_viewer_reads_and_ends_with_4_where_its_role_says_no() {
+    let office = Office::open().await;
+    office.submit("sam").await;
+    let viewer = async |arguments: &[&str]| {
+        let mut command = agentctl(office.daemon.home());
+        command.args(["--addr", &office.daemon.tcp, "--token-file"]);
+        command.arg(office.tokens.path().join("eve")).args(arguments);
+        tasks::blocking(move || command.output()).await.unwrap().unwrap()
+    };
+
+    let listed = viewer(&["run", "list", "-o", "json"]).await;
+    let refused = viewer(&["run", "submit", "x"]).await;
+
+    assert!(listed.status.success(), "{listed:?}");
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("caller:sam"), "{listed:?}");
+    assert_eq!(refused.status.code(), Some(4), "{refused:?}");
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("(ROLE_DENIED)"), "{refused:?}");
 }
 
 #[tokio::test]

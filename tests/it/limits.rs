@@ -55,7 +55,7 @@ async fn one_event_stream_more_than_the_daemon_has_places_for_is_refused_until_o
     let run = daemon.submit("wait").await;
     let follow =
         || v1::StreamRunEventsRequest { id: run.id.clone(), after_sequence: 0, follow: true };
-    // A connection has 256 places: one short of it each, so that none of them waits for another.
+    // A connection has 256 places: half of them are taken, so that no call waits for one.
     let mut streams = Vec::new();
     let mut clients = Vec::new();
     for _ in 0..1024 / 128 {

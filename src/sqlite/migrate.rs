@@ -1,7 +1,7 @@
 //! Opening a database: the lock, the settings that make it durable, the schema. Never reads a run.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -79,25 +79,51 @@ pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
 /// Opens the database for the one writer, at this build's schema, in a new epoch.
 pub(super) fn open_for_writing(path: &Path) -> Result<(Connection, Epoch), OpenError> {
     check_sqlite(rusqlite::version_number(), rusqlite::version())?;
-    let file = OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|source| OpenError::File { path: path.to_owned(), source })?;
-    drop(file);
+    if !path.exists() {
+        create(path)?;
+    }
     let database = |source| OpenError::Database { path: path.to_owned(), source };
     let mut connection = Connection::open(path).map_err(database)?;
     // Nothing is written before it is known that the file is ours and that we know its schema.
     check_owner(&connection, path)?;
     check_version(&connection, path)?;
     configure(&connection).map_err(database)?;
+    mark(&connection).map_err(database)?;
     migrate(&mut connection, path)?;
     let epoch = connection
         .query_row("UPDATE owner SET epoch = epoch + 1 RETURNING epoch", [], |row| row.get(0))
         .map_err(database)?;
     Ok((connection, Epoch(epoch)))
+}
+
+/// Makes an empty store beside its place and moves it there: whole and on disk, or not there. While it is
+/// made, nothing of it is worth a sync.
+fn create(path: &Path) -> Result<(), OpenError> {
+    let draft = path.with_extension("db.new");
+    let failed = |source| OpenError::File { path: draft.clone(), source };
+    let database = |source| OpenError::Database { path: draft.clone(), source };
+    // An earlier making may have been cut off.
+    for leftover in [draft.clone(), draft.with_extension("new-journal")] {
+        match fs::remove_file(&leftover) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    let mut options = OpenOptions::new();
+    let file = options.create_new(true).write(true).mode(0o600).open(&draft).map_err(failed)?;
+    let mut connection = Connection::open(&draft).map_err(database)?;
+    let settings = format!(
+        "PRAGMA application_id = {APPLICATION_ID}; PRAGMA synchronous = OFF;
+         PRAGMA journal_mode = MEMORY;"
+    );
+    connection.execute_batch(&settings).map_err(database)?;
+    migrate(&mut connection, &draft)?;
+    connection.close().map_err(|(_, source)| database(source))?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    file.sync_all()
+        .and_then(|()| fs::rename(&draft, path))
+        .and_then(|()| File::open(directory)?.sync_all())
+        .map_err(failed)
 }
 
 /// Refuses a SQLite, by its number (3051003 is 3.51.3), that can corrupt the journal.
@@ -131,11 +157,19 @@ fn check_owner(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     }
 }
 
+/// Marks an empty file as ours, which an older agentd may have left.
+fn mark(connection: &Connection) -> rusqlite::Result<()> {
+    let id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    match id {
+        0 => connection.pragma_update(None, "application_id", APPLICATION_ID),
+        _ => Ok(()),
+    }
+}
+
 /// FULL: a commit is on disk when it returns. Only the writer's thread checkpoints, every 16 MiB.
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute_batch(&format!(
-        "PRAGMA application_id = {APPLICATION_ID};
-         PRAGMA journal_mode = WAL;
+    connection.execute_batch(
+        "PRAGMA journal_mode = WAL;
          PRAGMA synchronous = FULL;
          PRAGMA busy_timeout = 5000;
          PRAGMA wal_autocheckpoint = 4096;
@@ -143,8 +177,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
          PRAGMA mmap_size = 0;
          PRAGMA foreign_keys = ON;
          PRAGMA trusted_schema = OFF;
-         PRAGMA cell_size_check = ON;"
-    ))
+         PRAGMA cell_size_check = ON;",
+    )
 }
 
 fn check_version(connection: &Connection, path: &Path) -> Result<(), OpenError> {
@@ -206,6 +240,24 @@ mod tests {
         assert_eq!(pragma(&connection, "foreign_keys"), "1");
         assert_eq!(pragma(&connection, "trusted_schema"), "0");
         assert_eq!(pragma(&connection, "mmap_size"), "0");
+        assert_eq!(pragma(&connection, "application_id"), APPLICATION_ID.to_string());
+    }
+
+    #[test]
+    fn a_store_is_made_whole_also_where_an_earlier_making_was_cut_off_or_left_an_empty_file() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("agentd.db");
+        fs::write(home.path().join("agentd.db.new"), "half a store").unwrap();
+        drop(open_for_writing(&path).unwrap());
+        assert!(!home.path().join("agentd.db.new").exists());
+        let (connection, epoch) = open_for_writing(&path).unwrap();
+        assert_eq!(epoch, Epoch(2));
+        assert_eq!(pragma(&connection, "application_id"), APPLICATION_ID.to_string());
+
+        let path = home.path().join("empty.db");
+        fs::write(&path, "").unwrap();
+        drop(open_for_writing(&path).unwrap());
+        let (connection, _) = open_for_writing(&path).unwrap();
         assert_eq!(pragma(&connection, "application_id"), APPLICATION_ID.to_string());
     }
 

@@ -30,9 +30,19 @@ demo *flags:
     cargo build --release --locked
     "${CARGO_TARGET_DIR:-target}/release/agentctl" demo {{ flags }}
 
-# Benchmarks
-bench:
-    cargo bench --locked
+# Benchmarks; with names, only those tables
+bench *tables:
+    cargo bench --locked --bench performance -- {{ tables }}
+
+# Benchmarks with other runtimes beside ours; installs those
+bench-peers *tables:
+    AGENTD_REAL_PARTS=$(scripts/real-parts.sh peers-python peers-node) \
+        cargo bench --locked --bench performance -- {{ tables }}
+
+# Turns against the real llama.cpp with a real model; builds that from source, once, in 10 minutes or more
+llama:
+    cargo build --release --locked
+    scripts/llama-cpp.py
 
 # Installs the programs from elsewhere that the tests drive, and says where they are
 parts:

@@ -1,0 +1,63 @@
+//! A model server without latency, in the benchmark's own process. It looks at a request no more than it
+//! must, so that what grows with the history is what the client of the request makes of it. No model: each
+//! answer writes a small file, until enough were written.
+
+use axum::{Router, body::Bytes, extract::State, http::header, routing::post};
+use memchr::memmem;
+use tokio::net::TcpListener;
+
+/// What the server does with a request.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Manner {
+    /// It asks for so many steps, then says its last word.
+    Steps(usize),
+    /// It never answers.
+    Hang,
+}
+
+/// Starts to serve on a free port, for as long as the process lives. Gives the base URL.
+pub(crate) async fn start(manner: Manner) -> String {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let app = Router::new()
+        .route("/v1/responses", post(respond))
+        .layer(axum::extract::DefaultBodyLimit::disable())
+        .with_state(manner);
+    let listener = axum::serve::ListenerExt::tap_io(listener, |stream| {
+        let _ = stream.set_nodelay(true);
+    });
+    drop(tokio::spawn(async move { axum::serve(listener, app).await }));
+    format!("http://{address}/v1")
+}
+
+async fn respond(
+    State(manner): State<Manner>,
+    body: Bytes,
+) -> ([(header::HeaderName, &'static str); 1], String) {
+    let steps = match manner {
+        Manner::Hang => std::future::pending().await,
+        Manner::Steps(steps) => steps,
+    };
+    let taken = memmem::find_iter(&body, b"function_call_output").count();
+    let output = match taken < steps {
+        true => call(taken + 1),
+        false => WORD.to_owned(),
+    };
+    let response = format!(
+        r#"{{"id":"resp_{taken}","object":"response","created_at":0,"status":"completed","model":"m",
+"output":[{output}],"parallel_tool_calls":true,"tool_choice":"auto","tools":[],
+"usage":{{"input_tokens":9,"input_tokens_details":{{"cached_tokens":0}},"output_tokens":9,
+"output_tokens_details":{{"reasoning_tokens":0}},"total_tokens":18}}}}"#
+    );
+    ([(header::CONTENT_TYPE, "application/json")], response)
+}
+
+const WORD: &str = r#"{"type":"message","id":"msg_1","role":"assistant","status":"completed",
+"content":[{"type":"output_text","text":"done","annotations":[]}]}"#;
+
+fn call(step: usize) -> String {
+    format!(
+        r#"{{"type":"function_call","id":"fc_{step}","call_id":"call_{step}","name":"write_file",
+"arguments":"{{\"path\":\"out.txt\",\"content\":\"step {step}\\n\"}}","status":"completed"}}"#
+    )
+}

@@ -12,7 +12,7 @@ use crate::domain::{
     effect::{Effect, EffectResult, Facts, Factual, Unresolved},
     ids::{Caller, Epoch, Position, RunId, Sequence, Timestamp, TreeId},
     item::Item,
-    journal::{AnsweredItem, ChainHash, Entry, NewEntry, Record},
+    journal::{AnsweredItem, ChainHash, Entry, NewEntry, Record, Sent},
     policy::{Limits, Permit},
     run::Failure,
     status::StateName,
@@ -64,6 +64,7 @@ pub struct ModelError {
     pub fault: ModelFault,
     /// What happened, to which backend, and what to do.
     pub message: String,
+    pub sent: Sent,
     pub http_status: Option<u16>,
     pub backend_request_id: Option<String>,
     /// How long the backend asked to be left alone.

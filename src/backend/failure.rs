@@ -3,28 +3,41 @@
 use reqwest::{StatusCode, header::HeaderMap};
 use serde_json::Value;
 
-use crate::ports::{ModelError, ModelFault};
+use crate::{
+    domain::journal::Sent,
+    ports::{ModelError, ModelFault},
+};
 
 /// Longest part of a backend's own words that is repeated, in characters.
 const QUOTE_CHARS: usize = 500;
 
 /// A failure of which only words are known.
 pub(super) fn plain(fault: ModelFault, message: String) -> ModelError {
-    ModelError { fault, message, http_status: None, backend_request_id: None, retry_after_ms: None }
+    ModelError {
+        fault,
+        message,
+        sent: Sent::Maybe,
+        http_status: None,
+        backend_request_id: None,
+        retry_after_ms: None,
+    }
 }
 
 /// The request did not come to an answer.
 pub(super) fn transport(url: &str, error: &reqwest::Error) -> ModelError {
     let why = crate::telemetry::chain(&error);
-    match error.is_timeout() {
-        true => {
-            plain(ModelFault::Timeout, format!("the backend {url} did not answer in time: {why}"))
-        }
-        false => plain(
-            ModelFault::Unavailable,
-            format!("the backend {url} cannot be reached: {why}. Is the model server running?"),
-        ),
-    }
+    let sent = if error.is_connect() { Sent::Never } else { Sent::Maybe };
+    let (fault, message) = if error.is_timeout() {
+        (ModelFault::Timeout, format!("the backend {url} did not answer in time: {why}"))
+    } else if error.is_body() || error.is_decode() {
+        let message = format!("the backend {url} was lost in the middle of an answer: {why}");
+        (ModelFault::Unavailable, message)
+    } else {
+        let message =
+            format!("the backend {url} cannot be reached: {why}. Is the model server running?");
+        (ModelFault::Unavailable, message)
+    };
+    ModelError { sent, ..plain(fault, message) }
 }
 
 /// The backend answered with an HTTP error.
@@ -52,6 +65,7 @@ pub(super) fn status(
     ModelError {
         fault,
         message: format!("the backend {url} answered {status}: {said}{remedy}"),
+        sent: Sent::Maybe,
         http_status: Some(status.as_u16()),
         backend_request_id: header(headers, "x-request-id"),
         retry_after_ms: retry_after_ms(headers),

@@ -1,7 +1,7 @@
 //! The Responses API: one question, one answer, streamed or not. Acts on nothing before the terminal
 //! event; checks the pairing of calls and outputs before every send.
 
-use std::{collections::BTreeMap, fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -74,17 +74,25 @@ impl ResponsesBackend {
             value.set_sensitive(true);
             headers.insert(header::AUTHORIZATION, value);
         }
+        let url = with_version(&settings.base_url);
         let client = Client::builder()
             .default_headers(headers)
             .connect_timeout(CONNECT)
             .read_timeout(settings.idle_timeout)
             .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("agentd/", env!("CARGO_PKG_VERSION")))
+            .user_agent(concat!("agentd/", env!("CARGO_PKG_VERSION")));
+        let client = match is_on_this_machine(&url) {
+            // No proxy leads there, and nothing on the way speaks TLS: reading the system's certificates
+            // would be a third of the daemon's start.
+            true => client.no_proxy().tls_certs_only([]),
+            false => client,
+        };
+        let client = client
             .build()
             .map_err(|error| format!("no HTTP client: {}", crate::telemetry::chain(&error)))?;
         Ok(Self {
             client,
-            url: with_version(&settings.base_url),
+            url,
             streaming: settings.streaming,
             hosted_tools: settings.hosted_tools.clone(),
             first_model: OnceCell::new(),
@@ -199,6 +207,8 @@ impl ResponsesBackend {
                 }
                 Ok(Some(response))
             }
+            // llama.cpp's ends a failed stream with an error that has no type of event.
+            "" if event.error.is_some() => Err(failure::in_body(&self.url, event.error.as_ref())),
             "error" => {
                 let words = event.message.map(serde_json::Value::from);
                 Err(failure::in_body(&self.url, event.error.or(words).as_ref()))
@@ -362,10 +372,59 @@ fn with_version(base_url: &str) -> String {
     }
 }
 
+/// Whether the server is reached by plain HTTP on a loopback address.
+fn is_on_this_machine(url: &str) -> bool {
+    let Ok(url) = reqwest::Url::parse(url) else { return false };
+    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    let loopback = host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    url.scheme() == "http" && (loopback || host == "localhost")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::domain::ids::CallId;
+
+    #[test]
+    fn an_error_in_a_stream_is_told_also_where_it_has_no_type_of_event() {
+        let settings = Settings {
+            base_url: "http://127.0.0.1:1".into(),
+            api_key: None,
+            hosted_tools: Vec::new(),
+            streaming: Streaming::On,
+            idle_timeout: Duration::from_secs(1),
+        };
+        // As `bin/agentd.rs` does; another test may have done it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let backend = ResponsesBackend::new(&settings).unwrap();
+        let take = |event: &str| {
+            let event = serde_json::from_str(event).unwrap();
+            backend.take_event(event, &mut BTreeMap::new(), &|_| {})
+        };
+        let full = r#"{"error":{"code":500,"message":"Context size has been exceeded.","type":"server_error"}}"#;
+        let error = take(full).unwrap_err();
+        assert!(error.message.contains("Context size has been exceeded."), "{error}");
+        let error = take(r#"{"type":"error","message":"no more"}"#).unwrap_err();
+        assert!(error.message.contains("no more"), "{error}");
+        assert!(take(r#"{"type":"response.queued"}"#).unwrap().is_none());
+    }
+
+    #[test]
+    fn only_plain_http_to_a_loopback_address_stays_on_this_machine() {
+        for url in ["http://127.0.0.1:1/v1", "http://LOCALHOST/v1", "http://[::1]:8080/v1"] {
+            assert!(is_on_this_machine(url), "{url}");
+        }
+        for url in [
+            "https://127.0.0.1/v1",
+            "http://127.0.0.1.example.com/v1",
+            "http://localhost.example.com/v1",
+            "http://10.0.0.1/v1",
+            "http://127.0.0.1@example.com/v1",
+            "nonsense",
+        ] {
+            assert!(!is_on_this_machine(url), "{url}");
+        }
+    }
 
     #[test]
     fn the_base_url_may_come_with_or_without_its_version() {

@@ -217,7 +217,8 @@ pub(super) fn exit_of(run: &v1::Run) -> Exit {
         | RunState::OutOfBudget => Exit::Suspended,
         RunState::Failed => {
             let reason = run.error.as_ref().map_or("", |error| error.reason.as_str());
-            let backend = reason.starts_with("BACKEND_")
+            // What the backend will not take, it will not take from whoever tries again.
+            let backend = (reason.starts_with("BACKEND_") && reason != "BACKEND_REJECTED")
                 || matches!(reason, "RATE_LIMITED" | "TIMEOUT" | "QUOTA_EXHAUSTED");
             if backend { Exit::Unavailable } else { Exit::Unsuccessful }
         }

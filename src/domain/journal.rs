@@ -197,6 +197,8 @@ pub struct BackendError {
     /// Stable, upper case: `BACKEND_UNAVAILABLE`, `RATE_LIMITED` and the like.
     pub reason: String,
     pub message: String,
+    #[serde(default, skip_serializing_if = "Sent::is_maybe")]
+    pub sent: Sent,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_status: Option<u16>,
     /// The backend's id of the request, for its support.
@@ -205,6 +207,23 @@ pub struct BackendError {
     /// When the next attempt is made; none when no attempt is left or would help.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_at: Option<Timestamp>,
+}
+
+/// Whether a failed request may have reached the backend, and so may have cost something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sent {
+    #[default]
+    Maybe,
+    /// There was no connection.
+    Never,
+}
+
+impl Sent {
+    /// By reference, as serde asks.
+    fn is_maybe(&self) -> bool {
+        *self == Self::Maybe
+    }
 }
 
 /// The model said nothing at all and was told so, once.

@@ -10,7 +10,7 @@ use crate::domain::{
     ids::{CallKey, RunId, Sequence, Timestamp},
     item::{Item, RawJson},
     journal::{
-        BackendError, Entry, ModelResponse, Moment, Record, RunCreated, Taken, ToolCalled,
+        BackendError, Entry, ModelResponse, Moment, Record, RunCreated, Sent, Taken, ToolCalled,
         ToolOutput,
     },
     tool::{EffectClass, ToolCall},
@@ -286,8 +286,9 @@ impl Work {
                 answered(response, items, usage)
             }
             (Self::Asking { attempt }, Record::BackendError(error)) if error.attempt == attempt => {
-                // Where the backend itself refused, nothing was generated.
-                usage.turns_of_unknown_cost += u32::from(error.http_status.is_none());
+                // Where the backend itself refused, or was not reached, nothing was generated.
+                let unknown = error.http_status.is_none() && error.sent == Sent::Maybe;
+                usage.turns_of_unknown_cost += u32::from(unknown);
                 after_error(error)
             }
             (Self::Asking { attempt }, Record::RunRecovered(_) | Record::CancelRequested(_)) => {

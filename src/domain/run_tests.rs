@@ -109,6 +109,7 @@ fn backend_error(turn: u32, attempt: u32, retry_at: Option<Timestamp>) -> Backen
         message: "connection refused".into(),
         http_status: None,
         backend_request_id: None,
+        sent: Sent::Maybe,
         retry_at,
     }
 }
@@ -985,6 +986,7 @@ fn examples() -> Vec<Record> {
         BackendError {
             http_status: Some(503),
             backend_request_id: Some("req_1".into()),
+            sent: Sent::Maybe,
             ..backend_error(1, 1, Some(Timestamp(5)))
         }
         .into(),

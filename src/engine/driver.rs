@@ -152,6 +152,7 @@ impl Driver {
             attempt,
             reason: error.fault.reason().into(),
             message: error.message,
+            sent: error.sent,
             http_status: error.http_status,
             backend_request_id: error.backend_request_id,
             retry_at,

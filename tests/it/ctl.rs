@@ -26,6 +26,7 @@ async fn backend() -> Backend {
         Some("unauthenticated") => {
             Reply::Http { status: 401, headers: vec![], body: String::new() }
         }
+        Some("rejected") => Reply::Http { status: 400, headers: vec![], body: String::new() },
         Some("read") => match seen.turn {
             1..=3 => Reply::Answer(Turn {
                 say: "I look.".into(),
@@ -68,6 +69,7 @@ async fn the_exit_code_says_how_the_run_ended() {
         ("succeed", 0, "SUCCEEDED"),
         ("fail", 1, "FAILED"),
         ("unauthenticated", 3, "FAILED"),
+        ("rejected", 1, "FAILED"),
         ("read too much", 6, "OUT_OF_BUDGET"),
     ] {
         let workspace = daemon.workspace().display().to_string();

@@ -28,6 +28,7 @@ use crate::{
         access::{Access, Credential},
         ids::ToolName,
         journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
+        policy::Policy,
         redact::Redactor,
         tool::Declaration,
     },
@@ -40,7 +41,7 @@ use crate::{
     secrets::ExposeSecret as _,
     sqlite,
     system::{SystemChance, SystemClock},
-    tasks::Tasks,
+    tasks::{self, Tasks},
     telemetry, tool_files,
     tools::Toolbox,
 };
@@ -82,20 +83,22 @@ pub enum DaemonError {
     Listen { address: String, source: io::Error },
     #[error("signals cannot be heard")]
     Signals(io::Error),
-    #[error("the API description cannot be served")]
-    Reflection(#[from] tonic_reflection::server::Error),
     #[error(transparent)]
     Journal(#[from] crate::ports::JournalError),
     #[error(transparent)]
     Engine(#[from] crate::engine::EngineError),
+    #[error("a part of the daemon ended early")]
+    Task(#[from] tokio::task::JoinError),
     #[error("the daemon stopped itself: {0}")]
     Fatal(String),
 }
 
-/// Runs the daemon until SIGTERM or SIGINT. `ready` is told the addresses once all is served.
+/// Runs the daemon until SIGTERM or SIGINT. `drivers` start runs on a runtime of their own; `ready` is told
+/// the addresses once all is served.
 pub async fn run(
     mut config: Config,
     launcher: PathBuf,
+    drivers: Tasks,
     ready: impl FnOnce(&str),
 ) -> Result<(), DaemonError> {
     raise_descriptor_limit();
@@ -106,7 +109,7 @@ pub async fn run(
         .and_then(|()| config.state_directory.canonicalize())
         .map_err(state)?;
     config.state_directory = resolved;
-    let parts = assemble(&config, launcher).await?;
+    let parts = assemble(&config, launcher, drivers).await?;
     let servers = serve(&config, &parts).await?;
     ready(&format!(
         "agentd is ready: grpc {} and unix:{}",
@@ -159,28 +162,37 @@ fn raise_descriptor_limit() {
     }
 }
 
-async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonError> {
+async fn assemble(
+    config: &Config,
+    launcher: PathBuf,
+    drivers: Tasks,
+) -> Result<Parts, DaemonError> {
     let state = &config.state_directory;
     let chance = Arc::new(SystemChance::default());
     let clock = Arc::new(SystemClock::default());
-    let token = token(state, &chance)
-        .map_err(|source| DaemonError::State { path: state.join(TOKEN), source })?;
-    let declared = declared_tools(config)?;
-    let tools = Arc::new(Toolbox::new(declared.clone()).map_err(DaemonError::Tools)?);
-    let policy = Arc::new(policy(config, &tools, declared)?);
+    let (store, token, rules) = {
+        let (directory, owner, chance) = (state.clone(), state.clone(), chance.clone());
+        // The store's lock says that this state directory is ours.
+        tokio::join!(
+            tasks::blocking(move || sqlite::take(&directory)),
+            tasks::blocking(move || token(&owner, &chance)),
+            async { Rules::load(config) },
+        )
+    };
+    let Rules { tools, policy, programs } = rules?;
+    let token = token?.map_err(|source| DaemonError::State { path: state.join(TOKEN), source })?;
     let owner = Access::owner(grpc::named(rustix::process::geteuid().as_raw()));
     let owner = Credential { access: owner, token };
     let known = callers::load(&config.callers, vec![owner]).map_err(DaemonError::Callers)?;
     let tokens = known.iter().map(|caller| caller.token.to_string());
     let secrets = config.secrets.iter().map(|secret| secret.expose_secret().to_owned());
     let secrets = secrets.chain(tokens);
-    // The journal first: its lock says that this state directory is ours.
     let redactor = Redactor::new(secrets);
-    let journal = Arc::new(sqlite::open(state, redactor.clone())?);
+    let journal = Arc::new(store??.open(redactor.clone())?);
     write_config(config)
         .map_err(|source| DaemonError::State { path: state.join(CONFIG), source })?;
     // Then the sandbox: what the last daemon left running is dead before anything is decided.
-    let places = places(config, &launcher);
+    let places = places(config, &launcher, programs);
     let sandbox = Arc::new(LocalSandbox::open(launcher, state, places)?);
     let backend = ResponsesBackend::new(&config.backend).map_err(DaemonError::Backend)?;
     let started = clock.now();
@@ -222,12 +234,30 @@ async fn assemble(config: &Config, launcher: PathBuf) -> Result<Parts, DaemonErr
         redactor: Arc::new(redactor),
         epoch: journal.epoch(),
     };
-    let engine = Engine::new(world, config.limits);
+    let engine = Engine::new(world, config.limits, drivers);
     let resumed = engine.resume().await?;
     if resumed > 0 {
         tracing::info!(runs = resumed, "runs go on");
     }
     Ok(Parts { engine, journal, clock, info, known: known.into() })
+}
+
+/// What models may call, and what decides about it.
+struct Rules {
+    tools: Arc<Toolbox>,
+    policy: Arc<Policy>,
+    /// Programs of declared tools.
+    programs: Vec<PathBuf>,
+}
+
+impl Rules {
+    fn load(config: &Config) -> Result<Self, DaemonError> {
+        let declared = declared_tools(config)?;
+        let programs = declared.iter().map(|tool| tool.program.clone().into()).collect();
+        let tools = Arc::new(Toolbox::new(declared.clone()).map_err(DaemonError::Tools)?);
+        let policy = Arc::new(policy(config, &tools, declared)?);
+        Ok(Self { tools, policy, programs })
+    }
 }
 
 /// The settings in force, for people and other programs; nothing reads it back.
@@ -242,15 +272,25 @@ fn write_config(config: &Config) -> io::Result<()> {
     private_file::replace(&config.state_directory.join(CONFIG), &text)
 }
 
+/// Tools of the configuration, then those of the directory. Errors: all faults of both at once.
 pub(crate) fn declared_tools(config: &Config) -> Result<Vec<Declaration>, DaemonError> {
-    match &config.tools_directory {
-        Some(directory) => tool_files::from_directory(directory).map_err(DaemonError::Tools),
-        None => Ok(Vec::new()),
+    let (mut declared, mut errors) = (Vec::new(), Vec::new());
+    for tool in &config.tools {
+        let declaration = tool.declaration.clone();
+        match tool_files::from_configuration(&tool.place, &tool.directory, declaration) {
+            Ok(tool) => declared.push(tool),
+            Err(faults) => errors.extend(faults),
+        }
     }
+    match config.tools_directory.as_deref().map(tool_files::from_directory).transpose() {
+        Ok(files) => declared.extend(files.unwrap_or_default()),
+        Err(faults) => errors.extend(faults),
+    }
+    if errors.is_empty() { Ok(declared) } else { Err(DaemonError::Tools(errors)) }
 }
 
 /// A tool must reach none of what decides, remembers or confines.
-fn places(config: &Config, launcher: &Path) -> Places {
+fn places(config: &Config, launcher: &Path, programs: Vec<PathBuf>) -> Places {
     let own = [
         Some(&config.state_directory),
         config.policy_directory.as_ref(),
@@ -259,6 +299,8 @@ fn places(config: &Config, launcher: &Path) -> Places {
     ];
     let tokens = config.callers.iter().map(|caller| caller.token_file.clone());
     let own = own.into_iter().flatten().cloned().chain([launcher.to_owned()]).chain(tokens);
+    // Bare names are found in the policy's directories.
+    let own = own.chain(programs.into_iter().filter(|program| program.is_absolute()));
     Places { workspace_root: config.workspace_root.clone(), off_limits: own.collect() }
 }
 
@@ -266,7 +308,7 @@ pub(crate) fn policy(
     config: &Config,
     tools: &Toolbox,
     declared: Vec<Declaration>,
-) -> Result<crate::domain::policy::Policy, policy_files::PolicyErrors> {
+) -> Result<Policy, policy_files::PolicyErrors> {
     let mut sources = match &config.policy_directory {
         Some(directory) => Sources::from_directory(directory)?,
         None => Sources::built_in(),
@@ -289,7 +331,7 @@ async fn note(
 /// What serves callers.
 struct Servers {
     tasks: Tasks,
-    health: Vec<HealthReporter>,
+    health: HealthReporter,
     address: SocketAddr,
 }
 
@@ -302,14 +344,14 @@ async fn serve(config: &Config, parts: &Parts) -> Result<Servers, DaemonError> {
     let address = tcp.local_addr().map_err(listen(config.listen.to_string()))?;
 
     let tasks = Tasks::default();
-    let door = Door::Socket { owner };
-    let (routes, socket_health) = grpc::services(&parts.engine, parts.info.clone(), door).await?;
-    tasks.spawn("grpc-socket", serve_on(routes, UnixListenerStream::new(socket), tasks.token()));
-    let door = Door::Token { known: parts.known.clone() };
-    let (routes, tcp_health) = grpc::services(&parts.engine, parts.info.clone(), door).await?;
+    let doors = [Door::Socket { owner }, Door::Token { known: parts.known.clone() }];
+    let ([for_socket, for_tcp], health) =
+        grpc::services(&parts.engine, parts.info.clone(), doors).await;
+    let incoming = UnixListenerStream::new(socket);
+    tasks.spawn("grpc-socket", serve_on(for_socket, incoming, tasks.token()));
     let incoming = tonic::transport::server::TcpIncoming::from(tcp).with_nodelay(Some(true));
-    tasks.spawn("grpc-tcp", serve_on(routes, incoming, tasks.token()));
-    Ok(Servers { tasks, health: vec![socket_health, tcp_health], address })
+    tasks.spawn("grpc-tcp", serve_on(for_tcp, incoming, tasks.token()));
+    Ok(Servers { tasks, health, address })
 }
 
 async fn serve_on<I, IO>(routes: Routes, incoming: I, stopping: tokio_util::sync::CancellationToken)
@@ -340,10 +382,8 @@ async fn stop(
     servers: Servers,
     signal: &str,
 ) -> Result<(), DaemonError> {
-    for health in &servers.health {
-        for name in HEALTH_NAMES.into_iter().filter(|name| *name != "liveness").chain([""]) {
-            health.set_service_status(name, ServingStatus::NotServing).await;
-        }
+    for name in HEALTH_NAMES.into_iter().filter(|name| *name != "liveness").chain([""]) {
+        servers.health.set_service_status(name, ServingStatus::NotServing).await;
     }
     if !parts.engine.stop(GRACE).await {
         tracing::warn!("some steps had not finished; they are left to the next daemon");

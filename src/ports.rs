@@ -304,8 +304,16 @@ pub trait Journal: Send + Sync {
     /// Recomputes every hash.
     async fn verify(&self) -> Result<AuditReport, JournalError>;
 
-    /// Tells of new entries of a run, as a hint: the head that is on disk.
-    fn watch(&self, run: RunId) -> watch::Receiver<Sequence>;
+    /// Tells of new entries of a run, as a hint: how far it has come on disk.
+    fn watch(&self, run: RunId) -> watch::Receiver<Progress>;
+}
+
+/// How far a run has come on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    pub head: Sequence,
+    /// None: nothing has been written since somebody watches.
+    pub state: Option<StateName>,
 }
 
 /// Who submits, and how a repetition is known.

@@ -3,7 +3,7 @@
 
 use std::{future::Future, time::Duration};
 
-use tokio::task::JoinHandle;
+use tokio::{runtime::Handle, task::JoinHandle};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 
@@ -12,9 +12,16 @@ use tracing::Instrument as _;
 pub struct Tasks {
     tracker: TaskTracker,
     token: CancellationToken,
+    /// None: the runtime of whoever starts the task.
+    runtime: Option<Handle>,
 }
 
 impl Tasks {
+    /// Tasks that run on this runtime, whoever starts them.
+    pub fn on(runtime: Handle) -> Self {
+        Self { runtime: Some(runtime), ..Self::default() }
+    }
+
     /// Token that every task of this owner must heed.
     pub fn token(&self) -> CancellationToken {
         self.token.clone()
@@ -26,8 +33,12 @@ impl Tasks {
         F: Future + Send + 'static,
         F::Output: Send + 'static,
     {
-        #[expect(clippy::disallowed_methods, reason = "this is the one place that may spawn")]
-        tokio::spawn(self.tracker.track_future(task.instrument(tracing::debug_span!("task", name))))
+        let task = self.tracker.track_future(task.instrument(tracing::debug_span!("task", name)));
+        match &self.runtime {
+            Some(runtime) => runtime.spawn(task),
+            #[expect(clippy::disallowed_methods, reason = "this is the one place that may spawn")]
+            None => tokio::spawn(task),
+        }
     }
 
     /// Stops all tasks and waits for them, at most `grace`. Tells whether all had ended.

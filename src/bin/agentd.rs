@@ -5,12 +5,17 @@ use std::{os::unix::fs::DirBuilderExt as _, path::PathBuf, process::ExitCode, ti
 use agentd::{
     check::{self, Level},
     config::{Config, Flags, Process},
-    daemon, telemetry,
+    daemon,
+    tasks::Tasks,
+    telemetry,
 };
 use clap::{Parser, Subcommand};
+use tokio::runtime::{Builder, Runtime};
 
 /// Exit status for a configuration or policy that is not valid (EX_CONFIG of sysexits).
 const BAD_CONFIGURATION: u8 = 78;
+/// Threads that answer callers; what takes long is done elsewhere.
+const CALLER_THREADS: usize = 2;
 
 /// Carries out LLM agent runs: every tool call decided, confined and journalled.
 #[derive(Parser)]
@@ -82,13 +87,16 @@ fn launcher() -> PathBuf {
 fn serve(config: Config) -> ExitCode {
     // The one place where the TLS provider is chosen: see docs/adr/0003-dependencies.md.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
+    let (runs, callers) = match runtimes() {
+        Ok(runtimes) => runtimes,
         Err(error) => return complain(&format!("no async runtime: {error}"), 1),
     };
-    let done = runtime.block_on(daemon::run(config, launcher(), say));
+    let drivers = Tasks::on(runs.handle().clone());
+    let done = callers.block_on(daemon::run(config, launcher(), drivers, say));
     // Work that hangs in the kernel must not keep a stopped daemon alive.
-    runtime.shutdown_timeout(Duration::from_millis(500));
+    for runtime in [runs, callers] {
+        runtime.shutdown_timeout(Duration::from_millis(250));
+    }
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ (daemon::DaemonError::Policy(_) | daemon::DaemonError::Tools(_))) => {
@@ -96,6 +104,17 @@ fn serve(config: Config) -> ExitCode {
         }
         Err(error) => complain(&telemetry::chain(&error), 1),
     }
+}
+
+/// One for runs, one for callers, so that these do not wait behind those: docs/adr/0011-two-runtimes.md.
+fn runtimes() -> std::io::Result<(Runtime, Runtime)> {
+    let runs = Builder::new_multi_thread().enable_all().thread_name("runs").build()?;
+    let callers = Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("callers")
+        .worker_threads(CALLER_THREADS)
+        .build()?;
+    Ok((runs, callers))
 }
 
 #[expect(clippy::print_stdout, reason = "the line that says the daemon is ready, or a finding")]

@@ -81,13 +81,13 @@ fn fault(kind: &str, tool: &Map<String, Value>) -> Option<String> {
         "mcp" if ["server_url", "connector_id", "tunnel_id"].into_iter().any(has) => None,
         "mcp" => Some("an mcp tool has a server_url, a connector_id or a tunnel_id".into()),
         "function" => Some(
-            "a function is not run by the backend; declare it as a file in the tools directory"
+            "a function is not run by the backend; declare it under `tools`, or as a file in the tools directory"
                 .into(),
         ),
         "" => Some("has no type; it is code_interpreter, file_search or mcp".into()),
         other => Some(format!(
             "{other} is not passed through: the types are code_interpreter, file_search and mcp. Leave it \
-             out, or declare a tool of your own in the tools directory"
+             out, or declare a tool of your own under `tools`"
         )),
     }
 }

@@ -5,8 +5,10 @@ mod callers;
 mod credential;
 mod hosted;
 mod reader;
+mod tools;
 
 pub use reader::ShownValue;
+pub use tools::DeclaredTool;
 
 use std::{
     env,
@@ -81,6 +83,8 @@ pub struct Config {
     pub policy_directory: Option<PathBuf>,
     /// Declarations of tools; none: there are only the built-in ones.
     pub tools_directory: Option<PathBuf>,
+    /// Tools that the file itself declares, besides those of the directory.
+    pub tools: Vec<DeclaredTool>,
     pub allow_commands: Option<String>,
     pub backend: backend::Settings,
     pub model: Option<String>,
@@ -208,6 +212,7 @@ impl Config {
         let policy_directory = reader.take(names::POLICY_DIR, flags.policy_dir, policies);
         let tools_directory =
             reader.take(names::TOOLS_DIR, flags.tools_dir, || default_tools(around));
+        let tools = tools::take(reader);
         let allow_commands = reader.take(names::ALLOW_COMMANDS, flags.allow_commands, || None);
         let mut secrets = Vec::new();
         let backend = backend(reader, flags.base_url, &mut secrets);
@@ -223,6 +228,7 @@ impl Config {
             listen: listen?,
             policy_directory,
             tools_directory,
+            tools,
             allow_commands,
             backend: backend?,
             model,

@@ -19,6 +19,7 @@ use crate::{
         ids::{Caller, RunId, Sequence},
         journal::{NewEntry, RunCreated},
         run::RunState,
+        status::StateName,
     },
     engine::{
         LiveEvent, World, diff,
@@ -31,8 +32,8 @@ use crate::{
         tool_calls::{self, ToolCallPage},
     },
     ports::{
-        Admission, Append, AuditReport, Created, EntryView, JournalError, RunFilter, RunPlace,
-        RunSummary,
+        Admission, Append, AuditReport, Created, EntryView, JournalError, Progress, RunFilter,
+        RunPlace, RunSummary,
     },
     tasks::Tasks,
 };
@@ -87,7 +88,10 @@ struct Inner {
     world: World,
     limits: Limits,
     live: Arc<Live>,
+    /// What callers wait for: it must not wait behind the runs themselves.
     tasks: Tasks,
+    /// The runs' drivers.
+    drivers: Tasks,
     schedule: Mutex<Schedule>,
     /// Places for event streams.
     streams: Arc<Semaphore>,
@@ -102,14 +106,15 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// An engine without runs; see [`Self::resume`].
-    pub fn new(world: World, limits: Limits) -> Self {
+    /// An engine without runs; see [`Self::resume`]. Runs are carried out where `drivers` start.
+    pub fn new(world: World, limits: Limits, drivers: Tasks) -> Self {
         Self {
             inner: Arc::new(Inner {
                 world,
                 limits,
                 live: Arc::default(),
                 tasks: Tasks::default(),
+                drivers,
                 schedule: Mutex::default(),
                 streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
                 fatal: watch::Sender::new(None),
@@ -267,10 +272,11 @@ impl Engine {
         let mut heads = self.inner.world.journal.watch(run);
         let waited = async {
             loop {
-                heads.borrow_and_update();
                 let summary = self.run(run).await?;
-                let state = summary.status.state;
-                if state.is_ended() || state.is_suspended() || heads.changed().await.is_err() {
+                // Read again only when there is something to be told: entries come by the thousand.
+                if rests(summary.status.state)
+                    || heads.wait_for(|now| now.state.is_some_and(rests)).await.is_err()
+                {
                     return Ok(summary);
                 }
             }
@@ -303,7 +309,7 @@ impl Engine {
     }
 
     /// Tells of new entries of a run, as a hint.
-    pub fn watch(&self, run: RunId) -> watch::Receiver<Sequence> {
+    pub fn watch(&self, run: RunId) -> watch::Receiver<Progress> {
         self.inner.world.journal.watch(run)
     }
 
@@ -410,7 +416,9 @@ impl Engine {
     /// Takes no more submissions, lets steps under way finish for at most `grace`, and stops. What has
     /// not finished is left to the next daemon. Tells whether all had finished.
     pub async fn stop(&self, grace: Duration) -> bool {
-        self.inner.tasks.stop(grace).await
+        let Inner { tasks, drivers, .. } = &*self.inner;
+        let (told, driven) = tokio::join!(tasks.stop(grace), drivers.stop(grace));
+        told && driven
     }
 
     fn schedule(&self) -> MutexGuard<'_, Schedule> {
@@ -472,7 +480,7 @@ impl Engine {
         }
         schedule.running.insert(run, Running { workspace: workspace.clone(), inbox });
         let engine = self.clone();
-        self.inner.tasks.spawn("run", async move {
+        self.inner.drivers.spawn("run", async move {
             let driven = AssertUnwindSafe(engine.drive(run, origin, messages)).catch_unwind();
             match driven.await {
                 Ok(Ok(mut late)) => {
@@ -514,7 +522,7 @@ impl Engine {
         };
         let mut log = RunLog::new(world.journal.clone(), world.clock.clone(), world.epoch, state);
         recovery::take_over(&world, &mut log).await?;
-        let stopping = self.inner.tasks.token();
+        let stopping = self.inner.drivers.token();
         Driver { world, live: self.inner.live.clone(), log, inbox, stopping }.drive().await
     }
 
@@ -542,4 +550,9 @@ impl Engine {
             | JournalError::Unreadable { .. } => {}
         }
     }
+}
+
+/// Whether whoever waits for a run in this state has waited long enough.
+fn rests(state: StateName) -> bool {
+    state.is_ended() || state.is_suspended()
 }

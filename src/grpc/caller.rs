@@ -4,6 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use axum::{
+    Router,
     extract::{Request, State},
     middleware::{self, Next},
     response::Response,
@@ -78,10 +79,10 @@ struct Gate {
     clock: Arc<dyn Clock>,
 }
 
-/// Puts the gate before all that `routes` lead to.
-pub(super) fn guard(routes: Routes, door: Door, clock: Arc<dyn Clock>) -> Routes {
+/// Puts the gate before all that `router` leads to.
+pub(super) fn guard(router: Router, door: Door, clock: Arc<dyn Clock>) -> Routes {
     let gate = middleware::from_fn_with_state(Gate { door, clock }, pass);
-    routes.into_axum_router().layer(gate).into()
+    router.layer(gate).into()
 }
 
 /// How long a call may take: for what goes on after its first answer.

@@ -72,6 +72,12 @@ pub(super) fn unknown_method(path: &str) -> Status {
     with_reason(Code::Unimplemented, "UNKNOWN_METHOD", message, ErrorDetails::new())
 }
 
+/// Our own descriptions cannot be served.
+pub(super) fn no_reflection(error: &tonic_reflection::server::Error) -> Status {
+    let message = format!("reflection is out of order ({error}); use the proto files");
+    with_reason(Code::Internal, "REFLECTION_FAILED", message, ErrorDetails::new())
+}
+
 /// The time that the caller gave is over; what it asked to be changed is still carried out.
 pub(super) fn deadline() -> Status {
     let message = "the call's deadline is over; a run that was submitted goes on".into();

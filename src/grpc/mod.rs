@@ -5,6 +5,7 @@ mod audit;
 mod caller;
 mod convert;
 mod page;
+mod reflection;
 mod roles;
 mod runs;
 mod tools;
@@ -13,16 +14,13 @@ pub use admin::Info;
 pub use caller::{Door, named};
 
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
+use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
     engine::Engine,
-    proto::{
-        DESCRIPTORS,
-        v1::{
-            admin_service_server::AdminServiceServer, audit_service_server::AuditServiceServer,
-            run_service_server::RunServiceServer, tool_service_server::ToolServiceServer,
-        },
+    proto::v1::{
+        admin_service_server::AdminServiceServer, audit_service_server::AuditServiceServer,
+        run_service_server::RunServiceServer, tool_service_server::ToolServiceServer,
     },
 };
 
@@ -42,36 +40,29 @@ pub const HEALTH_NAMES: [&str; 7] = [
     "agentd.v1.ToolService",
 ];
 
-/// All services, for callers that come through `door`, and the switch of their health.
-pub async fn services(
+/// All services, once for each door that callers come through, and the switch of their health.
+pub async fn services<const DOORS: usize>(
     engine: &Engine,
     info: Info,
-    door: Door,
-) -> Result<(Routes, tonic_health::server::HealthReporter), tonic_reflection::server::Error> {
+    doors: [Door; DOORS],
+) -> ([Routes; DOORS], HealthReporter) {
     let (health, health_service) = tonic_health::server::health_reporter();
     for name in HEALTH_NAMES.into_iter().chain([""]) {
         health.set_service_status(name, ServingStatus::Serving).await;
     }
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-    };
     let run_service = RunServiceServer::new(runs::Runs::new(engine.clone()));
     let tool_service = tools::Tools::new(engine.clone(), info.tools.clone());
     let tool_service = ToolServiceServer::new(tool_service);
     let admin_service = AdminServiceServer::new(admin::Admin::new(engine.clone(), info));
     let audit_service = AuditServiceServer::new(audit::Audit::new(engine.clone()));
-    let (v1, v1alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
     let mut routes = Routes::builder();
     routes
         .add_service(run_service.max_decoding_message_size(REQUEST_BYTES))
         .add_service(admin_service.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(audit_service.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(tool_service.max_decoding_message_size(SMALL_REQUEST_BYTES))
-        .add_service(v1.max_decoding_message_size(SMALL_REQUEST_BYTES))
-        .add_service(v1alpha.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(health_service.max_decoding_message_size(SMALL_REQUEST_BYTES));
-    let clock = engine.world().clock.clone();
-    Ok((caller::guard(routes.routes(), door, clock), health))
+    let router = reflection::add_to(routes.routes().into_axum_router());
+    let guarded = |door| caller::guard(router.clone(), door, engine.world().clock.clone());
+    (doors.map(guarded), health)
 }

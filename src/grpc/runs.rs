@@ -17,7 +17,7 @@ use crate::{
         caller, convert,
         page::{self, List},
     },
-    ports::{Clock, RunFilter, RunPlace, RunSummary},
+    ports::{Clock, Progress, RunFilter, RunPlace, RunSummary},
     proto::v1::{self, run_service_server::RunService, stream_run_events_response::Event},
 };
 
@@ -253,7 +253,7 @@ impl Feed {
     async fn run_to_end(
         &mut self,
         follow: Follow,
-        mut heads: watch::Receiver<Sequence>,
+        mut heads: watch::Receiver<Progress>,
         mut words: broadcast::Receiver<LiveEvent>,
     ) -> Result<(), Gone> {
         let mut ended = self.send_stored().await?;

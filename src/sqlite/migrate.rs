@@ -90,10 +90,19 @@ pub(super) fn open_for_writing(path: &Path) -> Result<(Connection, Epoch), OpenE
     configure(&connection).map_err(database)?;
     mark(&connection).map_err(database)?;
     migrate(&mut connection, path)?;
+    // Not synced by itself: nothing is done in an epoch before its first entry is on disk, and that sync
+    // takes along what stands before it in the log.
     let epoch = connection
-        .query_row("UPDATE owner SET epoch = epoch + 1 RETURNING epoch", [], |row| row.get(0))
+        .execute_batch("PRAGMA synchronous = NORMAL;")
+        .and_then(|()| {
+            let bump = "UPDATE owner SET epoch = epoch + 1 RETURNING epoch";
+            connection.query_row(bump, [], |row| row.get(0))
+        })
+        .and_then(|epoch| {
+            connection.execute_batch("PRAGMA synchronous = FULL;").map(|()| Epoch(epoch))
+        })
         .map_err(database)?;
-    Ok((connection, Epoch(epoch)))
+    Ok((connection, epoch))
 }
 
 /// Makes an empty store beside its place and moves it there: whole and on disk, or not there. While it is
@@ -103,7 +112,8 @@ fn create(path: &Path) -> Result<(), OpenError> {
     let failed = |source| OpenError::File { path: draft.clone(), source };
     let database = |source| OpenError::Database { path: draft.clone(), source };
     // An earlier making may have been cut off.
-    for leftover in [draft.clone(), draft.with_extension("new-journal")] {
+    for ending in ["new", "new-wal", "new-shm", "new-journal"] {
+        let leftover = draft.with_extension(ending);
         match fs::remove_file(&leftover) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
             Ok(()) | Err(_) => {}
@@ -112,12 +122,15 @@ fn create(path: &Path) -> Result<(), OpenError> {
     let mut options = OpenOptions::new();
     let file = options.create_new(true).write(true).mode(0o600).open(&draft).map_err(failed)?;
     let mut connection = Connection::open(&draft).map_err(database)?;
+    // Not syncing comes first: every setting of the file itself is a commit.
     let settings = format!(
-        "PRAGMA application_id = {APPLICATION_ID}; PRAGMA synchronous = OFF;
-         PRAGMA journal_mode = MEMORY;"
+        "PRAGMA synchronous = OFF; PRAGMA journal_mode = MEMORY;
+         PRAGMA application_id = {APPLICATION_ID};"
     );
     connection.execute_batch(&settings).map_err(database)?;
     migrate(&mut connection, &draft)?;
+    // Last, so that everything stands in the file that is moved, and nothing in a log beside it.
+    connection.execute_batch("PRAGMA journal_mode = WAL;").map_err(database)?;
     connection.close().map_err(|(_, source)| database(source))?;
     let directory = path.parent().unwrap_or(Path::new("."));
     file.sync_all()

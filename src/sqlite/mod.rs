@@ -1,5 +1,5 @@
 //! The journal in SQLite: one writer thread, a few readers, one owner per state directory.
-//! Knows nothing of what entries mean. Start with [`open`].
+//! Knows nothing of what entries mean. Start with [`take`].
 
 mod migrate;
 mod readers;
@@ -13,11 +13,15 @@ pub use verify::{verify_file, views_of_file};
 
 use std::{
     collections::HashMap,
-    path::Path,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
+    thread,
 };
 
 use async_trait::async_trait;
+use rusqlite::Connection;
 use tokio::sync::watch;
 
 use crate::{
@@ -27,8 +31,8 @@ use crate::{
         redact::Redactor,
     },
     ports::{
-        Admission, Append, AuditReport, Created, EntryView, Journal, JournalError, RunFilter,
-        RunPlace, RunSummary,
+        Admission, Append, AuditReport, Created, EntryView, Journal, JournalError, Progress,
+        RunFilter, RunPlace, RunSummary,
     },
 };
 
@@ -40,21 +44,50 @@ pub fn version() -> &'static str {
     rusqlite::version()
 }
 
-/// Takes the state directory's journal over, creating or migrating it.
+/// A state directory's store, taken over and at this build's schema. Nothing reads or writes it yet.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    connection: Connection,
+    epoch: Epoch,
+    seal: Arc<seal::Seal>,
+    lock: File,
+}
+
+/// Takes the state directory's store over, creating or migrating it.
 ///
 /// Blocking. Bumps the epoch, so that a writer of an earlier lifetime is refused. Errors: another
 /// daemon owns the directory, the file is not ours or from a newer version, or the disk refuses.
-pub fn open(state_directory: &Path, redactor: Redactor) -> Result<SqliteJournal, OpenError> {
+pub fn take(state_directory: &Path) -> Result<Store, OpenError> {
     let lock = migrate::lock(state_directory)?;
     let path = state_directory.join(DATABASE);
-    let (connection, epoch) = migrate::open_for_writing(&path)?;
-    let seal = Arc::new(seal::Seal::open(state_directory)?);
-    let shared = Arc::new(Shared::default());
-    let writer = writer::Writer::start(connection, epoch, seal.clone(), redactor, shared.clone())?;
-    let readers = readers::Readers::start(&path, &seal, 2, 4096)?;
-    // A verification reads everything: it must not stand in the way of other readers.
-    let auditor = readers::Readers::start(&path, &seal, 1, 4)?;
-    Ok(SqliteJournal { epoch, writer, readers, auditor, shared, _lock: lock })
+    // The first start syncs both to disk: side by side that takes as long as one.
+    let directory = state_directory.to_owned();
+    let sealing = thread::Builder::new()
+        .name("journal-seal".into())
+        .spawn(move || seal::Seal::open(&directory))
+        .map_err(|source| OpenError::Thread { source })?;
+    let opened = migrate::open_for_writing(&path);
+    let panicked = |_| Err(OpenError::Thread { source: io::Error::other("it panicked") });
+    let seal = sealing.join().unwrap_or_else(panicked);
+    let (connection, epoch) = opened?;
+    Ok(Store { path, connection, epoch, seal: Arc::new(seal?), lock })
+}
+
+impl Store {
+    /// The journal in this store; what `redactor` knows stands in no view of it.
+    ///
+    /// Errors: no thread can be started, or the database cannot be read.
+    pub fn open(self, redactor: Redactor) -> Result<SqliteJournal, OpenError> {
+        let Self { path, connection, epoch, seal, lock } = self;
+        let shared = Arc::new(Shared::default());
+        let writer =
+            writer::Writer::start(connection, epoch, seal.clone(), redactor, shared.clone())?;
+        let readers = readers::Readers::start(&path, &seal, 2, 4096)?;
+        // A verification reads everything: it must not stand in the way of other readers.
+        let auditor = readers::Readers::start(&path, &seal, 1, 4)?;
+        Ok(SqliteJournal { epoch, writer, readers, auditor, shared, _lock: lock })
+    }
 }
 
 /// The journal of one state directory.
@@ -66,14 +99,14 @@ pub struct SqliteJournal {
     auditor: readers::Readers,
     shared: Arc<Shared>,
     /// Held for as long as the journal is open.
-    _lock: std::fs::File,
+    _lock: File,
 }
 
 /// What the writer and its callers share.
 #[derive(Debug, Default)]
 struct Shared {
     /// Only runs that somebody watches.
-    watchers: Mutex<HashMap<RunId, watch::Sender<Sequence>>>,
+    watchers: Mutex<HashMap<RunId, watch::Sender<Progress>>>,
 }
 
 impl SqliteJournal {
@@ -89,23 +122,23 @@ impl SqliteJournal {
 }
 
 impl Shared {
-    fn announce(&self, run: RunId, head: Sequence) {
+    fn announce(&self, run: RunId, progress: Progress) {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(watcher) = watchers.get(&run) {
-            watcher.send_replace(head);
+            watcher.send_replace(progress);
             if watcher.is_closed() {
                 watchers.remove(&run);
             }
         }
     }
 
-    fn watch(&self, run: RunId) -> watch::Receiver<Sequence> {
+    fn watch(&self, run: RunId) -> watch::Receiver<Progress> {
         let mut watchers = self.watchers.lock().unwrap_or_else(PoisonError::into_inner);
         // A run that ends unwatched is never announced again; forget such rows before they add up.
         if watchers.len() > 1024 {
             watchers.retain(|_, watcher| !watcher.is_closed());
         }
-        watchers.entry(run).or_insert_with(|| watch::Sender::new(Sequence(0))).subscribe()
+        watchers.entry(run).or_insert_with(|| watch::Sender::new(Progress::default())).subscribe()
     }
 }
 
@@ -168,7 +201,7 @@ impl Journal for SqliteJournal {
         self.auditor.ask(|reader| verify::verify(&reader.connection)).await
     }
 
-    fn watch(&self, run: RunId) -> watch::Receiver<Sequence> {
+    fn watch(&self, run: RunId) -> watch::Receiver<Progress> {
         self.shared.watch(run)
     }
 }

@@ -16,7 +16,7 @@ use crate::{
         journal::{ChainHash, Linked, NewEntry, Record, RunAnchored, RunCreated},
         redact::Redactor,
     },
-    ports::{Admission, Append, Created, JournalError},
+    ports::{Admission, Append, Created, JournalError, Progress},
     sqlite::{OpenError, Shared, rows, seal::Seal},
 };
 
@@ -204,7 +204,7 @@ impl Thread {
         match self.write_batch(jobs, &mut answers, &mut heads) {
             Ok(after) => {
                 self.heads = after;
-                heads.into_iter().for_each(|(run, head)| self.shared.announce(run, head));
+                heads.into_iter().for_each(|(run, progress)| self.shared.announce(run, progress));
                 answers.into_iter().for_each(Answer::give);
             }
             Err(error) => {
@@ -221,7 +221,7 @@ impl Thread {
         &mut self,
         jobs: impl Iterator<Item = Job>,
         answers: &mut Vec<Answer>,
-        announced: &mut Vec<(RunId, Sequence)>,
+        announced: &mut Vec<(RunId, Progress)>,
     ) -> Result<Heads, WriteError> {
         let transaction =
             self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -334,7 +334,7 @@ struct Batch<'a> {
     seal: &'a Seal,
     redactor: &'a Redactor,
     heads: Heads,
-    announced: &'a mut Vec<(RunId, Sequence)>,
+    announced: &'a mut Vec<(RunId, Progress)>,
 }
 
 /// The end of one chain, and whose it is.
@@ -460,7 +460,8 @@ impl Batch<'_> {
             let record = anchor.into();
             self.daemon(&NewEntry { time: last.time, record, policy_revision: None })?;
         }
-        self.announced.push((append.run, chain.head));
+        let state = Some(append.status.state);
+        self.announced.push((append.run, Progress { head: chain.head, state }));
         Ok(())
     }
 

@@ -33,8 +33,9 @@ const MOST_FILES: usize = 256;
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct DeclarationShape {
+    /// A file says it; within the configuration it goes without saying.
     #[serde(rename = "schema")]
-    _schema: SchemaName,
+    schema: Option<SchemaName>,
     name: String,
     description: String,
     command: Vec<String>,
@@ -119,6 +120,35 @@ fn file_names(directory: &Path) -> Result<Vec<PathBuf>, String> {
 fn declaration(file: &str, directory: &Path, text: &str) -> Result<Declaration, Vec<String>> {
     let shape: DeclarationShape =
         yaml::parse(file, text).map_err(|error| vec![error.to_string()])?;
+    if shape.schema.is_none() {
+        return Err(vec![format!("{file}: schema: is missing; write schema: agentd/tool/v1")]);
+    }
+    settled(file, directory, shape, text)
+}
+
+/// A declaration that stands in the configuration file at `place`, which is told in errors; `directory` is
+/// that file's.
+///
+/// Errors: all that is wrong with it.
+pub fn from_configuration(
+    place: &str,
+    directory: &Path,
+    declaration: Value,
+) -> Result<Declaration, Vec<String>> {
+    // Its keys are sorted: the text changes only where the declaration does.
+    let text = declaration.to_string();
+    let shape = serde_json::from_value(declaration)
+        .map_err(|error| vec![format!("{place}: the declaration of a tool: {error}")])?;
+    settled(place, directory, shape, &text)
+}
+
+/// `text` is all that was declared.
+fn settled(
+    file: &str,
+    directory: &Path,
+    shape: DeclarationShape,
+    text: &str,
+) -> Result<Declaration, Vec<String>> {
     let mut errors = Vec::new();
     let mut fault = |key: &str, message: String| errors.push(format!("{file}: {key}: {message}"));
     let name = normalised(&shape.name).unwrap_or_else(|message| {
@@ -238,6 +268,27 @@ mod tests {
         assert!(errors.iter().all(|error| error.starts_with("lint.yaml: ")), "{errors:#?}");
         let errors = declared(&LINT.replace("effect: pure", "efect: pure")).unwrap_err();
         assert!(errors[0].starts_with("lint.yaml:5:1: "), "{errors:?}");
+    }
+
+    #[test]
+    fn in_the_configuration_a_declaration_says_the_same_and_its_place_is_told() {
+        let shape: Value = yaml::parse("lint.yaml", LINT).unwrap();
+        let tool = from_configuration("agentd.yaml:3", Path::new("/tools"), shape.clone()).unwrap();
+        let file = declared(LINT).unwrap();
+        assert_eq!(
+            tool,
+            Declaration { source: tool.source.clone(), digest: tool.digest.clone(), ..file }
+        );
+        assert_eq!(tool.source, "agentd.yaml:3");
+        let mut odd = shape;
+        odd["efect"] = "pure".into();
+        let errors = from_configuration("agentd.yaml:3", Path::new("/tools"), odd).unwrap_err();
+        assert!(
+            errors[0].starts_with("agentd.yaml:3: ") && errors[0].contains("`efect`"),
+            "{errors:?}"
+        );
+        let errors = declared(&LINT.replace("schema: agentd/tool/v1\n", "")).unwrap_err();
+        assert!(errors[0].contains("write schema: agentd/tool/v1"), "{errors:?}");
     }
 
     #[test]

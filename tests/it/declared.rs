@@ -1,12 +1,19 @@
 //! Tools that the operator declares: a command with a schema, in a sandbox like any other; and the
 //! registry of all tools.
 
-use std::fs;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
+};
 
-use agentd::scripted::{Script, Turn};
+use agentd::{
+    proto::v1,
+    scripted::{Script, Turn},
+};
 use serde_json::{Value, json};
+use tonic::Code;
 
-use crate::support::{Backend, Settings, Story, TestDaemon};
+use crate::support::{Backend, Settings, Story, TestDaemon, refusal};
 
 const COUNT: &str = r#"
 schema: agentd/tool/v1
@@ -78,6 +85,46 @@ async fn a_declared_tool_runs_its_command_with_words_and_input_from_its_argument
     let call = &story.payloads("tool_call")[0];
     assert_eq!(call["effect_class"], "pure");
     assert_eq!(call["facts"]["argv"][1], "a.txt");
+}
+
+#[tokio::test]
+async fn a_tool_can_be_declared_in_the_configuration_and_no_workspace_holds_its_command() {
+    let lines = COUNT.trim().lines().filter(|line| !line.starts_with("schema:"));
+    let configuration = format!("tools:\n  - {}\n", lines.collect::<Vec<_>>().join("\n    "));
+    let call = Turn::call("text_count", json!({"path": "a.txt", "word": "one"}));
+    let backend = Backend::start(Script { turns: vec![call, Turn::say("done")] }).await;
+    let settings = Settings { base_url: backend.url(), configuration, ..Settings::default() };
+    let daemon = TestDaemon::start_with(settings);
+    let script = daemon.home().join("count.sh");
+    fs::write(&script, COUNT_SH).unwrap();
+    fs::set_permissions(&script, Permissions::from_mode(0o755)).unwrap();
+    daemon.put("a.txt", "one\ntwo\none two\n");
+
+    let story = daemon.carry_out("count").await;
+
+    let expected = ("done".to_owned(), json!({"lines": 2, "note": "hello "}));
+    assert_eq!(story.outputs(), [expected]);
+    let request = v1::GetToolRequest { name: "text_count".into() };
+    let tool = daemon.client().await.tools().get_tool(request).await.unwrap().into_inner().tool;
+    let source = tool.unwrap().source;
+    assert!(source.ends_with("agentd.yaml:2"), "{source}");
+    let workspace = daemon.home().display().to_string();
+    let request = v1::CreateRunRequest { workspace, ..daemon.request("change it") };
+    let refused = refusal(&daemon.create(request).await.unwrap_err());
+    assert_eq!(refused, (Code::InvalidArgument, "INVALID_ARGUMENT".into()));
+}
+
+#[test]
+fn faults_of_tools_in_the_configuration_and_in_the_directory_are_told_at_once() {
+    let configuration = "tools:\n  - {name: a, description: d, command: [x], efect: pure}\n";
+    let said = TestDaemon::refused(Settings {
+        base_url: "http://127.0.0.1:9".into(),
+        configuration: configuration.into(),
+        tools: files(&[("b.yaml", "schema: agentd/tool/v1\nname: b\n")]),
+        ..Settings::default()
+    });
+    assert!(said.contains("agentd.yaml:2: ") && said.contains("`efect`"), "{said}");
+    assert!(said.contains("b.yaml:"), "{said}");
 }
 
 #[tokio::test]

@@ -71,7 +71,7 @@ const ROOMS: [(&str, &[&str]); 27] = [
         ],
     ),
     ("scripted", &["tasks", "yaml"]),
-    ("bin", &["check", "config", "ctl", "daemon", "sandbox", "telemetry"]),
+    ("bin", &["check", "config", "ctl", "daemon", "sandbox", "tasks", "telemetry"]),
     ("private_file", &[]),
     ("secrets", &[]),
     ("proto", &[]),
@@ -119,8 +119,9 @@ const SPAWNS: [&str; 7] = [
 ];
 
 /// Who may have a thread of its own, and what it does.
-const THREADS: [(&str, &str); 3] = [
+const THREADS: [(&str, &str); 4] = [
     ("src/daemon.rs", "waits for signals"),
+    ("src/sqlite/mod.rs", "makes the key while the store is made"),
     ("src/sqlite/readers.rs", "reads, each with its connection"),
     ("src/sqlite/writer.rs", "the one that writes"),
 ];

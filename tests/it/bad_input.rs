@@ -15,11 +15,13 @@ use std::{
 };
 
 use agentd::{
+    client::Client,
     proto::v1::{self, BusyWorkspace, RunState},
     scripted::{Reply, Script, Seen, Turn},
 };
 use serde_json::{Value, json};
-use tonic::Code;
+use tonic::{Code, Status, codegen::http::uri::PathAndQuery};
+use tonic_types::StatusExt as _;
 
 use crate::support::{Backend, TestDaemon, not_checked, refusal};
 
@@ -129,8 +131,10 @@ async fn a_backend_that_answers_nothing_is_unavailable() {
 
 #[tokio::test]
 async fn an_unreachable_backend_is_unavailable_and_the_message_says_where_it_should_be() {
-    let (reason, message, _) = first_failure("http://127.0.0.1:9/v1").await;
+    let (reason, message, daemon) = first_failure("http://127.0.0.1:9/v1").await;
     assert_eq!(reason, "BACKEND_UNAVAILABLE");
+    let usage = daemon.runs().await[0].usage.unwrap();
+    assert_eq!(usage.turns_of_unknown_cost, 0, "what was never sent cost nothing");
     assert!(message.contains("http://127.0.0.1:9/v1"), "{message}");
 }
 
@@ -178,6 +182,42 @@ async fn a_run_id_that_is_no_id_of_no_run_or_not_utf_8_is_refused() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("is not UTF-8"), "{output:?}");
 }
 
+/// CreateRunRequest by a client that does not look at its text.
+#[derive(Clone, PartialEq, prost::Message)]
+struct LooseRequest {
+    #[prost(bytes = "vec", tag = "1")]
+    task: Vec<u8>,
+    #[prost(string, tag = "2")]
+    workspace: String,
+}
+
+#[tokio::test]
+async fn a_task_that_is_not_utf_8_is_refused_and_makes_no_run() {
+    let daemon = TestDaemon::start("http://127.0.0.1:9");
+    let endpoint = tonic::transport::Endpoint::from_shared(daemon.tcp.clone()).unwrap();
+    let mut client = tonic::client::Grpc::new(endpoint.connect().await.unwrap());
+    let token = fs::read_to_string(daemon.token_file()).unwrap();
+    let workspace = daemon.workspace().display().to_string();
+    let mut send = async |task: &[u8]| {
+        client.ready().await.unwrap();
+        let message = LooseRequest { task: task.to_vec(), workspace: workspace.clone() };
+        let mut request = tonic::Request::new(message);
+        let bearer = format!("Bearer {}", token.trim()).parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        let path = PathAndQuery::from_static("/agentd.v1.RunService/CreateRun");
+        let codec = tonic_prost::ProstCodec::<LooseRequest, v1::CreateRunResponse>::default();
+        client.unary(request, path, codec).await
+    };
+    send(b"a task").await.expect("control: text is taken");
+
+    let error = send(b"a t\xe2sk").await.unwrap_err();
+
+    assert_eq!(refusal(&error), (Code::InvalidArgument, "MALFORMED_REQUEST".into()));
+    assert!(error.message().contains("UTF-8"), "{error:?}");
+    assert_eq!(daemon.runs().await.len(), 1);
+    assert!(daemon.audit().await.intact);
+}
+
 #[test]
 fn a_state_directory_that_cannot_be_used_is_named_and_left_as_it_is() {
     let mut daemon = TestDaemon::start("http://127.0.0.1:9");
@@ -209,9 +249,17 @@ fn refused_state(mut command: Command, place: &str) {
 
 /// In a mount namespace of its own, which goes away with it.
 fn unshared(setup: &str, serve: &Command) -> Command {
+    in_shell(&format!("{setup} && exec \"$@\""), serve)
+}
+
+/// The same, with a shell that stays until the daemon has ended, and ends as it did.
+fn unshared_kept(setup: &str, serve: &Command) -> Command {
+    in_shell(&format!("{setup} && {{ \"$@\"; exit $?; }}"), serve)
+}
+
+fn in_shell(script: &str, serve: &Command) -> Command {
     let mut command = Command::new("unshare");
-    let script = format!("{setup} && exec \"$@\"");
-    command.args(["--mount", "sh", "-c", &script, "sh"]).arg(serve.get_program());
+    command.args(["--mount", "sh", "-c", script, "sh"]).arg(serve.get_program());
     command.args(serve.get_args());
     command
 }
@@ -263,5 +311,69 @@ async fn a_full_disk_under_the_workspace_fails_the_call_and_leaves_the_file_as_i
     assert_eq!(heard[1].1["error"]["reason"], "DISK_FULL", "{}", heard[1].1);
     assert_eq!(heard[2].1["content"], "first", "the file is as it was");
     assert_eq!(story.state(), RunState::Succeeded);
+    assert!(daemon.audit().await.intact);
+}
+
+/// Fills the store with runs until one is refused: the first hangs on to the workspace, the others have long
+/// tasks and wait. Gives the ids of those that were accepted, and the refusal.
+async fn fill(daemon: &TestDaemon, client: &Client) -> (Vec<String>, Status) {
+    let mut accepted: Vec<String> = Vec::new();
+    loop {
+        let task = match accepted.len() {
+            0 => "hang".to_owned(),
+            number => format!("{number} {}", "x".repeat(100_000)),
+        };
+        match client.runs().create_run(daemon.request(&task)).await {
+            Ok(created) => accepted.push(created.into_inner().run.unwrap().id),
+            Err(refusal) => return (accepted, refusal),
+        }
+        assert!(accepted.len() < 1000, "the disk is never full");
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_under_the_store_stops_the_daemon_and_loses_nothing_that_was_acknowledged() {
+    if !may_mount() {
+        return;
+    }
+    let brain = |seen: &Seen| match seen.task.contains("hang") {
+        true => Reply::Hang,
+        false => Reply::Answer(Turn::say("fine")),
+    };
+    let backend = Backend::start(brain).await;
+    let mut daemon = TestDaemon::start(&backend.url());
+    daemon.stop();
+    let (state, kept) = (daemon.state(), daemon.home().join("kept"));
+    let (here, there) = (state.display(), kept.display());
+    // A small disk under the state directory, whose content outlives it. Nobody outside sees what is on it,
+    // so that it is given a token that is known.
+    let setup = format!(
+        "cp -a {here}/token {there}/ && mount -t tmpfs -o size=3m,mode=700 none {here} &&
+         cp -a {there}/token {here}/ && trap 'cp -a {here}/. {there}/' EXIT"
+    );
+    fs::create_dir(&kept).unwrap();
+    let mut command = unshared_kept(&setup, &daemon.command());
+    command.stderr(fs::File::create(daemon.home().join("last-words")).unwrap());
+    assert!(daemon.boot_as(command));
+    let client = daemon.tcp_client(Some(daemon.token_file())).await;
+
+    let (accepted, refused) = fill(&daemon, &client).await;
+
+    assert_eq!(refusal(&refused), (Code::Unavailable, "STORE_FAILED".into()));
+    assert!(refused.message().contains("full"), "{refused:?}");
+    assert!(refused.get_details_retry_info().is_some(), "it may be tried again: {refused:?}");
+    assert!(accepted.len() > 5, "control: there was room for some");
+    assert_eq!(daemon.exit_code().await, Some(1), "it acknowledges nothing more");
+    let said = fs::read_to_string(daemon.home().join("last-words")).unwrap();
+    assert!(said.contains("full; check the disk, then start agentd again"), "{said}");
+    // On a disk with room, all of them are there and are carried out.
+    fs::remove_dir_all(&state).unwrap();
+    fs::rename(&kept, &state).unwrap();
+    daemon.restart();
+    cancel(&daemon, &accepted[0]).await;
+    for id in &accepted[1..] {
+        assert_eq!(daemon.wait(id).await.state(), RunState::Succeeded);
+    }
+    assert_eq!(daemon.runs().await.len(), accepted.len());
     assert!(daemon.audit().await.intact);
 }

@@ -1,14 +1,19 @@
 //! What each tool does for a model, through the whole daemon: arguments, results and helpful failures.
 
-use std::{fs, os::unix::fs::symlink, process::Command};
+use std::{
+    fs,
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use agentd::{
-    proto::v1::RunState,
+    proto::v1::{self, RunState},
     scripted::{Script, Turn},
 };
 use serde_json::{Value, json};
 
-use crate::support::{Backend, Story, TestDaemon};
+use crate::support::{Backend, Settings, Story, TestDaemon};
 
 /// A run that makes these calls, one a turn, and succeeds. Gives what the model heard of each.
 async fn carry_out(
@@ -119,11 +124,13 @@ async fn read_file_gives_a_range_of_lines_and_refuses_what_is_not_text_or_too_la
         read(json!({"path": "huge"})),
         read(json!({"path": "."})),
         read(json!({"path": "empty"})),
+        read(json!({"path": "latin-1"})),
     ];
     let (_, _, heard) = carry_out(&calls, |daemon| {
         daemon.put("a", "1\n2\n3\n4\n");
         daemon.put("empty", "");
         fs::write(daemon.workspace().join("binary"), b"a\0b").unwrap();
+        fs::write(daemon.workspace().join("latin-1"), b"caf\xe9\n").unwrap();
         let huge = fs::File::create(daemon.workspace().join("huge")).unwrap();
         huge.set_len(2 << 30).unwrap();
     })
@@ -143,6 +150,7 @@ async fn read_file_gives_a_range_of_lines_and_refuses_what_is_not_text_or_too_la
     assert!(message(&heard[4]).contains("2147483648 bytes"), "{}", heard[4]);
     assert_eq!(reason(&heard[5]), "NOT_A_FILE");
     assert_eq!(heard[6]["content"], "");
+    assert_eq!(reason(&heard[7]), "NOT_TEXT", "text that is not UTF-8: {}", heard[7]);
 }
 
 #[tokio::test]
@@ -222,26 +230,55 @@ async fn search_files_finds_lines_and_keeps_out_of_what_is_ignored_secret_binary
     assert_eq!(reason(&heard[5]), "BAD_GLOB");
 }
 
+/// Makes a million files: links to a few, since a link is quicker made than a file.
+fn a_million_files(directory: &Path) {
+    // ext4 lets a file have 65,000 names.
+    const NAMES: usize = 60_000;
+    let source = |n: usize| directory.join(format!("{:07}", n / NAMES * NAMES));
+    for n in 0..1_000_000 {
+        match n % NAMES {
+            0 => fs::write(source(n), "hay").unwrap(),
+            _ => fs::hard_link(source(n), directory.join(format!("{n:07}"))).unwrap(),
+        }
+    }
+}
+
 #[tokio::test]
-async fn search_files_gives_up_on_a_directory_of_too_many_files_and_says_so() {
+async fn search_files_gives_up_on_a_directory_of_a_million_files_and_says_so() {
     let calls =
         [("search_files", json!({"pattern": "needle"})), ("list_dir", json!({"path": "small"}))];
-    let (_, story, heard) = carry_out(&calls, |daemon| {
-        daemon.put("0/found", "needle");
-        daemon.put("small/file", "");
-        let many = daemon.workspace().join("many");
-        fs::create_dir(&many).unwrap();
-        for n in 0..200_100 {
-            fs::hard_link(daemon.workspace().join("small/file"), many.join(n.to_string()))
-                .or_else(|_| fs::File::create(many.join(n.to_string())).map(drop))
-                .unwrap();
-        }
-    })
-    .await;
-    assert_eq!(reason(&heard[0]), "TOO_MANY_FILES", "{}", heard[0]);
-    assert_eq!(paths(&heard[0]["matches"]), ["0/found"], "what was found is not lost");
-    assert_eq!(story.outputs()[0].0, "failed");
-    assert_eq!(paths(&heard[1]["entries"]), ["small/file"], "the run goes on");
+    let turns = calls.into_iter().map(|(tool, arguments)| Turn::call(tool, arguments));
+    let turns = turns.chain([Turn::say("done")]).collect();
+    let backend = Backend::start(Script { turns }).await;
+    // In memory where that is to be had: the disk takes half a minute for so many names.
+    let base = Some(PathBuf::from("/dev/shm")).filter(|shm| shm.is_dir());
+    let base = base.unwrap_or_else(std::env::temp_dir);
+    let place = tempfile::Builder::new().prefix("agentd-it-").tempdir_in(&base).unwrap();
+    for (name, content) in [("0/found", "needle"), ("small/file", "")] {
+        fs::create_dir(place.path().join(name).parent().unwrap()).unwrap();
+        fs::write(place.path().join(name), content).unwrap();
+    }
+    fs::create_dir(place.path().join("many")).unwrap();
+    a_million_files(&place.path().join("many"));
+    let settings = Settings { base_url: backend.url(), ..Settings::default() };
+    let daemon = TestDaemon::start_in(settings, &base);
+    let workspace = place.path().display().to_string();
+    let request = v1::CreateRunRequest { workspace, ..daemon.request("find it") };
+    let run = daemon.create(request).await.unwrap().run.unwrap();
+
+    let story = daemon.story(&run.id).await;
+
+    assert_eq!(story.state(), RunState::Succeeded, "the run goes on: {:?}", story.run.error);
+    let [search, list] = story.outputs().try_into().unwrap();
+    assert_eq!(
+        (search.0.as_str(), reason(&search.1)),
+        ("failed", "TOO_MANY_FILES"),
+        "{}",
+        search.1
+    );
+    assert_eq!(paths(&search.1["matches"]), ["0/found"], "what was found is not lost");
+    assert_eq!(paths(&list.1["entries"]), ["small/file"]);
+    assert!(daemon.audit().await.intact);
 }
 
 #[tokio::test]

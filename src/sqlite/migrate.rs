@@ -76,20 +76,34 @@ pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
     }
 }
 
+/// Where a store comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Found,
+    /// Just now, by us, at this build's schema.
+    Made,
+}
+
 /// Opens the database for the one writer, at this build's schema, in a new epoch.
 pub(super) fn open_for_writing(path: &Path) -> Result<(Connection, Epoch), OpenError> {
     check_sqlite(rusqlite::version_number(), rusqlite::version())?;
-    if !path.exists() {
+    let origin = if path.exists() { Origin::Found } else { Origin::Made };
+    if origin == Origin::Made {
         create(path)?;
     }
     let database = |source| OpenError::Database { path: path.to_owned(), source };
     let mut connection = Connection::open(path).map_err(database)?;
-    // Nothing is written before it is known that the file is ours and that we know its schema.
-    check_owner(&connection, path)?;
-    check_version(&connection, path)?;
-    configure(&connection).map_err(database)?;
-    mark(&connection).map_err(database)?;
-    migrate(&mut connection, path)?;
+    match origin {
+        Origin::Made => configure(&connection).map_err(database)?,
+        Origin::Found => {
+            // Nothing is written before it is known that the file is ours and that we know its schema.
+            check_owner(&connection, path)?;
+            check_version(&connection, path)?;
+            configure(&connection).map_err(database)?;
+            mark(&connection).map_err(database)?;
+            migrate(&mut connection, path)?;
+        }
+    }
     // Not synced by itself: nothing is done in an epoch before its first entry is on disk, and that sync
     // takes along what stands before it in the log.
     let epoch = connection

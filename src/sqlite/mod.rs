@@ -22,7 +22,7 @@ use std::{
 
 use async_trait::async_trait;
 use rusqlite::Connection;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 use crate::{
     domain::{
@@ -84,19 +84,22 @@ impl Store {
         let writer =
             writer::Writer::start(connection, epoch, seal.clone(), redactor, shared.clone())?;
         let readers = readers::Readers::start(&path, &seal, 2, 4096)?;
-        // A verification reads everything: it must not stand in the way of other readers.
-        let auditor = readers::Readers::start(&path, &seal, 1, 4)?;
-        Ok(SqliteJournal { epoch, writer, readers, auditor, shared, _lock: lock })
+        let auditor = OnceCell::new();
+        Ok(SqliteJournal { path, seal, epoch, writer, readers, auditor, shared, _lock: lock })
     }
 }
 
 /// The journal of one state directory.
 #[derive(Debug)]
 pub struct SqliteJournal {
+    path: PathBuf,
+    seal: Arc<seal::Seal>,
     epoch: Epoch,
     writer: writer::Writer,
     readers: readers::Readers,
-    auditor: readers::Readers,
+    /// A verification reads everything, and is seldom: it must not stand in the way of other readers, and
+    /// costs nothing before the first.
+    auditor: OnceCell<readers::Readers>,
     shared: Arc<Shared>,
     /// Held for as long as the journal is open.
     _lock: File,
@@ -198,7 +201,12 @@ impl Journal for SqliteJournal {
     }
 
     async fn verify(&self) -> Result<AuditReport, JournalError> {
-        self.auditor.ask(|reader| verify::verify(&reader.connection)).await
+        let start = async || readers::Readers::start(&self.path, &self.seal, 1, 4);
+        let auditor =
+            self.auditor.get_or_try_init(start).await.map_err(|error| {
+                JournalError::Unreadable { what: crate::telemetry::chain(&error) }
+            })?;
+        auditor.ask(|reader| verify::verify(&reader.connection)).await
     }
 
     fn watch(&self, run: RunId) -> watch::Receiver<Progress> {

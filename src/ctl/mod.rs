@@ -29,13 +29,23 @@ use crate::{client::ConnectError, telemetry};
 /// Exit codes: 0 done and succeeded; 1 the run ended without success; 2 bad usage; 3 daemon or backend
 /// unavailable; 4 denied by policy or role; 5 timed out waiting; 6 suspended, needs a person.
 #[derive(Debug, Parser)]
-#[command(name = "agentctl", version, infer_subcommands = false)]
+#[command(name = "agentctl", version, infer_subcommands = false, after_help = EXAMPLES)]
 pub struct Program {
     #[command(flatten)]
     global: Global,
     #[command(subcommand)]
     noun: Noun,
 }
+
+/// The first hour, for whoever has only this program.
+const EXAMPLES: &str = "\
+Examples:
+  agentctl demo                                a whole run on a throwaway project; needs no model
+  agentd serve --workspace-root ~/src          the daemon, in another terminal
+  cd ~/src/project
+  agentctl run submit --follow 'Why does the build warn? Change nothing.'
+  agentctl run list                            then, with an ID: run get, tools, events, diff
+  agentctl doctor                              what is the matter, and what to type next";
 
 /// Flags that every verb knows.
 #[derive(Debug, clap::Args)]

@@ -21,6 +21,7 @@ use crate::{
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// Submits a run
+    #[command(after_help = SUBMIT_EXAMPLES)]
     Submit(Submit),
     /// Lists runs, newest first
     List {
@@ -59,6 +60,13 @@ pub(super) enum Verb {
         why: String,
     },
 }
+
+const SUBMIT_EXAMPLES: &str = "\
+Examples:
+  agentctl run submit --follow 'Make the failing test pass'       watch it; exit code 0 if it succeeded
+  agentctl run submit -f task.md --workspace ~/src/project        prints the run's ID, and waits for nothing
+  agentctl run submit -f task.md --wait -o json --request-id \"$CI_JOB_ID\"
+                                                                  in CI: safe to repeat, one JSON object";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Submit {

@@ -623,6 +623,32 @@ async fn the_doctor_names_the_next_command_for_each_finding() {
 }
 
 #[tokio::test]
+async fn the_help_shows_what_to_type_and_every_command_of_its_examples_exists() {
+    let daemon = TestDaemon::start("http://127.0.0.1:9");
+    for (words, shown) in [
+        (
+            &["--help"][..],
+            &["agentctl demo", "agentctl run submit --follow", "agentctl doctor"][..],
+        ),
+        (&["run", "submit", "--help"], &["--wait -o json --request-id"]),
+    ] {
+        let help = stdout(&daemon.agentctl(words).await);
+        for example in shown {
+            assert!(help.contains(example), "{example}: {help}");
+        }
+        let examples = help.lines().filter_map(|line| line.trim().strip_prefix("agentctl "));
+        for example in examples {
+            // What it does stands behind two blanks.
+            let typed = example.split("  ").next().unwrap();
+            let is_verb = |word: &&str| word.bytes().all(|byte| byte.is_ascii_lowercase());
+            let verbs: Vec<&str> = typed.split(' ').take_while(is_verb).chain(["--help"]).collect();
+            let output = daemon.agentctl(&verbs).await;
+            assert!(output.status.success(), "{example}: {output:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn completions_and_manual_pages_are_made_for_every_command_without_a_daemon() {
     let home = tempfile::tempdir().unwrap();
     for shell in ["bash", "zsh", "fish"] {

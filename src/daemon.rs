@@ -35,7 +35,7 @@ use crate::{
     engine::{Engine, World},
     grpc::{self, Door, HEALTH_NAMES, Info},
     policy_files::{self, Sources},
-    ports::{Clock as _, Journal},
+    ports::{Clock as _, Journal, JournalError},
     private_file,
     sandbox::{LocalSandbox, Places},
     secrets::ExposeSecret as _,
@@ -84,7 +84,7 @@ pub enum DaemonError {
     #[error("signals cannot be heard")]
     Signals(io::Error),
     #[error(transparent)]
-    Journal(#[from] crate::ports::JournalError),
+    Journal(#[from] JournalError),
     #[error(transparent)]
     Engine(#[from] crate::engine::EngineError),
     #[error("a part of the daemon ended early")]
@@ -132,14 +132,23 @@ pub async fn run(
                 _ = signals.recv() => Ok(()),
             }
         }
-        Err(message) => Err(DaemonError::Fatal(message)),
+        Err(message) => {
+            give_up(&parts, servers).await;
+            Err(DaemonError::Fatal(message))
+        }
     }
 }
 
+/// The journal takes nothing more, and so nothing more can be done; but whoever has asked is told why,
+/// and every stream ends with a reason instead of a broken connection.
+async fn give_up(parts: &Parts, servers: Servers) {
+    tokio::join!(parts.engine.stop(CONNECTIONS), servers.tasks.stop(CONNECTIONS));
+}
+
 /// Why the journal failed, once it has.
-async fn failed(fatal: &mut watch::Receiver<Option<String>>) -> String {
-    let message = fatal.wait_for(Option::is_some).await;
-    message.ok().and_then(|message| message.clone()).unwrap_or_default()
+async fn failed(fatal: &mut watch::Receiver<Option<JournalError>>) -> String {
+    let error = fatal.wait_for(Option::is_some).await;
+    error.ok().and_then(|error| error.as_ref().map(JournalError::to_string)).unwrap_or_default()
 }
 
 /// What the daemon is made of.

@@ -421,7 +421,7 @@ pub struct AuditFault {
 }
 
 /// Why the journal did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum JournalError {
     /// The id was used for another submission.
     #[error("request id {request_id:?} was used for another submission, run {run}")]

@@ -161,13 +161,23 @@ impl From<ConnectError> for Failure {
 
 impl From<Status> for Failure {
     fn from(status: Status) -> Self {
+        // What the daemon answered has no source: this is the connection's own end, whatever code it got.
+        if let Some(cause) = std::error::Error::source(&status) {
+            let cause = telemetry::chain(cause);
+            let message = format!(
+                "the connection to agentd was lost ({cause}). Runs go on once it is back: see `agentctl health`, then ask again"
+            );
+            return Self::new(Exit::Unavailable, message);
+        }
         let exit = match status.code() {
             Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::OutOfRange => {
                 Exit::BadUsage
             }
-            Code::Unavailable | Code::ResourceExhausted | Code::Unknown | Code::Internal => {
-                Exit::Unavailable
-            }
+            Code::Unavailable
+            | Code::ResourceExhausted
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::Internal => Exit::Unavailable,
             Code::PermissionDenied | Code::Unauthenticated => Exit::Denied,
             Code::DeadlineExceeded => Exit::TimedOut,
             _ => Exit::Unsuccessful,

@@ -96,7 +96,7 @@ struct Inner {
     /// Places for event streams.
     streams: Arc<Semaphore>,
     /// The first failure of the journal: the daemon must stop.
-    fatal: watch::Sender<Option<String>>,
+    fatal: watch::Sender<Option<JournalError>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -156,7 +156,7 @@ impl Engine {
         wanted: Submission,
     ) -> Result<Submitted, EngineError> {
         if self.inner.tasks.token().is_cancelled() {
-            return Err(EngineError::Draining);
+            return Err(self.farewell());
         }
         check(&wanted)?;
         let engine = self.clone();
@@ -283,7 +283,7 @@ impl Engine {
         };
         tokio::select! {
             summary = waited => summary,
-            () = self.stopping().cancelled_owned() => Err(EngineError::Draining),
+            () = self.stopping().cancelled_owned() => Err(self.farewell()),
             () = self.inner.world.clock.sleep(timeout) => self.run(run).await,
         }
     }
@@ -403,13 +403,21 @@ impl Engine {
         self.inner.tasks.token()
     }
 
+    /// What callers are told when the daemon stops: why it does.
+    pub fn farewell(&self) -> EngineError {
+        match &*self.inner.fatal.borrow() {
+            Some(error) => EngineError::Journal(error.clone()),
+            None => EngineError::Draining,
+        }
+    }
+
     /// Recomputes every hash of the journal.
     pub async fn verify(&self) -> Result<AuditReport, EngineError> {
         Ok(self.inner.world.journal.verify().await?)
     }
 
     /// Becomes set when the journal has failed: the daemon must stop.
-    pub fn fatal(&self) -> watch::Receiver<Option<String>> {
+    pub fn fatal(&self) -> watch::Receiver<Option<JournalError>> {
         self.inner.fatal.subscribe()
     }
 
@@ -543,7 +551,7 @@ impl Engine {
     fn note_failure(&self, error: &JournalError) {
         match error {
             JournalError::Failed { .. } | JournalError::Conflict { .. } => {
-                self.inner.fatal.send_replace(Some(error.to_string()));
+                self.inner.fatal.send_replace(Some(error.clone()));
             }
             JournalError::RequestIdReused { .. }
             | JournalError::Busy

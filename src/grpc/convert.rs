@@ -174,11 +174,6 @@ fn journal(error: &JournalError) -> Status {
     }
 }
 
-/// The stream ends because the daemon stops; it can be taken up again where it ended.
-pub(super) fn draining() -> Status {
-    status(EngineError::Draining)
-}
-
 pub(super) fn run_id(text: &str) -> Result<RunId, Status> {
     text.parse().map_err(|error: ids::NotARunId| invalid("id", error.to_string()))
 }

@@ -244,7 +244,8 @@ impl Feed {
             _ = self.run_to_end(follow, heads, words) => {}
             () = patience => say_farewell(&events, convert::deadline(), &*clock).await,
             () = stopping.cancelled() => {
-                say_farewell(&events, convert::draining(), &*clock).await;
+                let why = convert::status(self.engine.farewell());
+                say_farewell(&events, why, &*clock).await;
             }
             () = events.closed() => {}
         }

@@ -314,15 +314,12 @@ async fn a_full_disk_under_the_workspace_fails_the_call_and_leaves_the_file_as_i
     assert!(daemon.audit().await.intact);
 }
 
-/// Fills the store with runs until one is refused: the first hangs on to the workspace, the others have long
-/// tasks and wait. Gives the ids of those that were accepted, and the refusal.
+/// Fills the store with runs that wait, and have long tasks, until one is refused. Gives the ids of those that
+/// were accepted, and the refusal.
 async fn fill(daemon: &TestDaemon, client: &Client) -> (Vec<String>, Status) {
     let mut accepted: Vec<String> = Vec::new();
     loop {
-        let task = match accepted.len() {
-            0 => "hang".to_owned(),
-            number => format!("{number} {}", "x".repeat(100_000)),
-        };
+        let task = format!("{} {}", accepted.len(), "x".repeat(100_000));
         match client.runs().create_run(daemon.request(&task)).await {
             Ok(created) => accepted.push(created.into_inner().run.unwrap().id),
             Err(refusal) => return (accepted, refusal),
@@ -356,6 +353,13 @@ async fn a_full_disk_under_the_store_stops_the_daemon_and_loses_nothing_that_was
     command.stderr(fs::File::create(daemon.home().join("last-words")).unwrap());
     assert!(daemon.boot_as(command));
     let client = daemon.tcp_client(Some(daemon.token_file())).await;
+    // It hangs on to the workspace, and writes nothing more.
+    let first = client.runs().create_run(daemon.request("hang")).await.unwrap().into_inner();
+    let first = first.run.unwrap().id;
+    backend.wait_for_requests(1).await;
+    let following =
+        v1::StreamRunEventsRequest { id: first.clone(), after_sequence: 0, follow: true };
+    let mut followed = client.runs().stream_run_events(following).await.unwrap().into_inner();
 
     let (accepted, refused) = fill(&daemon, &client).await;
 
@@ -363,6 +367,14 @@ async fn a_full_disk_under_the_store_stops_the_daemon_and_loses_nothing_that_was
     assert!(refused.message().contains("full"), "{refused:?}");
     assert!(refused.get_details_retry_info().is_some(), "it may be tried again: {refused:?}");
     assert!(accepted.len() > 5, "control: there was room for some");
+    let farewell = async {
+        loop {
+            if let Err(farewell) = followed.message().await.map(Option::unwrap) {
+                return farewell;
+            }
+        }
+    };
+    assert_eq!(refusal(&farewell.await), (Code::Unavailable, "STORE_FAILED".into()));
     assert_eq!(daemon.exit_code().await, Some(1), "it acknowledges nothing more");
     let said = fs::read_to_string(daemon.home().join("last-words")).unwrap();
     assert!(said.contains("full; check the disk, then start agentd again"), "{said}");
@@ -370,10 +382,10 @@ async fn a_full_disk_under_the_store_stops_the_daemon_and_loses_nothing_that_was
     fs::remove_dir_all(&state).unwrap();
     fs::rename(&kept, &state).unwrap();
     daemon.restart();
-    cancel(&daemon, &accepted[0]).await;
-    for id in &accepted[1..] {
+    cancel(&daemon, &first).await;
+    for id in &accepted {
         assert_eq!(daemon.wait(id).await.state(), RunState::Succeeded);
     }
-    assert_eq!(daemon.runs().await.len(), accepted.len());
+    assert_eq!(daemon.runs().await.len(), accepted.len() + 1);
     assert!(daemon.audit().await.intact);
 }

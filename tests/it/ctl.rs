@@ -3,7 +3,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read as _},
+    io::{BufRead as _, BufReader, Read as _, Write as _},
     process::{Output, Stdio},
 };
 
@@ -14,7 +14,7 @@ use agentd::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Backend, TestDaemon, agentctl, exited};
+use crate::support::{Backend, TestDaemon, agentctl, exited, wait_until};
 
 /// Answers by the first word of the task.
 async fn backend() -> Backend {
@@ -170,10 +170,11 @@ async fn a_daemon_that_dies_meanwhile_is_three() {
         &["run", "follow", &run.id],
         &["run", "events", &run.id, "--follow"],
     ] {
+        wait_until("no connection", || connections(&daemon) == 0).await;
         let mut command = daemon.agentctl_command();
         command.args(arguments).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
-        wait_for_connection(&daemon, child.id()).await;
+        wait_until("a connection", || connections(&daemon) == 1).await;
 
         daemon.kill();
         let output = tasks::blocking(move || child.wait_with_output()).await.unwrap().unwrap();
@@ -182,18 +183,40 @@ async fn a_daemon_that_dies_meanwhile_is_three() {
     }
 }
 
-/// Waits until a process has a socket open that the daemon has read from.
-async fn wait_for_connection(daemon: &TestDaemon, process: u32) {
-    let sockets = |pid: i32| {
-        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        let links = open.filter_map(|fd| fs::read_link(fd.path()).ok());
-        links.filter(|link| link.to_string_lossy().starts_with("socket:")).count()
-    };
-    let client = i32::try_from(process).unwrap();
-    let own = daemon.pid().as_raw_nonzero().get();
-    let before = sockets(own);
-    crate::support::wait_until("a connection", || sockets(client) > 0 && sockets(own) >= before)
-        .await;
+/// Connections to the daemon's socket: those the kernel calls connected, state 3.
+fn connections(daemon: &TestDaemon) -> usize {
+    let path = daemon.state().join("agentd.sock");
+    let sockets = fs::read_to_string("/proc/net/unix").unwrap();
+    let ours = sockets.lines().filter(|line| line.ends_with(path.to_str().unwrap()));
+    ours.filter(|line| line.split_whitespace().nth(5) == Some("03")).count()
+}
+
+#[tokio::test]
+async fn a_connection_that_breaks_at_any_point_is_three_and_says_so() {
+    let home = tempfile::tempdir().unwrap();
+    let socket = home.path().join("agentd.sock");
+    // HTTP/2: the client says 24 bytes and its settings, then asks; the server's first frame is its settings.
+    let settings: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let garbage: &[u8] = b"HTTP/1.1 200 OK\r\n\r\n<html>";
+    for (heard, said) in [(0, &[][..]), (24, &[]), (24, settings), (100, settings), (100, garbage)]
+    {
+        let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let mut command = agentctl(home.path());
+        command.args(["--addr", &format!("unix:{}", socket.display()), "run", "list"]);
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+
+        let (mut connection, _) = listener.accept().unwrap();
+        connection.read_exact(&mut vec![0; heard]).unwrap();
+        connection.write_all(said).unwrap();
+        // A dead daemon: it cannot be connected to again either.
+        drop(listener);
+        drop(connection);
+        fs::remove_file(&socket).unwrap();
+
+        let output = tasks::blocking(move || child.wait_with_output()).await.unwrap().unwrap();
+        assert_eq!(output.status.code(), Some(3), "after {heard} bytes: {output:?}");
+        assert!(stderr(&output).contains("agentd"), "after {heard} bytes: {output:?}");
+    }
 }
 
 #[tokio::test]

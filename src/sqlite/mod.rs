@@ -152,7 +152,9 @@ impl Journal for SqliteJournal {
     }
 
     async fn submitted(&self, admission: Admission) -> Result<Option<RunId>, JournalError> {
-        self.readers.ask(move |reader| Ok(rows::submitted(&reader.connection, &admission)?)).await?
+        self.readers
+            .look_up(move |reader| Ok(rows::submitted(&reader.connection, &admission)?))
+            .await?
     }
 
     async fn append(&self, append: Append) -> Result<(), JournalError> {
@@ -184,7 +186,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn run(&self, run: RunId) -> Result<Option<RunSummary>, JournalError> {
-        self.readers.ask(move |reader| rows::run(&reader.connection, run)).await
+        self.readers.look_up(move |reader| rows::run(&reader.connection, run)).await
     }
 
     async fn runs(

@@ -22,7 +22,7 @@ use crate::{
         tool::EffectClass,
     },
     ports::{Attempt, Sandbox as _, Scene},
-    sandbox::{LocalSandbox, Places},
+    sandbox::{LocalSandbox, Places, Walls},
     telemetry,
     tools::Toolbox,
 };
@@ -193,8 +193,12 @@ fn callers(config: &Config) -> Finding {
 /// Runs a real program, in a place of its own.
 async fn sandbox(config: &Config, launcher: PathBuf, scratch: &Path) -> Vec<Finding> {
     let places = Places { workspace_root: scratch.to_owned(), off_limits: Vec::new() };
-    let sandbox = match LocalSandbox::open(launcher, scratch, places) {
-        Ok(sandbox) => sandbox,
+    let opened = Walls::probe(launcher, scratch).and_then(|walls| {
+        let refusals = walls.refusals().to_vec();
+        Ok((LocalSandbox::open(walls, scratch, places)?, refusals))
+    });
+    let (sandbox, refusals) = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             let what = format!("sandbox: {}", telemetry::chain(&error));
             return vec![Finding::failure(what, "install agentd-sandbox, or set AGENTD_SANDBOX")];
@@ -209,6 +213,10 @@ async fn sandbox(config: &Config, launcher: PathBuf, scratch: &Path) -> Vec<Find
             "see what `agentd-sandbox` needs in docs/security.md",
         ),
     }];
+    findings.extend(refusals.into_iter().map(|refusal| {
+        let remedy = "allow agentd user namespaces, or run it as root";
+        Finding::warning(format!("isolation {refusal}"), remedy)
+    }));
     for (limit, mechanism) in sandbox.mechanisms() {
         let what = format!("limit {limit}: {mechanism}");
         findings.push(match mechanism.as_str() {

@@ -26,18 +26,18 @@ use crate::{
     config::Config,
     domain::{
         access::{Access, Credential},
-        ids::ToolName,
+        ids::{Timestamp, ToolName},
         journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
         policy::Policy,
         redact::Redactor,
-        tool::Declaration,
+        tool::{Declaration, RegisteredTool},
     },
     engine::{Engine, World},
     grpc::{self, Door, HEALTH_NAMES, Info},
     policy_files::{self, Sources},
     ports::{Clock as _, Journal, JournalError},
     private_file,
-    sandbox::{LocalSandbox, Places},
+    sandbox::{LocalSandbox, Places, Walls},
     secrets::ExposeSecret as _,
     sqlite,
     system::{SystemChance, SystemClock},
@@ -179,12 +179,14 @@ async fn assemble(
     let state = &config.state_directory;
     let chance = Arc::new(SystemChance::default());
     let clock = Arc::new(SystemClock::default());
-    let (store, token, rules) = {
+    let (store, token, walls, rules) = {
         let (directory, owner, chance) = (state.clone(), state.clone(), chance.clone());
+        let (program, root) = (launcher.clone(), config.workspace_root.clone());
         // The store's lock says that this state directory is ours.
         tokio::join!(
             tasks::blocking(move || sqlite::take(&directory)),
             tasks::blocking(move || token(&owner, &chance)),
+            tasks::blocking(move || Walls::probe(program, &root)),
             async { Rules::load(config) },
         )
     };
@@ -202,7 +204,11 @@ async fn assemble(
         .map_err(|source| DaemonError::State { path: state.join(CONFIG), source })?;
     // Then the sandbox: what the last daemon left running is dead before anything is decided.
     let places = places(config, &launcher, programs);
-    let sandbox = Arc::new(LocalSandbox::open(launcher, state, places)?);
+    let walls = walls??;
+    for refusal in walls.refusals() {
+        tracing::warn!(%refusal, "programs are kept apart less well than they could be");
+    }
+    let sandbox = Arc::new(LocalSandbox::open(walls, state, places)?);
     let backend = ResponsesBackend::new(&config.backend).map_err(DaemonError::Backend)?;
     let started = clock.now();
     let registry = state.join(REGISTRY);
@@ -213,17 +219,7 @@ async fn assemble(
         started,
     )
     .map_err(|source| DaemonError::State { path: registry, source })?;
-    let info = Info {
-        tools: registered.into(),
-        config: config.shown.clone().into(),
-        config_file: config.file.as_ref().map(|path| path.display().to_string()),
-        started,
-        backend_url: backend.url().to_owned(),
-        model: config.model.clone(),
-        workspace_root: config.workspace_root.display().to_string(),
-        state_directory: state.display().to_string(),
-        sqlite_version: sqlite::version().to_owned(),
-    };
+    let info = info(config, &backend, registered, started);
     let record = DaemonStarted {
         version: env!("CARGO_PKG_VERSION").into(),
         epoch: journal.epoch(),
@@ -249,6 +245,26 @@ async fn assemble(
         tracing::info!(runs = resumed, "runs go on");
     }
     Ok(Parts { engine, journal, clock, info, known: known.into() })
+}
+
+/// What is told of this daemon to whoever asks.
+fn info(
+    config: &Config,
+    backend: &ResponsesBackend,
+    registered: Vec<RegisteredTool>,
+    started: Timestamp,
+) -> Info {
+    Info {
+        tools: registered.into(),
+        config: config.shown.clone().into(),
+        config_file: config.file.as_ref().map(|path| path.display().to_string()),
+        started,
+        backend_url: backend.url().to_owned(),
+        model: config.model.clone(),
+        workspace_root: config.workspace_root.display().to_string(),
+        state_directory: config.state_directory.display().to_string(),
+        sqlite_version: sqlite::version().to_owned(),
+    }
 }
 
 /// What models may call, and what decides about it.

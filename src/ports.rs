@@ -243,6 +243,10 @@ pub enum SandboxError {
     Launcher { launcher: String, source: std::io::Error },
     #[error("the launcher ended without a report: {message}")]
     Lost { message: String },
+    #[error(
+        "no program can be kept apart from this machine ({refusals}); allow agentd user namespaces, or use a kernel with Landlock"
+    )]
+    NoTier { refusals: String },
     #[error("{what} failed")]
     Io { what: &'static str, source: std::io::Error },
     #[error("an effect was handed over without the proof that this sandbox gave it")]

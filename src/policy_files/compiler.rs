@@ -69,6 +69,29 @@ impl Compiler {
         tools.program_directories.clone()
     }
 
+    pub(super) fn read_only_roots(&mut self, file: &str, tools: &ToolsFile) -> Vec<String> {
+        for root in &tools.read_only_roots {
+            let names = || root.split('/').skip(1);
+            if !root.starts_with('/') || names().any(|name| matches!(name, "" | "." | "..")) {
+                let message =
+                    format!("{root:?} is not an absolute path of plain names, such as /opt/tool");
+                self.fault(file, "read_only_roots", &message);
+            }
+        }
+        tools.read_only_roots.clone()
+    }
+
+    pub(super) fn protected(&mut self, file: &str, paths: &PathsFile) -> Vec<String> {
+        for name in &paths.protected {
+            if matches!(name.as_str(), "" | "." | "..") || name.contains(['/', '*', '\0']) {
+                let message =
+                    format!("{name:?} is not a name at the top of a workspace, such as .git");
+                self.fault(file, "protected", &message);
+            }
+        }
+        paths.protected.clone()
+    }
+
     pub(super) fn paths(&mut self, file: &str, paths: &PathsFile) -> Vec<PathRule> {
         self.unique(file, "rules", paths.rules.iter().map(|rule| &rule.id));
         let rules: Vec<PathRule> =
@@ -232,6 +255,7 @@ impl LimitsShape {
             processes: self.processes,
             open_files: self.open_files,
             file_bytes: self.file_mib.saturating_mul(MIB),
+            tmp_bytes: self.tmp_mib.saturating_mul(MIB),
         }
     }
 }

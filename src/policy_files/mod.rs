@@ -85,7 +85,7 @@ impl Sources {
     /// Content hash of everything that decides.
     fn revision(&self) -> PolicyRevision {
         let mut hasher = Sha256::new();
-        hasher.update(b"agentd/policy/2");
+        hasher.update(b"agentd/policy/3");
         let extra = self.extra_commands.as_deref().unwrap_or_default();
         let texts = [self.tools.text.as_str(), &self.paths.text, extra];
         let declared =
@@ -121,6 +121,8 @@ pub fn compile(sources: &Sources, known_tools: &[ToolName]) -> Result<Policy, Po
         commands: compiler.commands(sources, &tools),
         declared: declared(sources, &tools),
         program_directories: compiler.directories(&sources.tools.name, &tools),
+        read_only_roots: compiler.read_only_roots(&sources.tools.name, &tools),
+        protected: compiler.protected(&sources.paths.name, &paths),
     };
     match compiler.errors.is_empty() {
         true => Ok(policy),

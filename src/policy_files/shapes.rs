@@ -18,6 +18,8 @@ pub(super) struct ToolsFile {
     _schema: ToolsSchema,
     pub(super) limits: LimitsShape,
     pub(super) program_directories: Vec<String>,
+    #[serde(default)]
+    pub(super) read_only_roots: Vec<String>,
     pub(super) roles: BTreeMap<RoleName, RoleShape>,
     #[serde(default)]
     pub(super) environment: BTreeMap<String, String>,
@@ -40,6 +42,12 @@ pub(super) struct LimitsShape {
     pub(super) processes: u64,
     pub(super) open_files: u64,
     pub(super) file_mib: u64,
+    #[serde(default = "tmp_mib")]
+    pub(super) tmp_mib: u64,
+}
+
+fn tmp_mib() -> u64 {
+    256
 }
 
 #[derive(Debug, Deserialize)]
@@ -108,6 +116,8 @@ pub(super) struct PathsFile {
     #[serde(rename = "schema")]
     _schema: PathsSchema,
     pub(super) rules: Vec<PathShape>,
+    #[serde(default)]
+    pub(super) protected: Vec<String>,
     #[serde(default)]
     pub(super) tests: Vec<PathTest>,
 }

@@ -4,21 +4,18 @@
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
-    io::{self, IoSlice},
+    io,
     os::{
         fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::{fs::OpenOptionsExt as _, net::UnixStream as StdUnixStream},
     },
-    path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    path::Path,
+    process::{Child, Stdio},
     sync::Arc,
     time::Duration,
 };
 
-use rustix::{
-    fs::{FlockOperation, flock},
-    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
-};
+use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
 use tokio::{
     io::AsyncReadExt as _,
@@ -37,8 +34,10 @@ use crate::{
         capture::capture,
         cgroup::{Cgroups, Group},
         files::hex,
-        order::{Descriptor, End, ORDER_BYTES, Order, Report, Rlimits, Work},
+        order::{Access, Descriptor, End, Order, Report, Rlimits, Tier, View, Work},
+        placeholders::{Held, Placeholders},
         programs::{Job, LaunchProof},
+        spawner::{self, Spawner, input_file, send},
         walk::Look,
     },
     tasks,
@@ -57,41 +56,52 @@ const LOOK_BYTES: usize = 1 << 20;
 /// Starts launchers.
 #[derive(Debug)]
 pub(super) struct Launcher {
-    program: PathBuf,
+    spawner: Spawner,
+    shared: Arc<Shared>,
+}
+
+/// What every start needs.
+#[derive(Debug)]
+struct Shared {
+    tier: Tier,
     /// Locked by every launcher for as long as a process of it lives.
-    alive: Arc<File>,
-    cgroups: Arc<Cgroups>,
+    alive: File,
+    cgroups: Cgroups,
+    placeholders: Arc<Placeholders>,
 }
 
 impl Launcher {
-    pub(super) fn open(program: PathBuf, state_directory: &Path) -> Result<Self, SandboxError> {
-        if !program.is_file() {
-            return Err(SandboxError::Launcher {
-                launcher: program.display().to_string(),
-                source: io::ErrorKind::NotFound.into(),
-            });
-        }
+    /// Blocking. `spawner` and the tier that it can reach have been found out before.
+    pub(super) fn open(
+        (spawner, tier): (Spawner, Tier),
+        state_directory: &Path,
+    ) -> Result<Self, SandboxError> {
         let instance = hex(&Sha256::digest(state_directory.as_os_str().as_encoded_bytes())[..4]);
         let cgroups = Cgroups::discover(format!("agentd-{instance}-"));
         let alive = wait_for_leftovers(&state_directory.join("sandbox.lock"))
             .map_err(|source| SandboxError::Io { what: "waiting for leftover programs", source })?;
-        Ok(Self { program, alive: Arc::new(alive), cgroups: Arc::new(cgroups) })
+        let shared = Shared { tier, alive, cgroups, placeholders: Arc::default() };
+        Ok(Self { spawner, shared: Arc::new(shared) })
     }
 
     pub(super) fn mechanisms(&self) -> BTreeMap<String, String> {
+        let Shared { cgroups, tier, .. } = &*self.shared;
         let either = |cgroup, other: &str| if cgroup { "cgroup_v1" } else { other }.to_owned();
+        let kill = match (cgroups.kills(), tier) {
+            (true, _) => "cgroup_v2_kill",
+            (false, Tier::Full | Tier::Root) => "pid_namespace",
+            (false, Tier::Landlock) => "subreaper",
+        };
         BTreeMap::from([
+            ("isolation".into(), tier.as_str().into()),
             ("cpu".into(), "rlimit".into()),
-            ("memory".into(), either(self.cgroups.limits_memory(), "rlimit")),
-            ("processes".into(), either(self.cgroups.limits_processes(), "none")),
+            ("memory".into(), either(cgroups.limits_memory(), "rlimit")),
+            ("processes".into(), either(cgroups.limits_processes(), "none")),
             ("open_files".into(), "rlimit".into()),
             ("file_size".into(), "rlimit".into()),
             ("wall_time".into(), "launcher".into()),
             ("output".into(), "daemon".into()),
-            (
-                "kill".into(),
-                if self.cgroups.kills() { "cgroup_v2_kill" } else { "subreaper" }.into(),
-            ),
+            ("kill".into(), kill.into()),
         ])
     }
 
@@ -130,11 +140,9 @@ impl Launcher {
         heard: &Heard<'_>,
     ) -> Result<Ended, SandboxError> {
         let wall = Duration::from_millis(orders.limits.wall_ms);
-        let (program, alive, cgroups) =
-            (self.program.clone(), self.alive.clone(), self.cgroups.clone());
-        let started = tasks::blocking(move || start(&program, &alive, &cgroups, &proof, orders));
-        let started = started.await.map_err(|error| lost(error.to_string()))??;
-        let Started { mut child, group, control, stdout, stderr } = started;
+        let shared = self.shared.clone();
+        let started = self.spawner.run(move |program| start(program, &shared, &proof, orders));
+        let Started { mut child, group, held, control, stdout, stderr } = started.await??;
         let hear_stdout = |bytes: &[u8]| heard(OutputStream::Stdout, bytes);
         let hear_stderr = |bytes: &[u8]| heard(OutputStream::Stderr, bytes);
         let streams = async {
@@ -150,6 +158,7 @@ impl Launcher {
             let waited = killed.and_then(|()| child.wait());
             let out_of_memory = group.ran_out_of_memory();
             group.remove();
+            drop(held);
             (report, waited, out_of_memory)
         });
         let (report, waited, out_of_memory) =
@@ -212,6 +221,7 @@ fn wait_for_leftovers(path: &Path) -> io::Result<File> {
 struct Started {
     child: Child,
     group: Group,
+    held: Held,
     control: UnixStream,
     stdout: pipe::Receiver,
     stderr: pipe::Receiver,
@@ -219,18 +229,26 @@ struct Started {
 
 fn start(
     program: &Path,
-    alive: &File,
-    cgroups: &Cgroups,
+    shared: &Shared,
     proof: &LaunchProof,
     orders: Orders,
 ) -> Result<Started, SandboxError> {
     let io = |what| move |source| SandboxError::Io { what, source };
-    let group = cgroups
+    let held = match proof.access {
+        // Nothing can be made in it.
+        Access::ReadOnly => Held::default(),
+        Access::ReadWrite => shared
+            .placeholders
+            .hold(&proof.workspace, &orders.protected)
+            .map_err(io("protecting names of the workspace"))?,
+    };
+    let group = shared
+        .cgroups
         .create(&proof.label, &orders.limits)
         .map_err(io("making a cgroup for a program"))?;
-    match start_in(program, alive, cgroups, proof, orders, &group) {
+    match start_in(program, shared, proof, orders, &group) {
         Ok((child, control, stdout, stderr)) => {
-            Ok(Started { child, group, control, stdout, stderr })
+            Ok(Started { child, group, held, control, stdout, stderr })
         }
         Err(error) => {
             group.remove();
@@ -243,25 +261,14 @@ type Ends = (Child, UnixStream, pipe::Receiver, pipe::Receiver);
 
 fn start_in(
     program: &Path,
-    alive: &File,
-    cgroups: &Cgroups,
+    shared: &Shared,
     proof: &LaunchProof,
     orders: Orders,
     group: &Group,
 ) -> Result<Ends, SandboxError> {
     let io = |what| move |source: io::Error| SandboxError::Io { what, source };
-    let (control, other_end) = StdUnixStream::pair().map_err(io("making a socket"))?;
-    let mut child = Command::new(program)
-        .env_clear()
-        .stdin(Stdio::from(OwnedFd::from(other_end)))
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|source| SandboxError::Launcher {
-            launcher: program.display().to_string(),
-            source,
-        })?;
-    let ends = hand_over(&control, &mut child, alive, cgroups, proof, orders, group)
+    let (mut child, control) = spawner::spawn(program, Stdio::piped)?;
+    let ends = hand_over(&control, &mut child, shared, proof, orders, group)
         .and_then(|(stdout, stderr)| {
             control.set_nonblocking(true)?;
             Ok((UnixStream::from_std(control)?, stdout, stderr))
@@ -280,8 +287,7 @@ fn start_in(
 fn hand_over(
     control: &StdUnixStream,
     child: &mut Child,
-    alive: &File,
-    cgroups: &Cgroups,
+    shared: &Shared,
     proof: &LaunchProof,
     orders: Orders,
     group: &Group,
@@ -295,29 +301,14 @@ fn hand_over(
         Job::Program { executable, .. } => Some(executable),
         Job::Look { git, .. } => git.as_ref(),
     };
-    let mut descriptors: Vec<(Descriptor, BorrowedFd<'_>)> =
-        vec![(Descriptor::Workspace, proof.workspace.as_fd()), (Descriptor::Alive, alive.as_fd())];
+    let mut descriptors: Vec<(Descriptor, BorrowedFd<'_>)> = vec![
+        (Descriptor::Workspace, proof.workspace.as_fd()),
+        (Descriptor::Alive, shared.alive.as_fd()),
+    ];
     descriptors.extend(executable.map(|file| (Descriptor::Executable, file.as_fd())));
     descriptors.extend(input.as_ref().map(|file| (Descriptor::Input, file.as_fd())));
     descriptors.extend(groups.iter().map(|(kind, file)| (*kind, file.as_fd())));
-    let limits = orders.limits;
-    let work = match &proof.job {
-        Job::Program { .. } => Work::Program { argv: orders.argv, environment: orders.environment },
-        Job::Look { path, query, .. } => {
-            Work::Look(Look { path: path.clone(), query: query.clone(), rules: orders.paths })
-        }
-    };
-    let order = Order {
-        work,
-        wall_ms: limits.wall_ms,
-        rlimits: Rlimits {
-            cpu_seconds: limits.cpu_seconds,
-            open_files: limits.open_files,
-            file_bytes: limits.file_bytes,
-            data_bytes: (!cgroups.limits_memory()).then_some(limits.memory_bytes),
-        },
-        descriptors: descriptors.iter().map(|(kind, _)| *kind).collect(),
-    };
+    let order = order(shared, proof, orders, descriptors.iter().map(|(kind, _)| *kind).collect());
     send(control, &order, &descriptors.iter().map(|(_, fd)| *fd).collect::<Vec<_>>())?;
     let gone = || io::Error::other("a pipe of the launcher is missing");
     let stdout = child.stdout.take().ok_or_else(gone)?;
@@ -328,31 +319,38 @@ fn hand_over(
     ))
 }
 
-/// A file in memory that the program reads its input from.
-fn input_file(input: &str) -> io::Result<File> {
-    let file = rustix::fs::memfd_create("input", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let file = File::from(file);
-    io::Write::write_all(&mut &file, input.as_bytes())?;
-    io::Seek::rewind(&mut &file)?;
-    Ok(file)
-}
-
-fn send(control: &StdUnixStream, order: &Order, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let order = serde_json::to_vec(order)?;
-    if order.len() > ORDER_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the command is too long"));
-    }
-    let length = u32::try_from(order.len()).unwrap_or(u32::MAX).to_le_bytes();
-    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::other("too many descriptors"));
-    }
-    let sent = sendmsg(control, &[IoSlice::new(&length)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    if sent != length.len() {
-        return Err(io::ErrorKind::WriteZero.into());
-    }
-    io::Write::write_all(&mut &*control, &order)
+fn order(
+    shared: &Shared,
+    proof: &LaunchProof,
+    orders: Orders,
+    descriptors: Vec<Descriptor>,
+) -> Order {
+    let limits = orders.limits;
+    let work = match &proof.job {
+        Job::Program { .. } => Work::Program { argv: orders.argv, environment: orders.environment },
+        Job::Look { path, query, .. } => {
+            Work::Look(Look { path: path.clone(), query: query.clone(), rules: orders.paths })
+        }
+    };
+    // Those of the system are there without being named.
+    let program = proof.program.iter().filter(|path| !path.starts_with("/usr/"));
+    let view = View {
+        workspace: proof.path.clone(),
+        access: proof.access,
+        protected: orders.protected,
+        read_only: orders.read_only.into_iter().chain(program.cloned()).collect(),
+        writable: proof.writable.clone(),
+        tmp_bytes: limits.tmp_bytes,
+    };
+    let rlimits = Rlimits {
+        cpu_seconds: limits.cpu_seconds,
+        open_files: limits.open_files,
+        file_bytes: limits.file_bytes,
+        data_bytes: (!shared.cgroups.limits_memory()).then_some(limits.memory_bytes),
+    };
+    let daemon = rustix::process::getpid().as_raw_nonzero().get();
+    let (wall_ms, tier, run_as) = (limits.wall_ms, shared.tier, proof.run_as);
+    Order { work, wall_ms, rlimits, tier, view, run_as, daemon, descriptors }
 }
 
 /// Reads the launcher's report; asks it to stop when `stop` is cancelled.

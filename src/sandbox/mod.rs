@@ -1,18 +1,21 @@
 //! Where effects happen: files beneath the workspace, programs under `agentd-sandbox`. Accepts only
 //! permits, and works on the descriptors that were resolved, never on names again.
 //!
-//! What it cannot do yet: namespaces, Landlock, seccomp and egress. See docs/security.md.
+//! What it cannot do yet: egress. See docs/security.md.
 
 mod capture;
 mod cgroup;
 mod edits;
 mod files;
+pub mod inside;
 mod launcher;
 mod lines;
 pub mod order;
+mod placeholders;
 mod programs;
 mod reads;
 mod snapshots;
+mod spawner;
 pub mod walk;
 
 use std::{
@@ -99,6 +102,30 @@ impl Places {
     }
 }
 
+/// What this machine lets programs be kept apart by, found by trying.
+#[derive(Debug)]
+pub struct Walls {
+    spawner: spawner::Spawner,
+    tier: order::Tier,
+    refusals: Vec<String>,
+}
+
+impl Walls {
+    /// Tries, strongest first, with the launcher at `launcher` and a workspace that is only read.
+    ///
+    /// Blocking. Errors: the launcher is missing, or nothing keeps a program apart here.
+    pub fn probe(launcher: PathBuf, workspace: &Path) -> Result<Self, SandboxError> {
+        let spawner = spawner::Spawner::start(launcher)?;
+        let (tier, refusals) = spawner.strongest(workspace)?;
+        Ok(Self { spawner, tier, refusals })
+    }
+
+    /// Why it is not a stronger tier: one line each.
+    pub fn refusals(&self) -> &[String] {
+        &self.refusals
+    }
+}
+
 /// What was resolved, held open.
 enum Proof {
     Read(reads::ReadProof),
@@ -108,17 +135,17 @@ enum Proof {
 }
 
 impl LocalSandbox {
-    /// Prepares the sandbox of one state directory, with the launcher at `launcher`.
+    /// Prepares the sandbox of one state directory.
     ///
     /// Blocking. What a dead daemon of the same directory left running is killed and gone when this
-    /// returns. Errors: the launcher is missing, or leftovers do not die within 10 s.
+    /// returns. Errors: leftovers do not die within 10 s.
     pub fn open(
-        launcher: PathBuf,
+        walls: Walls,
         state_directory: &Path,
         places: Places,
     ) -> Result<Self, SandboxError> {
         let places = Arc::new(places.resolve()?);
-        let launcher = launcher::Launcher::open(launcher, state_directory)?;
+        let launcher = launcher::Launcher::open((walls.spawner, walls.tier), state_directory)?;
         let snapshots = Arc::new(snapshots::Snapshots::new(state_directory));
         Ok(Self { launcher, programs: Arc::default(), places, snapshots })
     }

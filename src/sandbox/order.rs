@@ -19,8 +19,69 @@ pub struct Order {
     pub work: Work,
     pub wall_ms: u64,
     pub rlimits: Rlimits,
+    pub tier: Tier,
+    pub view: View,
+    pub run_as: RunAs,
+    /// Process id of the daemon: whoever else is our parent, that one has died.
+    pub daemon: i32,
     /// What the descriptors stand for, in the order they are sent.
     pub descriptors: Vec<Descriptor>,
+}
+
+/// How the work is kept apart from the machine, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Tier {
+    /// In the machine's own namespaces: Landlock and seccomp alone.
+    Landlock,
+    /// In namespaces of its own but for users, which takes a daemon that is root.
+    Root,
+    /// In namespaces of its own, users included.
+    Full,
+}
+
+impl Tier {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Landlock => "landlock",
+            Self::Root => "root",
+            Self::Full => "full",
+        }
+    }
+}
+
+/// What the work sees of the machine besides the system's own directories. Everything else is not there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// Absolute path of the workspace, here as there.
+    pub workspace: String,
+    pub access: Access,
+    /// Names in the workspace, without `/`, that nothing may make, change or move away.
+    pub protected: Vec<String>,
+    /// Absolute paths, to be read; what is not there is left out.
+    pub read_only: Vec<String>,
+    /// Absolute paths of our own, to be written.
+    pub writable: Vec<String>,
+    /// Most that may lie in `/tmp`.
+    pub tmp_bytes: u64,
+}
+
+/// What may be done with the workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// Whose files the work may touch, where the daemon is root; any other daemon has only its own user.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunAs {
+    /// The daemon's user, for work of its own.
+    Daemon,
+    /// Whoever owns the workspace.
+    WorkspaceOwner,
 }
 
 /// What the confined child does.
@@ -31,6 +92,8 @@ pub enum Work {
     Program { argv: Vec<String>, environment: BTreeMap<String, String> },
     /// It looks at the workspace itself, and writes the answer to its standard output.
     Look(Look),
+    /// Nothing: whether the walls stand is all that is asked.
+    Nothing,
 }
 
 /// Limits that the kernel keeps for each process; none: unlimited.

@@ -20,12 +20,23 @@ use crate::{
         tree::TreeQuery,
     },
     ports::{ResolveError, SandboxError, Scene},
-    sandbox::files::{HashWriter, hex, missing, refused, reopen},
+    sandbox::{
+        files::{HashWriter, hex, missing, refused, reopen},
+        order::{Access, RunAs},
+    },
 };
 
 /// Something to be done by a launcher, and where.
 pub(super) struct LaunchProof {
     pub(super) workspace: OwnedFd,
+    /// Path of the workspace, absolute.
+    pub(super) path: String,
+    pub(super) access: Access,
+    /// Absolute path of the program, to be there whatever else is.
+    pub(super) program: Option<String>,
+    /// Absolute paths of our own that may be written.
+    pub(super) writable: Vec<String>,
+    pub(super) run_as: RunAs,
     pub(super) label: String,
     pub(super) job: Job,
 }
@@ -69,8 +80,9 @@ impl Programs {
         let found = find(scene, &name)?;
         let Vouched { executable, path, sha256 } = self.vouch(scene, &name, found)?;
         argv[0] = name;
-        let facts = Facts::Spawn { argv, executable: path, sha256 };
-        Ok((facts, launch(scene, workspace, Job::Program { executable, input: None })))
+        let facts = Facts::Spawn { argv, executable: path.clone(), sha256 };
+        let proof = launch(scene, workspace, Job::Program { executable, input: None });
+        Ok((facts, LaunchProof { program: Some(path), ..proof }))
     }
 
     /// Finds the program of a declared tool: a bare name, or the path that the operator wrote.
@@ -89,8 +101,9 @@ impl Programs {
             })?,
         };
         let Vouched { executable, path, sha256 } = self.vouch(scene, program, found)?;
-        let facts = Facts::RunDeclared { argv, executable: path, sha256 };
-        Ok((facts, launch(scene, workspace, Job::Program { executable, input: Some(input) })))
+        let facts = Facts::RunDeclared { argv, executable: path.clone(), sha256 };
+        let proof = launch(scene, workspace, Job::Program { executable, input: Some(input) });
+        Ok((facts, LaunchProof { program: Some(path), ..proof }))
     }
 
     /// Prepares a look at a directory.
@@ -171,7 +184,20 @@ struct Vouched {
 }
 
 fn launch(scene: &Scene, workspace: OwnedFd, job: Job) -> LaunchProof {
-    LaunchProof { workspace, label: scene.label.clone(), job }
+    let access = match &job {
+        Job::Program { .. } => Access::ReadWrite,
+        Job::Look { .. } => Access::ReadOnly,
+    };
+    LaunchProof {
+        workspace,
+        path: scene.workspace.display().to_string(),
+        access,
+        program: None,
+        writable: Vec::new(),
+        run_as: RunAs::WorkspaceOwner,
+        label: scene.label.clone(),
+        job,
+    }
 }
 
 /// The bare name: a path is taken only where it lies in a program directory.

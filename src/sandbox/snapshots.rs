@@ -25,6 +25,7 @@ use crate::{
     sandbox::{
         files::hex,
         launcher::Ended,
+        order::{Access, RunAs},
         programs::{Job, LaunchProof, Programs},
     },
 };
@@ -91,13 +92,19 @@ impl Snapshots {
         Programs::find(scene, "git").ok_or(SnapshotError::NoGit)?;
         let proof = LaunchProof {
             workspace,
+            path: scene.workspace.display().to_string(),
+            access: Access::ReadOnly,
+            program: None,
+            writable: vec![self.repository.display().to_string()],
+            run_as: RunAs::Daemon,
             label: format!("{}-snapshot", scene.label),
             job: Job::Program { executable: shell, input: None },
         };
         let mut environment = self.environment(scene);
         environment.extend(more);
         let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
-        Ok((proof, Orders { limits, argv, environment, paths: Vec::new() }))
+        let (paths, read_only, protected) = (Vec::new(), Vec::new(), Vec::new());
+        Ok((proof, Orders { limits, argv, environment, paths, read_only, protected }))
     }
 
     fn environment(&self, scene: &Scene) -> BTreeMap<String, String> {

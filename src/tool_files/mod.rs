@@ -67,6 +67,7 @@ struct LimitsShape {
     processes: Option<u64>,
     open_files: Option<u64>,
     file_mib: Option<u64>,
+    tmp_mib: Option<u64>,
 }
 
 fn no_parameters() -> Value {
@@ -223,6 +224,7 @@ impl From<LimitsShape> for LimitsOver {
             processes: shape.processes,
             open_files: shape.open_files,
             file_bytes: mib(shape.file_mib),
+            tmp_bytes: mib(shape.tmp_mib),
         }
     }
 }

@@ -31,8 +31,22 @@ async fn plain(name: &str, script: &str) -> (TestDaemon, Story, Value) {
     run(|url| TestDaemon::start(&url), name, script).await
 }
 
-fn is_alive(pid: &str) -> bool {
-    Path::new("/proc").join(pid.trim()).exists()
+/// Whether any process of this machine has this word in its command line.
+fn is_running(word: &str) -> bool {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let mut lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    lines.any(|line| line.split(|byte| *byte == 0).any(|found| found == word.as_bytes()))
+}
+
+/// A number of seconds that no other test sleeps, and a sign that such a sleeper would be seen.
+fn sleepers_of(test: &str) -> String {
+    let seconds = format!("{}.{}", 1000 + test.len(), std::process::id());
+    let mut control = std::process::Command::new("sleep").arg(&seconds).spawn().unwrap();
+    let seen = is_running(&seconds);
+    control.kill().unwrap();
+    control.wait().unwrap();
+    assert!(seen, "control: a sleeper is seen");
+    seconds
 }
 
 async fn mechanisms(daemon: &TestDaemon) -> HashMap<String, String> {
@@ -126,28 +140,32 @@ async fn a_program_dies_of_a_closed_pipe_as_it_would_anywhere() {
 
 #[tokio::test]
 async fn when_its_time_is_up_the_whole_tree_is_killed_also_what_has_detached_itself() {
-    let script = "setsid sh -c 'echo $$ > detached; exec sleep 1000' &\n\
-                  sleep 1000 & echo $! > child\n\
-                  while true; do sleep 1000; done";
-    let (daemon, story, output) = plain("short.sh", script).await;
+    let seconds = sleepers_of("the whole tree");
+    let script = "setsid sh -c 'echo > detached; exec sleep SECONDS' &\n\
+                  sleep SECONDS & echo > child\n\
+                  while true; do sleep SECONDS; done"
+        .replace("SECONDS", &seconds);
+    let (daemon, story, output) = plain("short.sh", &script).await;
 
     assert_eq!(output["limit"], "timeout");
     for name in ["detached", "child"] {
-        let pid = daemon.read(name).expect("control: it was started");
-        assert!(!is_alive(&pid), "{name} {pid} lives");
+        assert!(daemon.read(name).is_some(), "control: {name} was started");
     }
+    assert!(!is_running(&seconds), "one of them lives");
     assert_no_groups_left(&story.run.id);
 }
 
 #[tokio::test]
 async fn what_a_program_leaves_behind_is_killed_when_it_ends() {
-    let script = "setsid sh -c 'echo $$ > left; exec sleep 1000' & \n\
-                  while [ ! -s left ]; do :; done; echo main is done";
-    let (daemon, story, output) = plain("script.sh", script).await;
+    let seconds = sleepers_of("left behind");
+    let script = "setsid sh -c 'echo left > left; exec sleep SECONDS' & \n\
+                  while [ ! -s left ]; do :; done; echo main is done"
+        .replace("SECONDS", &seconds);
+    let (daemon, story, output) = plain("script.sh", &script).await;
 
     assert_eq!((&output["exit_code"], &output["stdout"]), (&json!(0), &json!("main is done\n")));
-    let pid = daemon.read("left").unwrap();
-    assert!(!is_alive(&pid), "{pid} lives, and holds the output open");
+    assert!(daemon.read("left").is_some(), "control: it was started");
+    assert!(!is_running(&seconds), "it lives, and holds the output open");
     assert_no_groups_left(&story.run.id);
 }
 

@@ -27,5 +27,7 @@ mod streams;
 mod submissions;
 mod support;
 mod tidy;
+mod tiers;
 mod tools;
+mod walls;
 mod work;

@@ -12,7 +12,7 @@ use serde_json::json;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::support::{Backend, Settings, TestDaemon, refusal};
+use crate::support::{Backend, Settings, TestDaemon, refusal, wait_until};
 
 const UNKNOWN: &str = "0199b3c4-5d6e-7f80-8a9b-0c1d2e3f4a5b";
 
@@ -491,10 +491,9 @@ async fn two_runs_in_different_workspaces_go_at_the_same_time() {
         vec![Turn::call("shell_exec", json!({"command": "sh pure.sh"})), Turn::say("we met")];
     let backend = Backend::start(Script { turns }).await;
     let daemon = TestDaemon::start(&backend.url());
-    // Each waits for the other: one after the other they would wait for ever.
-    let here = "echo here >here; until [ -e ../$OTHER/here ]; do sleep 0.02; done";
-    for (name, other) in [("east", "west"), ("west", "east")] {
-        daemon.put(&format!("{name}/pure.sh"), &here.replace("$OTHER", other));
+    for name in ["east", "west"] {
+        let script = "echo here >here; until [ -e met ]; do sleep 0.02; done";
+        daemon.put(&format!("{name}/pure.sh"), script);
     }
     let workspace = |name: &str| daemon.workspace().join(name).display().to_string();
     let run = async |name: &str| {
@@ -504,6 +503,12 @@ async fn two_runs_in_different_workspaces_go_at_the_same_time() {
 
     let ids = try_join_all([run("east"), run("west")]).await.unwrap();
 
+    // Both are told to go on once both are there: one after the other they would wait for ever.
+    let is_here = |name: &str| daemon.read(&format!("{name}/here")).is_some();
+    wait_until("both are here", || is_here("east") && is_here("west")).await;
+    for name in ["east/met", "west/met"] {
+        daemon.put(name, "");
+    }
     for id in ids {
         assert_eq!(daemon.wait(&id).await.answer, "we met");
     }

@@ -119,8 +119,9 @@ const SPAWNS: [&str; 7] = [
 ];
 
 /// Who may have a thread of its own, and what it does.
-const THREADS: [(&str, &str); 4] = [
+const THREADS: [(&str, &str); 5] = [
     ("src/daemon.rs", "waits for signals"),
+    ("src/sandbox/spawner.rs", "starts launchers, for as long as they live"),
     ("src/sqlite/mod.rs", "makes the key while the store is made"),
     ("src/sqlite/readers.rs", "reads, each with its connection"),
     ("src/sqlite/writer.rs", "the one that writes"),

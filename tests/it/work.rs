@@ -45,8 +45,16 @@ fn repository(daemon: &TestDaemon, files: &[(&str, &str)]) -> PathBuf {
     clone
 }
 
+struct Toolchain {
+    /// Where cargo lies.
+    directory: String,
+    /// What cargo needs to read, as a list in YAML.
+    roots: String,
+    commands: String,
+}
+
 /// Rules that let cargo and python run tests, with what they need and no more.
-fn toolchain() -> (String, String) {
+fn toolchain() -> Toolchain {
     let cargo = which("cargo");
     let rustup = std::env::var("RUSTUP_HOME").unwrap_or_else(|_| {
         let beside = cargo.ancestors().nth(3).unwrap();
@@ -60,7 +68,7 @@ fn toolchain() -> (String, String) {
   - id: cargo.test
     argv: [cargo, test]
     flags: [--offline]
-    environment: {{RUSTUP_HOME: "{rustup}", CARGO_HOME: /tmp/agentd-it-cargo, PATH: "{directory}:/usr/local/bin:/usr/bin:/bin"}}
+    environment: {{RUSTUP_HOME: "{rustup}", CARGO_HOME: /tmp/cargo, PATH: "{directory}:/usr/local/bin:/usr/bin:/bin"}}
     effect: idempotent
     why: runs the crate's own tests, without the network
   - id: python.unittest
@@ -71,7 +79,8 @@ fn toolchain() -> (String, String) {
     why: runs the package's own tests
 "#
     );
-    (directory, commands)
+    let roots = format!("{directory:?}, {rustup:?}");
+    Toolchain { directory, roots, commands }
 }
 
 fn which(name: &str) -> PathBuf {
@@ -89,11 +98,12 @@ async fn carry_out(
     let backend = Backend::start(Script { turns }).await;
     let mut daemon =
         TestDaemon::start_with(Settings { base_url: backend.url(), ..Settings::default() });
-    let (directory, commands) = toolchain();
+    let Toolchain { directory, roots, commands } = toolchain();
     let policy = daemon.home().join("policies/tools.yaml");
     let rules = fs::read_to_string(&policy).unwrap() + &commands;
     let rules = rules
-        .replace("program_directories: [", &format!("program_directories: [\"{directory}\", "));
+        .replace("program_directories: [", &format!("program_directories: [\"{directory}\", "))
+        .replace("read_only_roots: []", &format!("read_only_roots: [{roots}]"));
     fs::write(&policy, rules).unwrap();
     daemon.restart();
     let clone = repository(&daemon, files);

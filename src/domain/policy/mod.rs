@@ -62,6 +62,10 @@ pub struct Policy {
     pub limits: Limits,
     /// Directories where programs are looked for, in order; absolute.
     pub program_directories: Vec<String>,
+    /// What programs may read besides the system's directories: toolchains in a home, say. Absolute.
+    pub read_only_roots: Vec<String>,
+    /// Names in a workspace, without `/`, that no program may make, change or move away.
+    pub protected: Vec<String>,
 }
 
 /// What agents in a role may do.
@@ -88,6 +92,8 @@ pub struct Limits {
     pub open_files: u64,
     /// Largest file that may be written.
     pub file_bytes: u64,
+    /// Most that may lie in temporary files.
+    pub tmp_bytes: u64,
 }
 
 /// Limits that one tool sets for itself; the others are the policy's.
@@ -99,6 +105,7 @@ pub struct LimitsOver {
     pub processes: Option<u64>,
     pub open_files: Option<u64>,
     pub file_bytes: Option<u64>,
+    pub tmp_bytes: Option<u64>,
 }
 
 impl LimitsOver {
@@ -111,6 +118,7 @@ impl LimitsOver {
             processes: self.processes.unwrap_or(base.processes),
             open_files: self.open_files.unwrap_or(base.open_files),
             file_bytes: self.file_bytes.unwrap_or(base.file_bytes),
+            tmp_bytes: self.tmp_bytes.unwrap_or(base.tmp_bytes),
         }
     }
 }
@@ -150,6 +158,10 @@ pub struct Orders {
     pub environment: BTreeMap<String, String>,
     /// For a walk: the rules that each file on the way is asked about before it is read.
     pub paths: Vec<PathRule>,
+    /// Absolute paths that a program may read besides the system's own.
+    pub read_only: Vec<String>,
+    /// Names in the workspace that a program may neither make nor change.
+    pub protected: Vec<String>,
 }
 
 impl<T> Permit<T> {
@@ -200,7 +212,7 @@ impl Policy {
                     limits: rule.limits.unwrap_or(self.limits),
                     argv: rule.full_argv(argv),
                     environment: rule.environment.clone(),
-                    paths: Vec::new(),
+                    ..self.plain_orders()
                 };
                 Ok((allow(&rule.id, &rule.why, rule.class), orders))
             }
@@ -214,7 +226,7 @@ impl Policy {
                     limits: rule.limits,
                     argv: argv.clone(),
                     environment: rule.environment.clone(),
-                    paths: Vec::new(),
+                    ..self.plain_orders()
                 };
                 Ok((allow(&id, "the operator declared this tool", rule.class), orders))
             }
@@ -241,6 +253,8 @@ impl Policy {
             argv: Vec::new(),
             environment: BTreeMap::new(),
             paths: Vec::new(),
+            read_only: self.read_only_roots.clone(),
+            protected: self.protected.clone(),
         }
     }
 }

@@ -1,0 +1,116 @@
+//! Process 1 of the work's own world: builds that world, starts the work in it, and says how it ended.
+//! When this process ends, the kernel kills all that is left in its namespace, so it waits for nothing else.
+
+use std::{
+    fs::File,
+    io::{self, Write as _},
+    os::fd::{AsFd as _, AsRawFd as _},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    process::{DumpableBehavior, Pid, Signal, WaitOptions},
+    thread::UnshareFlags,
+};
+
+use crate::sandbox::{
+    inside::{self, Fork, payload::Payload, root, walls},
+    order::{End, View},
+};
+
+/// What process 1 works with.
+pub(super) struct Init<'a> {
+    pub(super) payload: &'a Payload<'a>,
+    pub(super) view: &'a View,
+    /// Entered by us and so by all that we start. The launcher stays outside: it outlives the group.
+    pub(super) cgroup_procs: &'a [File],
+    /// Where we say how it ended.
+    pub(super) words: &'a File,
+    /// Its other end is the launcher's alone: closed, it says that the launcher is dead.
+    pub(super) life: &'a File,
+}
+
+/// Runs as process 1, whose current directory is the workspace. Errors: nothing was begun.
+pub(super) fn run(init: &Init<'_>) -> io::Result<i32> {
+    rustix::process::setsid()?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if is_closed(init.life)? {
+        return Err(io::Error::other("the launcher died"));
+    }
+    enter_cgroups(init.cgroup_procs)?;
+    #[expect(unsafe_code, reason = "unshare may take away what other code relies on")]
+    // SAFETY: this process has one thread, and no code that relies on shared mounts.
+    unsafe {
+        rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP)?;
+    }
+    loopback_up()?;
+    rustix::system::sethostname(b"sandbox")?;
+    root::enter(init.view)?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let work = match inside::fork()? {
+        Fork::Child => inside::exit_with(init.words, init.payload.carry_out()),
+        Fork::Parent(work) => work,
+    };
+    // Nothing here can be reached, and nothing that the daemon waits for is held open.
+    inside::let_go_of_output()?;
+    walls::drop_capabilities()?;
+    rustix::thread::set_no_new_privs(true)?;
+    close_all_but(init.words)?;
+    let end = reap_until(work)?;
+    serde_json::to_writer(init.words, &end)?;
+    Ok(0)
+}
+
+/// Enters the call's groups.
+pub(super) fn enter_cgroups(groups: &[File]) -> io::Result<()> {
+    for mut group in groups {
+        group.write_all(b"0")?;
+    }
+    Ok(())
+}
+
+pub(super) fn is_closed(life: &File) -> io::Result<bool> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut events = [PollFd::new(life, PollFlags::IN)];
+    rustix::event::poll(&mut events, Some(&now))?;
+    Ok(!events[0].revents().is_empty())
+}
+
+/// Servers and clients within one program find each other at 127.0.0.1.
+fn loopback_up() -> io::Result<()> {
+    let kind = rustix::net::SocketType::DGRAM;
+    let flags = rustix::net::SocketFlags::CLOEXEC;
+    let socket = rustix::net::socket_with(rustix::net::AddressFamily::INET, kind, flags, None)?;
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_flags: (libc::IFF_UP | libc::IFF_RUNNING) as i16,
+        },
+    };
+    for (place, byte) in request.ifr_name.iter_mut().zip(b"lo") {
+        *place = *byte as libc::c_char;
+    }
+    #[expect(unsafe_code, reason = "this ioctl has no safe form")]
+    // SAFETY: the request is a whole ifreq, as SIOCSIFFLAGS wants it.
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+fn close_all_but(kept: &File) -> io::Result<()> {
+    let kept = u32::try_from(kept.as_fd().as_raw_fd()).map_err(io::Error::other)?;
+    if kept > 3 {
+        inside::close_range(3, kept - 1, 0)?;
+    }
+    inside::close_range(kept + 1, u32::MAX, 0)
+}
+
+/// Takes in orphans until the work itself has ended.
+fn reap_until(work: Pid) -> io::Result<End> {
+    loop {
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == work => return Ok(inside::end_of(status)),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,358 @@
+//! What runs in `agentd-sandbox`: takes one order, puts up the walls, starts the work behind them, watches it,
+//! sees all of it dead, and reports. Single-threaded, no async runtime; nothing here runs in the daemon.
+//!
+//! Three processes, where the machine lets us have namespaces: this launcher, which stays outside and keeps
+//! the time; process 1 (`init`), whose death is everybody's; and the work (`payload`). Without them the work
+//! is the launcher's own child, and the launcher adopts and kills what it leaves.
+
+mod init;
+mod payload;
+mod receive;
+mod root;
+mod walls;
+
+use std::{
+    ffi::OsString,
+    fs::{self, File},
+    io::{self, Read as _, Write as _},
+    mem::MaybeUninit,
+    os::{fd::AsFd as _, unix::net::UnixStream},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, Timespec},
+    process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus},
+    thread::UnshareFlags,
+};
+
+use crate::sandbox::{
+    inside::{init::Init, payload::Payload, receive::Held},
+    order::{End, Order, Report, RunAs, Tier},
+};
+
+/// Exit status of a child that could not do its work; its words are in the pipe.
+const NOT_STARTED: i32 = 127;
+/// Longest words that are read of how it ended, in bytes.
+const WORDS: u64 = 64 << 10;
+
+/// Carries out the order that comes over standard input, a socket to the daemon.
+pub fn main() -> ExitCode {
+    let Ok(control) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else {
+        return ExitCode::FAILURE;
+    };
+    let (report, code) = match launch(&control) {
+        Ok(report) => (report, ExitCode::SUCCESS),
+        Err(error) => {
+            let end = End::NotStarted(format!("the work cannot be confined: {error}"));
+            (Report { end, cpu_ms: 0, peak_memory_kib: 0, wall_ms: 0 }, ExitCode::FAILURE)
+        }
+    };
+    match serde_json::to_writer(&control, &report) {
+        Ok(()) => code,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn launch(control: &UnixStream) -> io::Result<Report> {
+    let (order, mut held) = receive::receive(control)?;
+    rustix::thread::set_no_new_privs(true)?;
+    // Orphans of the work come to us, not to the machine's init, so that we can kill them.
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    #[expect(clippy::disallowed_methods, reason = "the launcher has no ports; it only measures")]
+    let started = Instant::now();
+    let wall = Duration::from_millis(order.wall_ms);
+    let Started { child, words, _life } = start(&order, &mut held)?;
+    let early = let_go_of_output().and_then(|()| watch(control, child, started, wall));
+    // However that went: nothing may be left when we report.
+    kill_all(child, held.cgroup_kill.as_ref());
+    let reaped = reap_all(child);
+    let said = said(words);
+    let end = match (early, said, reaped) {
+        (_, Some(End::NotStarted(message)), _) => {
+            End::NotStarted(format!("the program cannot be started: {message}"))
+        }
+        (Ok(Some(end)), _, Ok(_)) => end,
+        (Ok(None), Some(end), Ok(_)) => end,
+        (Ok(None), None, Ok(status)) => status,
+        (Err(error), _, _) | (_, _, Err(error)) => End::Lost(error.to_string()),
+    };
+    let (cpu_ms, peak_memory_kib) = used();
+    let wall_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    Ok(Report { end, cpu_ms, peak_memory_kib, wall_ms })
+}
+
+/// What was started, and the ends of its pipes that are ours.
+struct Started {
+    /// Process 1 of the work's world, or the work itself where there is no such world.
+    child: Pid,
+    words: File,
+    /// Held for as long as we live: closed, it tells process 1 that we are dead.
+    _life: File,
+}
+
+fn start(order: &Order, held: &mut Held) -> io::Result<Started> {
+    let cgroup_procs = std::mem::take(&mut held.cgroup_procs);
+    let input = held.input.take();
+    let executable = held.executable.as_ref().map(|program| program.as_fd());
+    let workspace = held.workspace.as_ref().ok_or_else(missing)?;
+    // The kernel carries the current directory into every namespace that we make.
+    rustix::process::fchdir(workspace)?;
+    let owner = owner(order, held)?;
+    let payload = Payload::new(order, executable, input, owner)?;
+    separate(order, owner)?;
+    // Not before: a change of user undoes it.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(order.daemon) {
+        return Err(io::Error::other("the daemon died"));
+    }
+    let (words, speak) = pipe()?;
+    let (listen, life) = pipe()?;
+    match fork()? {
+        Fork::Child => {
+            drop((words, life));
+            let done = match order.tier {
+                Tier::Full | Tier::Root => init::run(&Init {
+                    payload: &payload,
+                    view: &order.view,
+                    cgroup_procs: &cgroup_procs,
+                    words: &speak,
+                    life: &listen,
+                }),
+                Tier::Landlock => directly(&payload, &cgroup_procs, &listen),
+            };
+            exit_with(&speak, done)
+        }
+        Fork::Parent(child) => Ok(Started { child, words, _life: life }),
+    }
+}
+
+/// The work as our own child, in the machine's namespaces.
+fn directly(payload: &Payload<'_>, cgroup_procs: &[File], life: &File) -> io::Result<i32> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if init::is_closed(life)? {
+        return Err(io::Error::other("the launcher died"));
+    }
+    init::enter_cgroups(cgroup_procs)?;
+    payload.carry_out()
+}
+
+/// Whose the workspace is, where the work should act as its owner and we may let it.
+fn owner(order: &Order, held: &Held) -> io::Result<Option<(u32, u32)>> {
+    let workspace = held.workspace.as_ref().ok_or_else(missing)?;
+    if order.run_as == RunAs::Daemon || !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let stat = rustix::fs::fstat(workspace)?;
+    Ok((stat.st_uid != 0).then_some((stat.st_uid, stat.st_gid)))
+}
+
+/// Leaves the namespaces that can be left before the fork. What is left of process and network is seen by
+/// our children only.
+fn separate(order: &Order, owner: Option<(u32, u32)>) -> io::Result<()> {
+    let own =
+        UnshareFlags::NEWPID | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
+    match order.tier {
+        Tier::Full => {
+            if let Some((user, group)) = owner {
+                become_user(user, group)?;
+            }
+            let (user, group) =
+                (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
+            unshare(UnshareFlags::NEWUSER | own)?;
+            let inside = |id| if id == 0 { 1000 } else { id };
+            fs::write("/proc/self/setgroups", "deny")?;
+            fs::write("/proc/self/uid_map", format!("{} {user} 1", inside(user)))?;
+            fs::write("/proc/self/gid_map", format!("{} {group} 1", inside(group)))
+        }
+        Tier::Root => unshare(own),
+        Tier::Landlock => Ok(()),
+    }
+}
+
+fn unshare(flags: UnshareFlags) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "unshare may take away what other code relies on")]
+    // SAFETY: this process has one thread, and its descriptors stay shared with nobody.
+    unsafe {
+        Ok(rustix::thread::unshare_unsafe(flags)?)
+    }
+}
+
+/// For good: nothing of the user before is kept.
+fn become_user(user: u32, group: u32) -> io::Result<()> {
+    use rustix::fs::{Gid, Uid};
+    let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+    rustix::thread::set_thread_groups(&[])?;
+    rustix::thread::set_thread_res_gid(group, group, group)?;
+    rustix::thread::set_thread_res_uid(user, user, user)?;
+    // Else what is ours in /proc would belong to root, and the maps could not be written.
+    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?)
+}
+
+fn pipe() -> io::Result<(File, File)> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    Ok((read.into(), write.into()))
+}
+
+/// In which of the two one is.
+enum Fork {
+    Child,
+    Parent(Pid),
+}
+
+fn fork() -> io::Result<Fork> {
+    #[expect(unsafe_code, reason = "fork has no safe form")]
+    // SAFETY: this process has one thread, so the child may run any code; it execs or exits.
+    let forked = unsafe { libc::fork() };
+    match forked {
+        -1 => Err(io::Error::last_os_error()),
+        0 => Ok(Fork::Child),
+        child => {
+            let child = Pid::from_raw(child).ok_or_else(|| io::Error::other("fork gave no pid"))?;
+            Ok(Fork::Parent(child))
+        }
+    }
+}
+
+/// Ends a child; says what kept it from its work.
+fn exit_with(mut words: &File, done: io::Result<i32>) -> ! {
+    let status = done.unwrap_or_else(|error| {
+        let end = serde_json::to_vec(&End::NotStarted(error.to_string())).unwrap_or_default();
+        let _ = words.write_all(&end);
+        NOT_STARTED
+    });
+    #[expect(unsafe_code, reason = "the child must not run the parent's exit handlers")]
+    // SAFETY: _exit ends the process at once and touches nothing.
+    unsafe {
+        libc::_exit(status)
+    }
+}
+
+/// Closes descriptors, or with a flag marks them.
+fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "close_range has no safe form")]
+    // SAFETY: whoever calls this gives up what it closes; what is only marked stays open.
+    let done = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The daemon reads until the last writer is gone; we must not be one.
+fn let_go_of_output() -> io::Result<()> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(rustix::stdio::dup2_stderr(&null)?)
+}
+
+fn missing() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "descriptors are missing")
+}
+
+/// Waits until the work ends, its time is up, or the daemon wants it to stop or is gone.
+fn watch(
+    control: &UnixStream,
+    child: Pid,
+    started: Instant,
+    wall: Duration,
+) -> io::Result<Option<End>> {
+    let process = rustix::process::pidfd_open(child, PidfdFlags::empty())?;
+    loop {
+        let left = wall.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            return Ok(Some(End::TimedOut));
+        }
+        let timeout = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(left.subsec_nanos()),
+        };
+        let mut events = [
+            PollFd::new(&process, PollFlags::IN),
+            PollFd::new(control, PollFlags::IN | PollFlags::RDHUP),
+        ];
+        match rustix::event::poll(&mut events, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if !events[0].revents().is_empty() {
+            return Ok(None);
+        }
+        // The daemon says nothing after its order: anything here is the end of it.
+        if !events[1].revents().is_empty() {
+            return Ok(Some(End::Stopped));
+        }
+    }
+}
+
+/// Kills process 1, and with it its world; or the work's process group and, where there is one, its cgroup.
+fn kill_all(child: Pid, cgroup: Option<&File>) {
+    let _ = rustix::process::kill_process(child, Signal::KILL);
+    let _ = rustix::process::kill_process_group(child, Signal::KILL);
+    if let Some(mut cgroup) = cgroup {
+        let _ = cgroup.write_all(b"1");
+    }
+}
+
+/// Kills and reaps until no descendant is left; gives how the child itself ended.
+fn reap_all(child: Pid) -> io::Result<End> {
+    let mut end = End::Signal(Signal::KILL.as_raw());
+    loop {
+        for pid in children()? {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(Some((pid, status))) if pid == child => end = end_of(status),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::CHILD) => return Ok(end),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn end_of(status: WaitStatus) -> End {
+    match (status.exit_status(), status.terminating_signal()) {
+        (Some(code), _) => End::Code(code),
+        (None, signal) => End::Signal(signal.unwrap_or(Signal::KILL.as_raw())),
+    }
+}
+
+/// Processes whose parent we are, adopted orphans among them.
+fn children() -> io::Result<Vec<Pid>> {
+    let own = rustix::process::getpid().as_raw_nonzero();
+    match fs::read_to_string(format!("/proc/self/task/{own}/children")) {
+        Ok(list) => Ok(pids(list.split_whitespace().map(OsString::from))),
+        Err(_) => Ok(pids(fs::read_dir("/proc")?.flatten().map(|entry| entry.file_name()))
+            .into_iter()
+            .filter(|pid| parent_of(*pid) == Some(own.get()))
+            .collect()),
+    }
+}
+
+fn pids(names: impl Iterator<Item = OsString>) -> Vec<Pid> {
+    names.filter_map(|name| name.to_str()?.parse().ok()).filter_map(Pid::from_raw).collect()
+}
+
+fn parent_of(pid: Pid) -> Option<i32> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// The first that was said of how it ended: whoever could not begin says so before anybody tells its end.
+fn said(words: File) -> Option<End> {
+    let mut text = Vec::new();
+    words.take(WORDS).read_to_end(&mut text).ok()?;
+    serde_json::Deserializer::from_slice(&text).into_iter().next()?.ok()
+}
+
+/// CPU time in milliseconds and the largest resident set in KiB of all that was reaped.
+fn used() -> (u64, u64) {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    #[expect(unsafe_code, reason = "getrusage has no safe form")]
+    // SAFETY: the pointer is valid for the struct, which all zeros initialise too.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let millis = |time: libc::timeval| time.tv_sec * 1000 + time.tv_usec / 1000;
+    let cpu = millis(usage.ru_utime) + millis(usage.ru_stime);
+    (u64::try_from(cpu).unwrap_or(0), u64::try_from(usage.ru_maxrss).unwrap_or(0))
+}

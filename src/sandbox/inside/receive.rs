@@ -1,0 +1,73 @@
+//! The daemon's order, and the descriptors that come with it. Shapes are in `order`; nothing is done here.
+
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    mem::MaybeUninit,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+};
+
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+
+use crate::sandbox::order::{Descriptor, ORDER_BYTES, Order};
+
+/// What the daemon's descriptors are for.
+#[derive(Default)]
+pub(super) struct Held {
+    pub(super) workspace: Option<OwnedFd>,
+    pub(super) executable: Option<OwnedFd>,
+    pub(super) input: Option<OwnedFd>,
+    /// Only held.
+    _alive: Option<OwnedFd>,
+    pub(super) cgroup_procs: Vec<File>,
+    pub(super) cgroup_kill: Option<File>,
+}
+
+impl Held {
+    fn take(&mut self, kind: Descriptor, descriptor: OwnedFd) {
+        match kind {
+            Descriptor::Workspace => self.workspace = Some(descriptor),
+            Descriptor::Executable => self.executable = Some(descriptor),
+            Descriptor::Input => self.input = Some(descriptor),
+            Descriptor::Alive => self._alive = Some(descriptor),
+            Descriptor::CgroupProcs => self.cgroup_procs.push(File::from(descriptor)),
+            Descriptor::CgroupKill => self.cgroup_kill = Some(File::from(descriptor)),
+        }
+    }
+}
+
+/// Reads the order and the descriptors that come with its first byte.
+pub(super) fn receive(mut control: &UnixStream) -> io::Result<(Order, Held)> {
+    let mut length = [0; 4];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = rustix::net::recvmsg(
+        control,
+        &mut [io::IoSliceMut::new(&mut length)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
+    let mut descriptors = Vec::new();
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(received) = message {
+            descriptors.extend(received);
+        }
+    }
+    let rest = length.get_mut(received.bytes..).unwrap_or_default();
+    control.read_exact(rest)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > ORDER_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the order is too long"));
+    }
+    let mut order = vec![0; length];
+    control.read_exact(&mut order)?;
+    let order: Order = serde_json::from_slice(&order)?;
+    if order.descriptors.len() != descriptors.len() {
+        return Err(super::missing());
+    }
+    let mut held = Held::default();
+    for (kind, descriptor) in order.descriptors.iter().zip(descriptors) {
+        held.take(*kind, descriptor);
+    }
+    Ok((order, held))
+}

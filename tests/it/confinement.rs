@@ -169,6 +169,35 @@ async fn what_a_program_leaves_behind_is_killed_when_it_ends() {
     assert_no_groups_left(&story.run.id);
 }
 
+#[tokio::test]
+async fn who_kills_the_launcher_kills_the_program_and_what_it_started() {
+    let seconds = sleepers_of("the launcher's death");
+    let script = "setsid sh -c 'echo > started; exec sleep SECONDS' & sleep SECONDS"
+        .replace("SECONDS", &seconds);
+    let turns = vec![Turn::call("shell_exec", json!({"command": ["sh", "script.sh"]}))];
+    let backend = Backend::start(Script { turns }).await;
+    let daemon = TestDaemon::start(&backend.url());
+    if mechanisms(&daemon).await["isolation"] == "landlock" {
+        crate::support::not_checked("a killed launcher's programs (isolation=landlock)");
+        return;
+    }
+    daemon.put("script.sh", &script);
+    let run = daemon.submit("run it").await;
+    wait_until("it has started", || daemon.read("started").is_some()).await;
+    let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid().as_raw_nonzero())).unwrap();
+    let lists = threads.map(|task| fs::read_to_string(task.unwrap().path().join("children")));
+    let launchers: Vec<i32> = lists
+        .flat_map(|list| list.unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+        .map(|pid| pid.parse().unwrap())
+        .collect();
+    assert_eq!(launchers.len(), 1, "control: there is one");
+    let launcher = rustix::process::Pid::from_raw(launchers[0]).unwrap();
+    rustix::process::kill_process(launcher, rustix::process::Signal::KILL).unwrap();
+
+    wait_until("nobody sleeps", || !is_running(&seconds)).await;
+    assert_eq!(daemon.wait(&run.id).await.state(), v1::RunState::Failed);
+}
+
 /// No cgroup of this run is left in any tree.
 fn assert_no_groups_left(run: &str) {
     let trees = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();

@@ -4,10 +4,11 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message as _;
 
-const PROTOS: [&str; 4] = [
+const PROTOS: [&str; 5] = [
     "agentd/v1/run.proto",
     "agentd/v1/admin.proto",
     "agentd/v1/audit.proto",
+    "agentd/v1/policy.proto",
     "agentd/v1/tool.proto",
 ];
 

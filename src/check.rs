@@ -174,7 +174,7 @@ fn policy(config: &Config) -> Vec<Finding> {
     };
     let (count, own) = (toolbox.specs().len(), declared.len());
     let tools = Finding::fine(format!("tools: {count}, {own} of them declared"));
-    match daemon::policy(config, &toolbox, declared) {
+    match daemon::policy_sources(config, &toolbox, declared).load() {
         Ok(policy) => vec![tools, Finding::fine(format!("policy: revision {}", policy.revision))],
         Err(error) => vec![
             tools,
@@ -236,7 +236,7 @@ const PROBE: &str = "true";
 /// The policy of the configuration, with a rule that allows the probe and nothing else.
 fn probe_policy(config: &Config) -> Result<Policy, ()> {
     let toolbox = Toolbox::built_in();
-    let policy = daemon::policy(config, &toolbox, Vec::new()).map_err(drop)?;
+    let policy = daemon::policy_sources(config, &toolbox, Vec::new()).load().map_err(drop)?;
     let shell = ToolName::new("shell_exec");
     Ok(Policy {
         roles: [(RoleName::new("check"), Role { tools: [shell].into() })].into(),

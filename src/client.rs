@@ -11,7 +11,8 @@ use tonic::{
 
 use crate::proto::v1::{
     admin_service_client::AdminServiceClient, audit_service_client::AuditServiceClient,
-    run_service_client::RunServiceClient, tool_service_client::ToolServiceClient,
+    policy_service_client::PolicyServiceClient, run_service_client::RunServiceClient,
+    tool_service_client::ToolServiceClient,
 };
 
 /// Largest answer that is accepted, in bytes.
@@ -87,6 +88,10 @@ impl Client {
 
     pub fn tools(&self) -> ToolServiceClient<InterceptedService<Channel, Bearer>> {
         ToolServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES)
+    }
+
+    pub fn policy(&self) -> PolicyServiceClient<InterceptedService<Channel, Bearer>> {
+        PolicyServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES)
     }
 
     pub fn audit(&self) -> AuditServiceClient<InterceptedService<Channel, Bearer>> {

@@ -17,6 +17,7 @@ use tokio::{
     sync::{mpsc, watch},
 };
 use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -26,15 +27,15 @@ use crate::{
     config::Config,
     domain::{
         access::{Access, Credential},
-        ids::{Timestamp, ToolName},
+        ids::{Caller, Timestamp},
         journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
         policy::Policy,
         redact::Redactor,
         tool::{Declaration, RegisteredTool},
     },
-    engine::{Engine, World},
+    engine::{Engine, EngineError, Policies, World},
     grpc::{self, Door, HEALTH_NAMES, Info},
-    policy_files::{self, Sources},
+    policy_files,
     ports::{Clock as _, Journal, JournalError},
     private_file,
     sandbox::{LocalSandbox, Places, Walls},
@@ -102,7 +103,7 @@ pub async fn run(
     ready: impl FnOnce(&str),
 ) -> Result<(), DaemonError> {
     raise_descriptor_limit();
-    let mut signals = signals()?;
+    let Signals { stop: mut ends, reload } = signals()?;
     let state = |source| DaemonError::State { path: config.state_directory.clone(), source };
     // Resolved once: what is named after the directory must not depend on how it was spelt.
     let resolved = create_private(&config.state_directory)
@@ -111,6 +112,8 @@ pub async fn run(
     config.state_directory = resolved;
     let parts = assemble(&config, launcher, drivers).await?;
     let servers = serve(&config, &parts).await?;
+    let stopping = servers.tasks.token();
+    servers.tasks.spawn("reloads", reloads(parts.engine.clone(), reload, stopping));
     ready(&format!(
         "agentd is ready: grpc {} and unix:{}",
         servers.address,
@@ -119,7 +122,7 @@ pub async fn run(
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut fatal = parts.engine.fatal();
     let why = tokio::select! {
-        signal = signals.recv() => Ok(signal.unwrap_or("the end of the signals")),
+        signal = ends.recv() => Ok(signal.unwrap_or("the end of the signals")),
         message = failed(&mut fatal) => Err(message),
     };
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
@@ -129,7 +132,7 @@ pub async fn run(
             // A second signal means: at once. What is under way is left to the next daemon.
             tokio::select! {
                 stopped = stop(&config, parts, servers, signal) => stopped,
-                _ = signals.recv() => Ok(()),
+                _ = ends.recv() => Ok(()),
             }
         }
         Err(message) => {
@@ -190,7 +193,7 @@ async fn assemble(
             async { Rules::load(config) },
         )
     };
-    let Rules { tools, policy, programs } = rules?;
+    let Rules { tools, files, policy, programs } = rules?;
     let token = token?.map_err(|source| DaemonError::State { path: state.join(TOKEN), source })?;
     let owner = Access::owner(grpc::named(rustix::process::geteuid().as_raw()));
     let owner = Credential { access: owner, token };
@@ -234,7 +237,7 @@ async fn assemble(
         journal: journal.clone(),
         clock: clock.clone(),
         chance,
-        policy,
+        policies: Arc::new(Policies::new(Arc::new(files), policy, started)),
         tools,
         redactor: Arc::new(redactor),
         epoch: journal.epoch(),
@@ -270,6 +273,7 @@ fn info(
 /// What models may call, and what decides about it.
 struct Rules {
     tools: Arc<Toolbox>,
+    files: policy_files::Files,
     policy: Arc<Policy>,
     /// Programs of declared tools.
     programs: Vec<PathBuf>,
@@ -280,8 +284,9 @@ impl Rules {
         let declared = declared_tools(config)?;
         let programs = declared.iter().map(|tool| tool.program.clone().into()).collect();
         let tools = Arc::new(Toolbox::new(declared.clone()).map_err(DaemonError::Tools)?);
-        let policy = Arc::new(policy(config, &tools, declared)?);
-        Ok(Self { tools, policy, programs })
+        let files = policy_sources(config, &tools, declared);
+        let policy = Arc::new(files.load()?);
+        Ok(Self { tools, files, policy, programs })
     }
 }
 
@@ -329,19 +334,17 @@ fn places(config: &Config, launcher: &Path, programs: Vec<PathBuf>) -> Places {
     Places { workspace_root: config.workspace_root.clone(), off_limits: own.collect() }
 }
 
-pub(crate) fn policy(
+pub(crate) fn policy_sources(
     config: &Config,
     tools: &Toolbox,
     declared: Vec<Declaration>,
-) -> Result<Policy, policy_files::PolicyErrors> {
-    let mut sources = match &config.policy_directory {
-        Some(directory) => Sources::from_directory(directory)?,
-        None => Sources::built_in(),
-    };
-    sources.extra_commands = config.allow_commands.clone();
-    sources.declared = declared;
-    let known: Vec<ToolName> = tools.specs().iter().map(|spec| spec.name.clone()).collect();
-    policy_files::compile(&sources, &known)
+) -> policy_files::Files {
+    policy_files::Files {
+        directory: config.policy_directory.clone(),
+        extra_commands: config.allow_commands.clone(),
+        declared,
+        known_tools: tools.specs().iter().map(|spec| spec.name.clone()).collect(),
+    }
 }
 
 async fn note(
@@ -379,7 +382,7 @@ async fn serve(config: &Config, parts: &Parts) -> Result<Servers, DaemonError> {
     Ok(Servers { tasks, health, address })
 }
 
-async fn serve_on<I, IO>(routes: Routes, incoming: I, stopping: tokio_util::sync::CancellationToken)
+async fn serve_on<I, IO>(routes: Routes, incoming: I, stopping: CancellationToken)
 where
     I: futures_util::Stream<Item = io::Result<IO>>,
     IO: tokio::io::AsyncRead
@@ -421,25 +424,52 @@ async fn stop(
     Ok(())
 }
 
-/// SIGTERM and SIGINT as they come.
-fn signals() -> Result<mpsc::Receiver<&'static str>, DaemonError> {
+/// What the process is told from outside, as it comes.
+struct Signals {
+    /// SIGTERM and SIGINT, by name.
+    stop: mpsc::Receiver<&'static str>,
+    /// SIGHUP: a burst is one, and one that comes during a reload makes another.
+    reload: mpsc::Receiver<()>,
+}
+
+fn signals() -> Result<Signals, DaemonError> {
     use signal_hook::{
-        consts::{SIGINT, SIGTERM},
-        iterator::Signals,
+        consts::{SIGHUP, SIGINT, SIGTERM},
+        iterator,
     };
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(DaemonError::Signals)?;
-    let (heard, receiver) = mpsc::channel(2);
+    let mut signals =
+        iterator::Signals::new([SIGHUP, SIGINT, SIGTERM]).map_err(DaemonError::Signals)?;
+    let (tell_stop, stop) = mpsc::channel(2);
+    let (tell_reload, reload) = mpsc::channel(1);
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
             for signal in signals.forever() {
-                let name = if signal == SIGTERM { "SIGTERM" } else { "SIGINT" };
-                // More than two say nothing new.
-                let _ = heard.try_send(name);
+                // What finds no room says nothing new.
+                let _ = match signal {
+                    SIGHUP => tell_reload.try_send(()).is_ok(),
+                    SIGTERM => tell_stop.try_send("SIGTERM").is_ok(),
+                    _ => tell_stop.try_send("SIGINT").is_ok(),
+                };
             }
         })
         .map_err(DaemonError::Signals)?;
-    Ok(receiver)
+    Ok(Signals { stop, reload })
+}
+
+/// Reads the policy files again whenever SIGHUP says so. A failure is told, and changes nothing.
+async fn reloads(engine: Engine, mut wanted: mpsc::Receiver<()>, stopping: CancellationToken) {
+    let caller = Caller::new("signal:SIGHUP");
+    while let Some(Some(())) = stopping.run_until_cancelled(wanted.recv()).await {
+        match engine.reload_policy(caller.clone(), None).await {
+            Ok(done) => {
+                let revision = engine.world().policies.current().revision.clone();
+                tracing::info!(%revision, ?done, "the policy files were read");
+            }
+            Err(error @ EngineError::PolicyInvalid { .. }) => tracing::error!("{error}"),
+            Err(error) => tracing::error!(%error, "the policy files could not be read"),
+        }
+    }
 }
 
 fn create_private(directory: &Path) -> io::Result<()> {

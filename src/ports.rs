@@ -253,6 +253,15 @@ pub enum SandboxError {
     ForeignProof,
 }
 
+/// The files that say what may be done.
+#[async_trait]
+pub trait PolicyFiles: Send + Sync {
+    /// What they say now, all of them together.
+    ///
+    /// Errors: everything that is wrong with them, one line each with its place; nothing applies then.
+    async fn compile(&self) -> Result<crate::domain::policy::Policy, Vec<String>>;
+}
+
 /// Where everything is remembered.
 ///
 /// Every append names the owner's epoch and the sequence it follows, so that a store shared by many

@@ -108,7 +108,8 @@ fn token() -> Finding {
 
 async fn ask(client: &Client) -> Result<Vec<Finding>, Failure> {
     let info = client.admin().get_server_info(v1::GetServerInfoRequest {}).await?.into_inner();
-    let mut findings = vec![version(&info), ready(client).await?, backend(&info).await];
+    let mut findings =
+        vec![version(&info), ready(client).await?, policy(&info), backend(&info).await];
     findings.extend(limits(&info));
     Ok(findings)
 }
@@ -132,6 +133,17 @@ async fn ready(client: &Client) -> Result<Finding, Failure> {
         true => finding(Level::Fine, "daemon: takes runs", ""),
         false => finding(Level::Failure, "daemon: takes no runs, it is stopping", "agentd serve"),
     })
+}
+
+fn policy(info: &v1::GetServerInfoResponse) -> Finding {
+    match info.policy_faults.as_slice() {
+        [] => finding(Level::Fine, format!("policy: {} is in force", info.policy_revision), ""),
+        faults => finding(
+            Level::Failure,
+            format!("policy: the files are not in force: {}", faults.join("; ")),
+            "mend them, then: agentctl policy validate, agentctl policy reload",
+        ),
+    }
 }
 
 /// Whether something listens where the backend should be; what it can do is not asked.

@@ -12,6 +12,7 @@ mod doctor;
 mod health;
 mod manual;
 mod output;
+mod policy;
 mod runs;
 mod timeline;
 mod tools;
@@ -78,6 +79,9 @@ enum Noun {
     /// Shows which tools a model may call
     #[command(subcommand)]
     Tools(tools::Verb),
+    /// Shows the rules in force, checks policy files, and puts them into force
+    #[command(subcommand)]
+    Policy(policy::Verb),
     /// Shows the settings that the daemon runs with
     #[command(subcommand)]
     Config(config::Verb),
@@ -215,6 +219,7 @@ async fn call(global: &Global, noun: Noun) -> Result<Exit, Failure> {
         Noun::Demo(demo) => demo::run(global, demo).await,
         Noun::Run(verb) => runs::run(global, verb).await,
         Noun::Tools(verb) => tools::run(global, verb).await,
+        Noun::Policy(verb) => policy::run(global, verb).await,
         Noun::Config(verb) => config::run(global, verb).await,
         Noun::Agents(verb) => agents::run(global, verb).await,
         Noun::Audit(verb) => audit::run(global, verb).await,

@@ -106,6 +106,7 @@ records! {
     "run_suspended" 1 => RunSuspended,
     "run_finished" 1 => RunFinished,
     "daemon_started" 1 => DaemonStarted,
+    "policy_reload" 1 => PolicyReload,
     "run_anchored" 1 => RunAnchored,
     "daemon_stopped" 1 => DaemonStopped,
 }
@@ -271,6 +272,26 @@ pub struct Decided {
     pub decision: Verdict,
     pub rule: RuleId,
     pub why: String,
+}
+
+/// The policy files were read again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyReload {
+    pub by: Caller,
+    /// The revision that was in force before.
+    pub before: PolicyRevision,
+    #[serde(flatten)]
+    pub outcome: Reloaded,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum Reloaded {
+    /// This revision is in force from this entry on.
+    Applied { revision: PolicyRevision },
+    /// All that is wrong with the files; what was in force before stays.
+    Refused { faults: Vec<String> },
 }
 
 /// What was decided.

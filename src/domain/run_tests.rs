@@ -23,8 +23,8 @@ use crate::domain::{
     item::{Paired, RawJson, check_pairing},
     journal::{
         AnsweredItem, AskedCall, CancelRequested, DaemonStarted, DaemonStopped, Decided,
-        ModelNudged, ModelRequest, RunAnchored, RunFinished, RunRecovered, RunSuspended,
-        ToolResumed, Verdict, WorkspaceSnapshot,
+        ModelNudged, ModelRequest, PolicyReload, Reloaded, RunAnchored, RunFinished, RunRecovered,
+        RunSuspended, ToolResumed, Verdict, WorkspaceSnapshot,
     },
     retry,
     status::StateName,
@@ -527,9 +527,16 @@ fn records_of_the_daemon() -> Vec<Record> {
             policy_revision: PolicyRevision::new("sha256:00"),
         }
         .into(),
+        reload(Reloaded::Applied { revision: PolicyRevision::new("sha256:01") }),
+        reload(Reloaded::Refused { faults: vec!["tools.yaml:3:1: no".into()] }),
         RunAnchored { run_id: run_id(), sequence: Sequence(7), hash: "00".repeat(32) }.into(),
         DaemonStopped { why: "asked to".into() }.into(),
     ]
+}
+
+fn reload(outcome: Reloaded) -> Record {
+    let before = PolicyRevision::new("sha256:00");
+    PolicyReload { by: Caller::new("signal:SIGHUP"), before, outcome }.into()
 }
 
 /// A chain that no daemon would write: a life with records in it that do not belong there, or no life

@@ -47,14 +47,14 @@ pub(super) async fn snapshot(
 fn scene(world: &World, run: RunId, workspace: &str) -> Scene {
     Scene {
         workspace: workspace.into(),
-        program_directories: world.policy.program_directories.clone(),
+        program_directories: world.policies.current().program_directories.clone(),
         label: run.to_string(),
         earlier: None,
     }
 }
 
 fn limits(world: &World) -> Limits {
-    let limits = world.policy.limits;
+    let limits = world.policies.current().limits;
     Limits { wall_ms: limits.wall_ms.max(WALL_MS), ..limits }
 }
 

@@ -12,7 +12,7 @@ use crate::{
         ids::{PolicyRevision, RuleId, RunId},
         item::{RawJson, names},
         journal::{Decided, ToolCalled, ToolOutput, ToolResumed, Verdict},
-        policy::{Decision, Permit, Ruling},
+        policy::{Decision, Permit, Policy, Ruling},
         run::{Invocation, InvocationMode},
         tool::{EffectClass, OutcomeKind, ToolCall, ToolOutcome},
     },
@@ -81,11 +81,13 @@ pub(super) async fn prepare(
     let Invocation { call, mode, earlier } = invocation;
     match mode {
         InvocationMode::First => {
-            first(world, scene(world, run, workspace, &call, None), call).await
+            let policy = world.policies.current();
+            first(world, &policy, scene(&policy, run, workspace, &call, None), call).await
         }
         InvocationMode::Again { attempt } => {
-            let scene = scene(world, run, workspace, &call, earlier);
-            again(world, scene, call, attempt).await
+            let policy = world.policies.current();
+            let scene = scene(&policy, run, workspace, &call, earlier);
+            again(world, &policy, scene, call, attempt).await
         }
         InvocationMode::CloseUnstarted => {
             let ruling = built_in(RuleId::new("builtin/cancelled"), "the run was cancelled".into());
@@ -103,8 +105,7 @@ pub(super) async fn prepare(
     }
 }
 
-async fn first(world: &World, scene: Scene, call: ToolCall) -> Prepared {
-    let policy = &world.policy;
+async fn first(world: &World, policy: &Policy, scene: Scene, call: ToolCall) -> Prepared {
     let revision = Some(policy.revision.clone());
     let (tool, effect) = match understand(world, &call) {
         Ok(understood) => understood,
@@ -145,8 +146,14 @@ async fn first(world: &World, scene: Scene, call: ToolCall) -> Prepared {
 
 /// Like [`first`], for a call whose intent is on disk and whose outcome is not: it enters at the
 /// decision again, since the policy may have changed meanwhile.
-async fn again(world: &World, scene: Scene, call: ToolCall, attempt: u32) -> Prepared {
-    let mut prepared = first(world, scene, call).await;
+async fn again(
+    world: &World,
+    policy: &Policy,
+    scene: Scene,
+    call: ToolCall,
+    attempt: u32,
+) -> Prepared {
+    let mut prepared = first(world, policy, scene, call).await;
     let call = &prepared.pending.call;
     let resumed = ToolResumed { call: call.key, call_id: call.call_id.clone(), attempt };
     // There is one intent a call: it is on disk already.
@@ -280,7 +287,7 @@ fn built_in(rule: RuleId, why: String) -> Ruling {
 }
 
 fn scene(
-    world: &World,
+    policy: &Policy,
     run: RunId,
     workspace: PathBuf,
     call: &ToolCall,
@@ -289,7 +296,7 @@ fn scene(
     Scene {
         earlier: earlier.and_then(|facts| serde_json::from_str(facts.get()).ok()),
         workspace,
-        program_directories: world.policy.program_directories.clone(),
+        program_directories: policy.program_directories.clone(),
         label: format!("{run}-{}-{}", call.key.turn, call.key.index),
     }
 }

@@ -6,6 +6,7 @@ mod diff;
 mod driver;
 mod invoker;
 mod live;
+mod policies;
 mod recovery;
 mod run_log;
 mod runs;
@@ -14,6 +15,7 @@ mod submission;
 mod tool_calls;
 
 pub use live::{LiveEvent, OutputDelta, TextDelta};
+pub use policies::{Policies, Reload, Standing};
 pub use runs::{Engine, EngineError, Limits};
 pub use submission::{Submission, Submitted, WhenBusy};
 pub use tool_calls::{ToolCallPage, ToolCallView};
@@ -21,7 +23,7 @@ pub use tool_calls::{ToolCallPage, ToolCallView};
 use std::sync::Arc;
 
 use crate::{
-    domain::{ids::Epoch, policy::Policy, redact::Redactor},
+    domain::{ids::Epoch, redact::Redactor},
     ports::{Chance, Clock, Journal, Model, Sandbox},
     tools::Toolbox,
 };
@@ -37,7 +39,7 @@ pub struct World {
     pub clock: Arc<dyn Clock>,
     pub chance: Arc<dyn Chance>,
     /// Read once a call, so that a call sees one revision from beginning to end.
-    pub policy: Arc<Policy>,
+    pub policies: Arc<Policies>,
     pub tools: Arc<Toolbox>,
     /// For what leaves the engine without passing the journal.
     pub redactor: Arc<Redactor>,

@@ -16,7 +16,7 @@ use crate::{
     agents::executor,
     domain::{
         access::{Access, Reach},
-        ids::{Caller, RunId, Sequence},
+        ids::{Caller, PolicyRevision, RunId, Sequence},
         journal::{NewEntry, RunCreated},
         run::RunState,
         status::StateName,
@@ -74,6 +74,12 @@ pub enum EngineError {
     WorkspaceBusy { workspace: String },
     #[error("run {run} has no diff: {message}")]
     NoDiff { run: RunId, message: String },
+    #[error("the policy files are not valid, and the policy in force stays:\n{}", .faults.join("\n"))]
+    PolicyInvalid { faults: Vec<String> },
+    #[error(
+        "the policy files say {found} and not {expected}: somebody changed them; look at them, then reload again"
+    )]
+    PolicyMoved { expected: PolicyRevision, found: PolicyRevision },
     #[error(transparent)]
     Journal(#[from] JournalError),
 }
@@ -444,7 +450,7 @@ impl Engine {
     }
 
     /// Carries a mutation to its end also when its caller has gone away.
-    async fn finish<T: Send + 'static>(
+    pub(super) async fn finish<T: Send + 'static>(
         &self,
         mutation: impl Future<Output = Result<T, EngineError>> + Send + 'static,
     ) -> Result<T, EngineError> {

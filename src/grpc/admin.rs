@@ -69,6 +69,7 @@ impl AdminService for Admin {
         _request: Request<v1::GetServerInfoRequest>,
     ) -> Result<Response<v1::GetServerInfoResponse>, Status> {
         let (info, world, limits) = (&self.info, self.engine.world(), self.engine.limits());
+        let standing = world.policies.standing();
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
         Ok(Response::new(v1::GetServerInfoResponse {
             version: env!("CARGO_PKG_VERSION").into(),
@@ -78,7 +79,8 @@ impl AdminService for Admin {
             model: info.model.clone().unwrap_or_default(),
             workspace_root: info.workspace_root.clone(),
             state_dir: info.state_directory.clone(),
-            policy_revision: world.policy.revision.to_string(),
+            policy_revision: standing.policy.revision.to_string(),
+            policy_faults: standing.faults.to_vec(),
             sandbox_limits: world.sandbox.mechanisms().into_iter().collect(),
             tools: tools::tools(&self.engine, &info.tools),
             max_running_runs: count(limits.running_runs),
@@ -96,8 +98,9 @@ impl AdminService for Admin {
         // A place is the number of agents before it: those of a daemon never change.
         let start = list.number(&request.page_token)?.unwrap_or(0);
         let world = self.engine.world();
+        let policy = world.policies.current();
         let granted = |agent: &Agent| {
-            let role = world.policy.roles.get(&agent.role);
+            let role = policy.roles.get(&agent.role);
             let specs = world.tools.specs().iter().map(|spec| &spec.name);
             let mine = specs.filter(|name| role.is_some_and(|role| role.tools.contains(name)));
             mine.map(ToString::to_string).collect()

@@ -149,6 +149,16 @@ pub(super) fn status(error: EngineError) -> Status {
         EngineError::NoDiff { .. } => {
             with_reason(Code::FailedPrecondition, "NO_DIFF", message, plain())
         }
+        EngineError::PolicyInvalid { faults } => {
+            let mut details = plain();
+            for fault in faults {
+                details.add_bad_request_violation("policy", fault);
+            }
+            with_reason(Code::FailedPrecondition, "POLICY_INVALID", message, details)
+        }
+        EngineError::PolicyMoved { .. } => {
+            with_reason(Code::Aborted, "POLICY_CHANGED", message, plain())
+        }
         EngineError::Draining => with_reason(Code::Unavailable, "DRAINING", message, with_retry()),
         EngineError::Journal(error) => journal(&error),
     }

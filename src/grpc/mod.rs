@@ -5,6 +5,7 @@ mod audit;
 mod caller;
 mod convert;
 mod page;
+mod policy;
 mod reflection;
 mod roles;
 mod runs;
@@ -20,7 +21,8 @@ use crate::{
     engine::Engine,
     proto::v1::{
         admin_service_server::AdminServiceServer, audit_service_server::AuditServiceServer,
-        run_service_server::RunServiceServer, tool_service_server::ToolServiceServer,
+        policy_service_server::PolicyServiceServer, run_service_server::RunServiceServer,
+        tool_service_server::ToolServiceServer,
     },
 };
 
@@ -30,13 +32,14 @@ const REQUEST_BYTES: usize = 2 << 20;
 const SMALL_REQUEST_BYTES: usize = 64 << 10;
 
 /// Names that `grpc.health.v1` knows besides the empty one.
-pub const HEALTH_NAMES: [&str; 7] = [
+pub const HEALTH_NAMES: [&str; 8] = [
     "liveness",
     "readiness",
     "startup",
     "agentd.v1.RunService",
     "agentd.v1.AdminService",
     "agentd.v1.AuditService",
+    "agentd.v1.PolicyService",
     "agentd.v1.ToolService",
 ];
 
@@ -55,11 +58,13 @@ pub async fn services<const DOORS: usize>(
     let tool_service = ToolServiceServer::new(tool_service);
     let admin_service = AdminServiceServer::new(admin::Admin::new(engine.clone(), info));
     let audit_service = AuditServiceServer::new(audit::Audit::new(engine.clone()));
+    let policy_service = PolicyServiceServer::new(policy::Policies::new(engine.clone()));
     let mut routes = Routes::builder();
     routes
         .add_service(run_service.max_decoding_message_size(REQUEST_BYTES))
         .add_service(admin_service.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(audit_service.max_decoding_message_size(SMALL_REQUEST_BYTES))
+        .add_service(policy_service.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(tool_service.max_decoding_message_size(SMALL_REQUEST_BYTES))
         .add_service(health_service.max_decoding_message_size(SMALL_REQUEST_BYTES));
     let router = reflection::add_to(routes.routes().into_axum_router());

@@ -4,6 +4,7 @@
 use crate::domain::access::Role;
 
 const ALL: &[Role] = &[Role::Viewer, Role::Submitter, Role::Approver, Role::Admin];
+const ADMIN: &[Role] = &[Role::Admin];
 const SUBMIT: &[Role] = &[Role::Submitter, Role::Admin];
 /// What shows runs of others too, without a way to leave them out.
 const READ_EVERYTHING: &[Role] = &[Role::Viewer, Role::Approver, Role::Admin];
@@ -14,6 +15,9 @@ const TABLE: &[(&str, &[Role])] = &[
     ("/agentd.v1.AdminService/GetServerInfo", ALL),
     ("/agentd.v1.AdminService/ListAgents", ALL),
     ("/agentd.v1.AuditService/VerifyAudit", READ_EVERYTHING),
+    ("/agentd.v1.PolicyService/GetPolicy", ALL),
+    ("/agentd.v1.PolicyService/ReloadPolicy", ADMIN),
+    ("/agentd.v1.PolicyService/ValidatePolicy", READ_EVERYTHING),
     ("/agentd.v1.RunService/CancelRun", SUBMIT),
     ("/agentd.v1.RunService/CreateRun", SUBMIT),
     ("/agentd.v1.RunService/GetRun", ALL),

@@ -36,7 +36,8 @@ pub(super) fn tools(engine: &Engine, registered: &[RegisteredTool]) -> Vec<v1::T
 }
 
 fn tool(engine: &Engine, spec: &ToolSpec, registered: &RegisteredTool) -> v1::Tool {
-    let roles = engine.world().policy.roles.iter();
+    let policy = engine.world().policies.current();
+    let roles = policy.roles.iter();
     let roles = roles.filter(|(_, role)| role.tools.contains(&spec.name));
     v1::Tool {
         name: spec.name.to_string(),

@@ -4,8 +4,9 @@
 mod compiler;
 mod shapes;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use async_trait::async_trait;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -18,7 +19,8 @@ use crate::{
         compiler::{Compiler, declared},
         shapes::{PathsFile, ToolsFile},
     },
-    yaml,
+    ports::PolicyFiles,
+    tasks, yaml,
 };
 
 /// The policy files that are built in: the repository's `policies/`.
@@ -40,6 +42,59 @@ pub struct Sources {
     pub extra_commands: Option<String>,
     /// Tools that the operator declared elsewhere; they decide too.
     pub declared: Vec<Declaration>,
+}
+
+/// Where the policy comes from, to be read again and again.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// None: the built-in files.
+    pub directory: Option<PathBuf>,
+    /// See [`Sources::extra_commands`].
+    pub extra_commands: Option<String>,
+    /// See [`Sources::declared`].
+    pub declared: Vec<Declaration>,
+    /// The tools that roles may name.
+    pub known_tools: Vec<ToolName>,
+}
+
+impl Files {
+    /// Reads and compiles them. Blocking. Errors: everything that is wrong with them.
+    pub fn load(&self) -> Result<Policy, PolicyErrors> {
+        let mut sources = match &self.directory {
+            Some(directory) => settled(directory)?,
+            None => Sources::built_in(),
+        };
+        sources.extra_commands = self.extra_commands.clone();
+        sources.declared = self.declared.clone();
+        compile(&sources, &self.known_tools)
+    }
+}
+
+/// The files of a directory as they stood together at one moment: whoever replaces one after the other is
+/// waited for, since half of the old rules and half of the new were nobody's policy.
+fn settled(directory: &Path) -> Result<Sources, PolicyErrors> {
+    const READS: usize = 10;
+    let mut before = Sources::from_directory(directory)?;
+    for _ in 1..READS {
+        let now = Sources::from_directory(directory)?;
+        if now == before {
+            return Ok(now);
+        }
+        before = now;
+    }
+    Err(PolicyErrors(vec![format!(
+        "{}: the files change while they are read; load them when they have settled",
+        directory.display()
+    )]))
+}
+
+#[async_trait]
+impl PolicyFiles for Files {
+    async fn compile(&self) -> Result<Policy, Vec<String>> {
+        let files = self.clone();
+        let loaded = tasks::blocking(move || files.load()).await;
+        loaded.map_err(|error| vec![error.to_string()])?.map_err(|PolicyErrors(faults)| faults)
+    }
 }
 
 /// One policy file.

@@ -39,13 +39,12 @@ fn is_running(word: &str) -> bool {
 }
 
 /// A number of seconds that no other test sleeps, and a sign that such a sleeper would be seen.
-fn sleepers_of(test: &str) -> String {
+async fn sleepers_of(test: &str) -> String {
     let seconds = format!("{}.{}", 1000 + test.len(), std::process::id());
     let mut control = std::process::Command::new("sleep").arg(&seconds).spawn().unwrap();
-    let seen = is_running(&seconds);
+    wait_until("control: a sleeper is seen", || is_running(&seconds)).await;
     control.kill().unwrap();
     control.wait().unwrap();
-    assert!(seen, "control: a sleeper is seen");
     seconds
 }
 
@@ -140,7 +139,7 @@ async fn a_program_dies_of_a_closed_pipe_as_it_would_anywhere() {
 
 #[tokio::test]
 async fn when_its_time_is_up_the_whole_tree_is_killed_also_what_has_detached_itself() {
-    let seconds = sleepers_of("the whole tree");
+    let seconds = sleepers_of("the whole tree").await;
     let script = "setsid sh -c 'echo > detached; exec sleep SECONDS' &\n\
                   sleep SECONDS & echo > child\n\
                   while true; do sleep SECONDS; done"
@@ -157,7 +156,7 @@ async fn when_its_time_is_up_the_whole_tree_is_killed_also_what_has_detached_its
 
 #[tokio::test]
 async fn what_a_program_leaves_behind_is_killed_when_it_ends() {
-    let seconds = sleepers_of("left behind");
+    let seconds = sleepers_of("left behind").await;
     let script = "setsid sh -c 'echo left > left; exec sleep SECONDS' & \n\
                   while [ ! -s left ]; do :; done; echo main is done"
         .replace("SECONDS", &seconds);
@@ -171,7 +170,7 @@ async fn what_a_program_leaves_behind_is_killed_when_it_ends() {
 
 #[tokio::test]
 async fn who_kills_the_launcher_kills_the_program_and_what_it_started() {
-    let seconds = sleepers_of("the launcher's death");
+    let seconds = sleepers_of("the launcher's death").await;
     let script = "setsid sh -c 'echo > started; exec sleep SECONDS' & sleep SECONDS"
         .replace("SECONDS", &seconds);
     let turns = vec![Turn::call("shell_exec", json!({"command": ["sh", "script.sh"]}))];

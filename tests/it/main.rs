@@ -20,6 +20,7 @@ mod demo;
 mod limits;
 mod lists;
 mod loops;
+mod policy;
 mod real_parts;
 mod refusals;
 mod resume;

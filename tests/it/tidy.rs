@@ -23,7 +23,7 @@ const ROOMS: [(&str, &[&str]); 27] = [
     ("backend", &["domain", "ports", "secrets", "telemetry"]),
     ("sandbox", &["domain", "ports", "tasks"]),
     ("sqlite", &["domain", "ports", "private_file", "telemetry"]),
-    ("policy_files", &["domain", "yaml"]),
+    ("policy_files", &["domain", "ports", "tasks", "yaml"]),
     ("tool_files", &["domain", "private_file", "yaml"]),
     ("callers", &["domain", "secrets"]),
     ("grpc", &["agents", "config", "domain", "engine", "ports", "proto"]),
@@ -58,6 +58,7 @@ const ROOMS: [(&str, &[&str]); 27] = [
         &[
             "client",
             "config",
+            "domain",
             "policy_files",
             // What `sqlite` gives when a journal is read without a daemon.
             "ports",
@@ -67,6 +68,7 @@ const ROOMS: [(&str, &[&str]); 27] = [
             "system",
             "tasks",
             "telemetry",
+            "tools",
             "yaml",
         ],
     ),

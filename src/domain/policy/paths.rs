@@ -50,6 +50,13 @@ impl From<PathGlob> for String {
     }
 }
 
+impl PathGlob {
+    /// The pattern, as it was written.
+    pub fn as_str(&self) -> &str {
+        self.0.glob().glob()
+    }
+}
+
 impl PathRule {
     pub fn matches(&self, operation: FileOperation, path: &WorkspacePath) -> bool {
         self.operations.contains(&operation) && self.glob.0.is_match(path.as_str())

@@ -73,6 +73,20 @@ const EXERCISES = {
     const report = await daemon.call('AuditService/VerifyAudit', {});
     assert.ok(report.intact && Number(report.entries) > 0 && report.head_hash.length === 32);
   },
+  async 'PolicyService/GetPolicy'(daemon) {
+    const { policy } = await daemon.call('PolicyService/GetPolicy', {});
+    assert.ok(policy.revision.startsWith('sha256:') && policy.rules.length > 0);
+    assert.deepEqual(policy.faults, []);
+  },
+  async 'PolicyService/ValidatePolicy'(daemon) {
+    const report = await daemon.call('PolicyService/ValidatePolicy', {});
+    assert.deepEqual([report.revision, report.faults], [report.current_revision, []]);
+  },
+  async 'PolicyService/ReloadPolicy'(daemon) {
+    const { policy } = await daemon.call('PolicyService/GetPolicy', {});
+    const report = await daemon.call('PolicyService/ReloadPolicy', { expected_revision: policy.revision });
+    assert.deepEqual([report.revision, report.previous_revision], [policy.revision, policy.revision]);
+  },
   async 'ToolService/ListTools'(daemon) {
     const { tools } = await daemon.call('ToolService/ListTools', {});
     assert.ok(tools.some((tool) => tool.name === 'read_file'));

@@ -115,6 +115,22 @@ def verify_audit(daemon):
     assert report.intact and report.entries > 0 and len(report.head_hash) == 32, report
 
 
+def get_policy(daemon):
+    policy = daemon.call("PolicyService", "GetPolicy").policy
+    assert policy.revision.startswith("sha256:") and policy.rules and not policy.faults, policy
+
+
+def validate_policy(daemon):
+    report = daemon.call("PolicyService", "ValidatePolicy")
+    assert report.revision == report.current_revision and not report.faults, report
+
+
+def reload_policy(daemon):
+    revision = daemon.call("PolicyService", "GetPolicy").policy.revision
+    report = daemon.call("PolicyService", "ReloadPolicy", expected_revision=revision)
+    assert report.revision == report.previous_revision == revision, report
+
+
 def list_tools(daemon):
     tools = daemon.call("ToolService", "ListTools").tools
     assert "read_file" in [tool.name for tool in tools], tools
@@ -139,6 +155,9 @@ EXERCISES = {
     "AdminService/GetConfig": get_config,
     "AdminService/ListAgents": list_agents,
     "AuditService/VerifyAudit": verify_audit,
+    "PolicyService/GetPolicy": get_policy,
+    "PolicyService/ValidatePolicy": validate_policy,
+    "PolicyService/ReloadPolicy": reload_policy,
     "ToolService/ListTools": list_tools,
     "ToolService/GetTool": get_tool,
 }

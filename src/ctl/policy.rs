@@ -1,0 +1,172 @@
+//! `agentctl policy`: the rules in force, and whether those in the files could be.
+
+use std::path::PathBuf;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use crate::{
+    config::{Process, Surroundings as _},
+    ctl::{
+        Exit, Failure, Global, connect,
+        output::{self, Format},
+    },
+    domain::ids::ToolName,
+    policy_files::{self, PolicyErrors, Sources},
+    proto::v1::{self, PolicySubject},
+    tools::Toolbox,
+};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Shows the policy in force
+    Show,
+    /// Checks policy files, with the tests that stand in them: those of a directory, or the daemon's own
+    #[command(after_help = VALIDATE_EXAMPLES)]
+    Validate {
+        /// A directory with tools.yaml and paths.yaml; no daemon is needed for it
+        directory: Option<PathBuf>,
+    },
+    /// Puts the daemon's policy files into force, all of them or none
+    Reload {
+        /// Only if the files are still those that `validate` told this revision of
+        #[arg(long, default_value = "", hide_default_value = true, value_name = "REVISION")]
+        expect: String,
+    },
+}
+
+const VALIDATE_EXAMPLES: &str = "\
+Examples:
+  agentctl policy validate ./policies          before they are installed; exit code 2 if they are not valid
+  agentctl policy validate                     those that the daemon would read now
+  agentctl policy reload                       then into force";
+
+pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
+    match verb {
+        Verb::Show => show(global).await,
+        Verb::Validate { directory: Some(directory) } => validate_files(global, directory),
+        Verb::Validate { directory: None } => validate(global).await,
+        Verb::Reload { expect } => reload(global, expect).await,
+    }
+}
+
+async fn show(global: &Global) -> Result<Exit, Failure> {
+    let mut client = connect::connect(global).await?.policy();
+    let answer = client.get_policy(v1::GetPolicyRequest {}).await?.into_inner();
+    let policy = answer.policy.unwrap_or_default();
+    if global.output == Format::Json {
+        output::json_line(&as_json(&policy))?;
+        return Ok(Exit::Done);
+    }
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let mut rows = vec![
+        row("revision", policy.revision.clone()),
+        row("in force since", policy.since_time.map(output::time).unwrap_or_default()),
+    ];
+    rows.extend(policy.faults.iter().map(|fault| row("files refused", fault.clone())));
+    rows.extend(policy.roles.iter().map(|role| {
+        let tools = if role.tools.is_empty() { "-".into() } else { role.tools.join(" ") };
+        row(&format!("role {}", role.name), tools)
+    }));
+    output::table(&rows)?;
+    output::line("")?;
+    let head = ["RULE", "DECISION", "SPEAKS OF", "WHY"].map(str::to_owned).to_vec();
+    let rule = |rule: &v1::PolicyRule| {
+        let of = format!("{} {}", subject(rule), rule.pattern);
+        vec![rule.id.clone(), rule.decision.clone(), of, rule.why.clone()]
+    };
+    output::table(&std::iter::once(head).chain(policy.rules.iter().map(rule)).collect::<Vec<_>>())?;
+    Ok(Exit::Done)
+}
+
+fn subject(rule: &v1::PolicyRule) -> &'static str {
+    match rule.subject() {
+        PolicySubject::Path => "path",
+        PolicySubject::Command => "command",
+        PolicySubject::Unspecified => "-",
+    }
+}
+
+fn as_json(policy: &v1::Policy) -> serde_json::Value {
+    let rule = |rule: &v1::PolicyRule| {
+        json!({
+            "id": rule.id, "subject": subject(rule), "pattern": rule.pattern,
+            "decision": rule.decision, "why": rule.why,
+        })
+    };
+    json!({
+        "revision": policy.revision,
+        "since": policy.since_time.map(output::time),
+        "faults": policy.faults,
+        "roles": policy.roles.iter()
+            .map(|role| json!({"name": role.name, "tools": role.tools}))
+            .collect::<Vec<_>>(),
+        "rules": policy.rules.iter().map(rule).collect::<Vec<_>>(),
+    })
+}
+
+async fn validate(global: &Global) -> Result<Exit, Failure> {
+    let mut client = connect::connect(global).await?.policy();
+    let answer = client.validate_policy(v1::ValidatePolicyRequest {}).await?.into_inner();
+    let current = Some(answer.current_revision);
+    told(global, &answer.revision, answer.faults, current)
+}
+
+/// Without a daemon, and so without the tools that one declares: roles can name only the built-in ones.
+fn validate_files(global: &Global, directory: PathBuf) -> Result<Exit, Failure> {
+    let mut sources = match Sources::from_directory(&directory) {
+        Ok(sources) => sources,
+        Err(PolicyErrors(faults)) => return told(global, "", faults, None),
+    };
+    sources.extra_commands = Process.variable("ALLOW_COMMANDS");
+    let built_in = Toolbox::built_in();
+    let known: Vec<ToolName> = built_in.specs().iter().map(|spec| spec.name.clone()).collect();
+    match policy_files::compile(&sources, &known) {
+        Ok(policy) => told(global, policy.revision.as_str(), Vec::new(), None),
+        Err(PolicyErrors(faults)) => told(global, "", faults, None),
+    }
+}
+
+/// Says what came of it. JSON goes to standard output, faults for people to standard error.
+fn told(
+    global: &Global,
+    revision: &str,
+    faults: Vec<String>,
+    current: Option<String>,
+) -> Result<Exit, Failure> {
+    let is_valid = faults.is_empty();
+    if global.output == Format::Json {
+        output::json_line(&json!({
+            "valid": is_valid, "revision": is_valid.then_some(revision),
+            "current_revision": current, "faults": faults,
+        }))?;
+        return Ok(if is_valid { Exit::Done } else { Exit::BadUsage });
+    }
+    if !is_valid {
+        let message = format!("the policy is not valid:\n{}", faults.join("\n"));
+        return Err(Failure::new(Exit::BadUsage, message));
+    }
+    let in_force = match current {
+        Some(current) if current == revision => ", and in force",
+        Some(_) => "; `agentctl policy reload` puts it into force",
+        None => "",
+    };
+    output::line(&format!("valid: {revision}{in_force}"))?;
+    Ok(Exit::Done)
+}
+
+async fn reload(global: &Global, expected_revision: String) -> Result<Exit, Failure> {
+    let mut client = connect::connect(global).await?.policy();
+    let request = v1::ReloadPolicyRequest { expected_revision };
+    let v1::ReloadPolicyResponse { revision, previous_revision } =
+        client.reload_policy(request).await?.into_inner();
+    if global.output == Format::Json {
+        output::json_line(&json!({"revision": revision, "previous_revision": previous_revision}))?;
+        return Ok(Exit::Done);
+    }
+    output::line(&match revision == previous_revision {
+        true => format!("in force already: {revision}"),
+        false => format!("in force: {revision}\nbefore:   {previous_revision}"),
+    })?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,118 @@
+//! `PolicyService`.
+
+use tonic::{Request, Response, Status};
+
+use crate::{
+    domain::{
+        ids::PolicyRevision,
+        journal::Verdict,
+        policy::{CommandRule, FileOperation, PathRule, Policy},
+    },
+    engine::{Engine, Reload, Standing},
+    grpc::{caller, convert},
+    proto::v1::{self, policy_service_server::PolicyService},
+};
+
+#[derive(Debug)]
+pub(super) struct Policies {
+    engine: Engine,
+}
+
+impl Policies {
+    pub(super) fn new(engine: Engine) -> Self {
+        Self { engine }
+    }
+}
+
+#[tonic::async_trait]
+impl PolicyService for Policies {
+    async fn get_policy(
+        &self,
+        _request: Request<v1::GetPolicyRequest>,
+    ) -> Result<Response<v1::GetPolicyResponse>, Status> {
+        let policy = Some(shown(&self.engine.world().policies.standing()));
+        Ok(Response::new(v1::GetPolicyResponse { policy }))
+    }
+
+    async fn validate_policy(
+        &self,
+        _request: Request<v1::ValidatePolicyRequest>,
+    ) -> Result<Response<v1::ValidatePolicyResponse>, Status> {
+        let policies = &self.engine.world().policies;
+        let current_revision = policies.current().revision.to_string();
+        let (revision, faults) = match policies.compiled().await {
+            Ok(policy) => (policy.revision.to_string(), Vec::new()),
+            Err(faults) => (String::new(), faults),
+        };
+        Ok(Response::new(v1::ValidatePolicyResponse { faults, revision, current_revision }))
+    }
+
+    async fn reload_policy(
+        &self,
+        request: Request<v1::ReloadPolicyRequest>,
+    ) -> Result<Response<v1::ReloadPolicyResponse>, Status> {
+        let by = caller::of(&request)?.caller;
+        let expected = request.into_inner().expected_revision;
+        let expected = (!expected.is_empty()).then(|| PolicyRevision::new(expected));
+        let done = self.engine.reload_policy(by, expected).await.map_err(convert::status)?;
+        let revision = self.engine.world().policies.current().revision.to_string();
+        let previous_revision = match done {
+            Reload::Unchanged => revision.clone(),
+            Reload::Applied { before } => before.to_string(),
+        };
+        Ok(Response::new(v1::ReloadPolicyResponse { revision, previous_revision }))
+    }
+}
+
+fn shown(standing: &Standing) -> v1::Policy {
+    let policy: &Policy = &standing.policy;
+    let role = |(name, role): (&_, &crate::domain::policy::Role)| v1::PolicyRole {
+        name: ToString::to_string(name),
+        tools: role.tools.iter().map(ToString::to_string).collect(),
+    };
+    v1::Policy {
+        revision: policy.revision.to_string(),
+        since_time: Some(convert::timestamp(standing.since)),
+        faults: standing.faults.to_vec(),
+        roles: policy.roles.iter().map(role).collect(),
+        rules: policy
+            .paths
+            .iter()
+            .map(path_rule)
+            .chain(policy.commands.iter().map(command_rule))
+            .collect(),
+    }
+}
+
+fn path_rule(rule: &PathRule) -> v1::PolicyRule {
+    let operations = rule.operations.iter().map(|operation| match operation {
+        FileOperation::Read => "read",
+        FileOperation::Write => "write",
+    });
+    let operations = operations.collect::<Vec<_>>().join(", ");
+    v1::PolicyRule {
+        id: rule.id.to_string(),
+        subject: v1::PolicySubject::Path.into(),
+        pattern: format!("{} ({operations})", rule.glob.as_str()),
+        decision: decision(rule.decision),
+        why: rule.why.clone(),
+    }
+}
+
+fn command_rule(rule: &CommandRule) -> v1::PolicyRule {
+    v1::PolicyRule {
+        id: rule.id.to_string(),
+        subject: v1::PolicySubject::Command.into(),
+        pattern: rule.argv.join(" "),
+        decision: decision(rule.decision),
+        why: rule.why.clone(),
+    }
+}
+
+fn decision(verdict: Verdict) -> String {
+    match verdict {
+        Verdict::Allow => "allow",
+        Verdict::Deny => "deny",
+    }
+    .into()
+}

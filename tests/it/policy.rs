@@ -1,0 +1,234 @@
+//! The policy while the daemon lives: what is reloaded holds for the next call, whole or not at all, and the
+//! record says which revision decided.
+
+use std::fs;
+
+use agentd::{
+    proto::v1,
+    scripted::{Script, Turn},
+};
+use rusqlite::Connection;
+use rustix::process::{Signal, kill_process};
+use serde_json::{Value, json};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::support::{Backend, TestDaemon, refusal, wait_until};
+
+/// A daemon whose model has the same script run twice.
+async fn daemon() -> (Backend, TestDaemon) {
+    let call = || Turn::call("shell_exec", json!({"command": ["sh", "pure.sh"]}));
+    let turns = vec![call(), call(), Turn::say("done")];
+    let backend = Backend::start(Script { turns }).await;
+    let daemon = TestDaemon::start(&backend.url());
+    (backend, daemon)
+}
+
+/// Adds a rule that denies the script.
+fn tighten(daemon: &TestDaemon) {
+    append(daemon, "  - {id: test.never, argv: [sh], decision: deny, why: \"no shell today\"}\n");
+}
+
+fn append(daemon: &TestDaemon, text: &str) {
+    let path = daemon.home().join("policies/tools.yaml");
+    let before = fs::read_to_string(&path).unwrap();
+    // As editors do: nobody reads half a file.
+    let beside = daemon.home().join("policies/tools.yaml.new");
+    fs::write(&beside, before + text).unwrap();
+    fs::rename(beside, path).unwrap();
+}
+
+async fn in_force(daemon: &TestDaemon) -> v1::Policy {
+    let answer = daemon.client().await.policy().get_policy(v1::GetPolicyRequest {}).await.unwrap();
+    answer.into_inner().policy.unwrap()
+}
+
+async fn reload(
+    daemon: &TestDaemon,
+    expected: &str,
+) -> Result<v1::ReloadPolicyResponse, tonic::Status> {
+    let request = v1::ReloadPolicyRequest { expected_revision: expected.into() };
+    Ok(daemon.client().await.policy().reload_policy(request).await?.into_inner())
+}
+
+fn hang_up(daemon: &TestDaemon) {
+    kill_process(daemon.pid(), Signal::HUP).unwrap();
+}
+
+/// What the journal says of reloads, oldest first.
+fn noted(daemon: &TestDaemon) -> Vec<Value> {
+    let database = Connection::open(daemon.database()).unwrap();
+    let sql = "SELECT view FROM entries WHERE kind = 'policy_reload' ORDER BY position";
+    let mut statement = database.prepare(sql).unwrap();
+    let rows = statement.query_map([], |row| row.get::<_, String>(0)).unwrap();
+    rows.map(|row| serde_json::from_str(&row.unwrap()).unwrap()).collect()
+}
+
+/// Carries out a run whose policy is tightened by `how` between its first call and its second.
+async fn tightened(how: impl AsyncFnOnce(&TestDaemon)) {
+    let (_backend, daemon) = daemon().await;
+    let before = in_force(&daemon).await.revision;
+    daemon.put("pure.sh", "echo here > here; until [ -e go ]; do sleep 0.02; done");
+    let run = daemon.submit("twice").await;
+    wait_until("the first call runs", || daemon.read("here").is_some()).await;
+
+    tighten(&daemon);
+    how(&daemon).await;
+    let after = in_force(&daemon).await.revision;
+    assert_ne!(before, after);
+    daemon.put("go", "");
+
+    let story = daemon.story(&run.id).await;
+    assert_eq!(story.decisions(), ["allow test.pure", "deny test.never"]);
+    let outputs = story.outputs();
+    assert_eq!((outputs[0].0.as_str(), outputs[1].0.as_str()), ("done", "refused"));
+    let decisions = story.entries.iter().filter(|entry| entry.kind == "decision");
+    let revisions: Vec<_> = decisions.map(|entry| entry.policy_revision.clone()).collect();
+    assert_eq!(revisions, [before.clone(), after.clone()]);
+    let noted = noted(&daemon);
+    assert_eq!(noted.len(), 1);
+    assert_eq!((&noted[0]["before"], &noted[0]["revision"]), (&json!(before), &json!(after)));
+    assert!(daemon.audit().await.intact);
+}
+
+#[tokio::test]
+async fn a_policy_reloaded_by_rpc_decides_the_next_call_of_a_running_run() {
+    tightened(async |daemon| {
+        reload(daemon, "").await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_policy_reloaded_by_sighup_decides_the_next_call_of_a_running_run() {
+    tightened(async |daemon| {
+        hang_up(daemon);
+        wait_until("it is noted", || !noted(daemon).is_empty()).await;
+        // What is in force follows what is noted.
+        while in_force(daemon).await.rules.iter().all(|rule| rule.id != "test.never") {}
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn files_that_are_not_valid_change_nothing_and_are_told_wherever_one_looks() {
+    let (_backend, daemon) = daemon().await;
+    let before = in_force(&daemon).await.revision;
+    append(&daemon, "  - {id: test.sh, argv: [sh, other.sh], why: twice}\nsurplus: 1\n");
+
+    let refused = reload(&daemon, "").await.unwrap_err();
+
+    assert_eq!(refusal(&refused), (Code::FailedPrecondition, "POLICY_INVALID".into()));
+    let faults = refused.get_details_bad_request().unwrap().field_violations;
+    assert!(faults[0].description.contains("tools.yaml:"), "{faults:?}");
+    let standing = in_force(&daemon).await;
+    assert_eq!(standing.revision, before);
+    assert_eq!(standing.faults.len(), faults.len());
+    let entries = noted(&daemon);
+    assert_eq!(
+        (&entries[0]["outcome"], &entries[0]["before"]),
+        (&json!("refused"), &json!(before))
+    );
+    let doctor = daemon.agentctl(&["doctor"]).await;
+    let said = String::from_utf8_lossy(&doctor.stdout).into_owned();
+    assert!(said.contains("the files are not in force"), "{said}");
+    // SIGHUP says the same, and the daemon lives on.
+    hang_up(&daemon);
+    wait_until("it is noted again", || noted(&daemon).len() == 2).await;
+
+    let path = daemon.home().join("policies/tools.yaml");
+    let text = fs::read_to_string(&path).unwrap();
+    fs::write(
+        &path,
+        text.replace("surplus: 1\n", "")
+            .replace("id: test.sh, argv: [sh, other.sh]", "id: test.other, argv: [sh, other.sh]"),
+    )
+    .unwrap();
+    let done = reload(&daemon, "").await.unwrap();
+    assert_eq!(done.previous_revision, before);
+    assert_eq!(in_force(&daemon).await.faults, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_reload_that_expects_other_files_is_refused_and_one_that_brings_nothing_new_is_fine() {
+    let (_backend, daemon) = daemon().await;
+    let before = in_force(&daemon).await.revision;
+    let same = reload(&daemon, &before).await.unwrap();
+    assert_eq!((same.revision.as_str(), same.previous_revision), (before.as_str(), before.clone()));
+    assert_eq!(noted(&daemon), Vec::<Value>::new());
+
+    let request = v1::ValidatePolicyRequest {};
+    tighten(&daemon);
+    let report =
+        daemon.client().await.policy().validate_policy(request).await.unwrap().into_inner();
+    assert_eq!((report.faults, report.current_revision), (vec![], before.clone()));
+    append(&daemon, "# somebody else was here\n");
+
+    let refused = reload(&daemon, &report.revision).await.unwrap_err();
+
+    assert_eq!(refusal(&refused), (Code::Aborted, "POLICY_CHANGED".into()));
+    assert_eq!(in_force(&daemon).await.revision, before);
+}
+
+#[tokio::test]
+async fn a_thousand_signals_end_with_what_the_files_said_last() {
+    let (_backend, daemon) = daemon().await;
+    for number in 0..1000 {
+        if number % 250 == 0 {
+            append(&daemon, &format!("# change {number}\n"));
+        }
+        hang_up(&daemon);
+    }
+    let request = v1::ValidatePolicyRequest {};
+    let mut client = daemon.client().await.policy();
+    loop {
+        let report = client.validate_policy(request).await.unwrap().into_inner();
+        if report.revision == report.current_revision {
+            break;
+        }
+    }
+    let entries = noted(&daemon);
+    assert!((1..=4).contains(&entries.len()), "each change at most once: {}", entries.len());
+    let chained = entries.windows(2).all(|pair| pair[0]["revision"] == pair[1]["before"]);
+    assert!(chained, "{entries:?}");
+    assert!(daemon.audit().await.intact, "and the daemon lives");
+}
+
+#[tokio::test]
+async fn agentctl_shows_checks_and_reloads_the_policy() {
+    let (_backend, daemon) = daemon().await;
+    let run = async |arguments: &[&str]| {
+        let output = daemon.agentctl(arguments).await;
+        let said = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code().unwrap(), said[0].clone(), said[1].clone())
+    };
+    let (code, shown, _) = run(&["policy", "show"]).await;
+    assert_eq!(code, 0);
+    for expected in ["revision", "role executor", "git.status", "secrets.env", "command sh pure.sh"]
+    {
+        assert!(shown.contains(expected), "{expected} is not in:\n{shown}");
+    }
+    let (_, json, _) = run(&["policy", "show", "-o", "json"]).await;
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["rules"][0]["decision"], "allow");
+
+    tighten(&daemon);
+    let (code, said, _) = run(&["policy", "validate"]).await;
+    assert!(code == 0 && said.contains("agentctl policy reload"), "{said}");
+    let (code, said, _) = run(&["policy", "reload"]).await;
+    assert!(code == 0 && said.contains("before:"), "{said}");
+    let (code, said, _) = run(&["policy", "validate"]).await;
+    assert!(code == 0 && said.contains("and in force"), "{said}");
+
+    let directory = daemon.home().join("policies").display().to_string();
+    let (code, said, _) = run(&["policy", "validate", &directory, "--addr", "unix:/nowhere"]).await;
+    assert!(code == 0 && said.starts_with("valid: sha256:"), "without a daemon: {said}");
+    append(&daemon, "surplus: 1\n");
+    for arguments in [&["policy", "validate"][..], &["policy", "validate", &directory]] {
+        let (code, out, said) = run(arguments).await;
+        assert_eq!((code, out.as_str()), (2, ""), "{said}");
+        assert!(said.contains("tools.yaml:") && said.contains("surplus"), "{said}");
+    }
+    let (code, _, said) = run(&["policy", "reload"]).await;
+    assert!(code != 0 && said.contains("POLICY_INVALID"), "{said}");
+}

@@ -244,6 +244,7 @@ fn probe_policy(config: &Config) -> Result<Policy, ()> {
             id: RuleId::new("check"),
             argv: vec![PROBE.into()],
             flags: Default::default(),
+            options: Default::default(),
             positionals: Positionals::None,
             inject: Vec::new(),
             inject_after: Vec::new(),

@@ -343,6 +343,7 @@ pub(crate) fn policy_sources(
         directory: config.policy_directory.clone(),
         extra_commands: config.allow_commands.clone(),
         declared,
+        home: config.home.clone(),
         known_tools: tools.specs().iter().map(|spec| spec.name.clone()).collect(),
     }
 }

@@ -86,6 +86,8 @@ pub struct Config {
     /// Tools that the file itself declares, besides those of the directory.
     pub tools: Vec<DeclaredTool>,
     pub allow_commands: Option<String>,
+    /// Home of the daemon's user, for policies that name paths in it; none: the environment names none.
+    pub home: Option<String>,
     pub backend: backend::Settings,
     pub model: Option<String>,
     pub limits: Limits,
@@ -230,6 +232,7 @@ impl Config {
             tools_directory,
             tools,
             allow_commands,
+            home: around.variable("HOME").filter(|home| home.starts_with('/')),
             backend: backend?,
             model,
             limits: limits?,

@@ -118,6 +118,7 @@ fn validate_files(global: &Global, directory: PathBuf) -> Result<Exit, Failure> 
         Ok(sources) => sources,
         Err(PolicyErrors(faults)) => return told(global, "", faults, None),
     };
+    sources.home = Process.variable("HOME");
     sources.extra_commands = Process.variable("ALLOW_COMMANDS");
     let built_in = Toolbox::built_in();
     let known: Vec<ToolName> = built_in.specs().iter().map(|spec| spec.name.clone()).collect();

@@ -8,13 +8,17 @@ use crate::{
         ids::{RoleName, RuleId, ToolName},
         journal::Verdict,
         policy::{
-            CommandRule, DeclaredRule, FileOperation, Limits, PathGlob, PathRule, Positionals, Role,
+            CommandRule, DeclaredRule, FileOperation, Limits, OptionForm, OptionRule, PathGlob,
+            PathRule, Positionals, Role, ValueRule,
         },
         tool::{Declaration, EffectClass},
     },
     policy_files::{
         Sources,
-        shapes::{self, CommandShape, LimitsShape, PathShape, PathsFile, ToolsFile},
+        shapes::{
+            self, CommandShape, FormShape, LimitsShape, OptionShape, PathShape, PathsFile,
+            ToolsFile, ValueShape,
+        },
     },
 };
 
@@ -62,23 +66,25 @@ impl Compiler {
         roles
     }
 
-    pub(super) fn directories(&mut self, file: &str, tools: &ToolsFile) -> Vec<String> {
-        for directory in tools.program_directories.iter().filter(|dir| !dir.starts_with('/')) {
-            self.fault(file, "program_directories", &format!("{directory:?} is not absolute"));
-        }
-        tools.program_directories.clone()
+    pub(super) fn directories(&mut self, sources: &Sources, tools: &ToolsFile) -> Vec<String> {
+        self.absolute(sources, "program_directories", &tools.program_directories)
     }
 
-    pub(super) fn read_only_roots(&mut self, file: &str, tools: &ToolsFile) -> Vec<String> {
-        for root in &tools.read_only_roots {
-            let names = || root.split('/').skip(1);
-            if !root.starts_with('/') || names().any(|name| matches!(name, "" | "." | "..")) {
-                let message =
-                    format!("{root:?} is not an absolute path of plain names, such as /opt/tool");
-                self.fault(file, "read_only_roots", &message);
+    pub(super) fn read_only_roots(&mut self, sources: &Sources, tools: &ToolsFile) -> Vec<String> {
+        self.absolute(sources, "read_only_roots", &tools.read_only_roots)
+    }
+
+    /// Paths from the root or from the home; those from a home that is not there are left out.
+    fn absolute(&mut self, sources: &Sources, key: &str, paths: &[String]) -> Vec<String> {
+        let paths: Vec<String> = paths.iter().filter_map(|path| expanded(sources, path)).collect();
+        for path in &paths {
+            let mut names = path.split('/').skip(1);
+            if !path.starts_with('/') || names.any(|name| matches!(name, "" | "." | "..")) {
+                let message = format!("{path:?} is not a path like /opt/tool or ~/tool");
+                self.fault(&sources.tools.name, key, &message);
             }
         }
-        tools.read_only_roots.clone()
+        paths
     }
 
     pub(super) fn protected(&mut self, file: &str, paths: &PathsFile) -> Vec<String> {
@@ -134,7 +140,7 @@ impl Compiler {
         let file = &sources.tools.name;
         self.unique(file, "commands", tools.commands.iter().map(|rule| &rule.id));
         let mut rules: Vec<CommandRule> =
-            tools.commands.iter().filter_map(|shape| self.command(file, shape, tools)).collect();
+            tools.commands.iter().filter_map(|shape| self.command(sources, shape, tools)).collect();
         let extra = sources.extra_commands.as_deref().unwrap_or_default();
         for line in extra.split(',').map(str::trim).filter(|line| !line.is_empty()) {
             match shlex::split(line).as_deref() {
@@ -142,7 +148,7 @@ impl Compiler {
                     let message = "must begin with a program's name without '/'";
                     self.fault("ALLOW_COMMANDS", line, message);
                 }
-                Some(argv @ [_, ..]) => rules.push(extra_command(argv.to_vec(), tools)),
+                Some(argv @ [_, ..]) => rules.push(extra_command(sources, argv.to_vec(), tools)),
                 Some([]) | None => {
                     self.fault("ALLOW_COMMANDS", line, "is not a command: its quotes do not close");
                 }
@@ -153,10 +159,11 @@ impl Compiler {
 
     fn command(
         &mut self,
-        file: &str,
+        sources: &Sources,
         shape: &CommandShape,
         tools: &ToolsFile,
     ) -> Option<CommandRule> {
+        let file = &sources.tools.name;
         let key = format!("command {}", shape.id);
         if shape.argv.first().is_none_or(|program| program.is_empty() || program.contains('/')) {
             self.fault(file, &key, "argv must begin with a program's name without '/'");
@@ -165,15 +172,16 @@ impl Compiler {
         for flag in shape.flags.iter().filter(|flag| !flag.starts_with('-')) {
             self.fault(file, &key, &format!("flags: {flag:?} does not begin with '-'"));
         }
-        let environment = tools.environment.iter().chain(&shape.environment);
+        let options = self.options(file, &key, &shape.options);
         let rule = CommandRule {
             id: shape.id.clone(),
             argv: shape.argv.clone(),
             flags: shape.flags.iter().cloned().collect(),
+            options,
             positionals: shape.positionals.into(),
             inject: shape.inject.clone(),
             inject_after: shape.inject_after.clone(),
-            environment: environment.map(|(name, value)| (name.clone(), value.clone())).collect(),
+            environment: environment(sources, tools, &shape.environment),
             class: shape.effect,
             decision: shape.decision,
             limits: shape.limits.as_ref().map(LimitsShape::compile),
@@ -181,6 +189,39 @@ impl Compiler {
         };
         self.examples(file, &key, shape, &rule);
         Some(rule)
+    }
+
+    fn options(
+        &mut self,
+        file: &str,
+        key: &str,
+        shapes: &BTreeMap<String, OptionShape>,
+    ) -> BTreeMap<String, OptionRule> {
+        let mut options = BTreeMap::new();
+        for (name, shape) in shapes {
+            if !name.starts_with('-') || name.contains('=') {
+                let message = format!("options: {name:?} does not begin with '-', or contains '='");
+                self.fault(file, key, &message);
+            }
+            let value = match (shape.value, shape.one_of.is_empty()) {
+                (Some(ValueShape::Number), true) => ValueRule::Number,
+                (Some(ValueShape::Name), true) => ValueRule::Name,
+                (Some(ValueShape::WorkspacePath), true) => ValueRule::WorkspacePath,
+                (Some(ValueShape::Any), true) => ValueRule::Any,
+                (None, false) => ValueRule::OneOf(shape.one_of.iter().cloned().collect()),
+                (Some(_), false) | (None, true) => {
+                    let message = format!("options: {name} needs either value or one_of");
+                    self.fault(file, key, &message);
+                    continue;
+                }
+            };
+            let form = match shape.form {
+                FormShape::Joined => OptionForm::Joined,
+                FormShape::JoinedOrSeparate => OptionForm::JoinedOrSeparate,
+            };
+            options.insert(name.clone(), OptionRule { value, form });
+        }
+        options
     }
 
     /// A rule must speak of what it says it matches, and not of what it says it does not.
@@ -213,31 +254,52 @@ impl Compiler {
     }
 }
 
+/// A path or a value as it was meant: `~/` at its beginning is the home of the daemon's user. None: there is
+/// no home.
+fn expanded(sources: &Sources, text: &str) -> Option<String> {
+    match (text.strip_prefix("~/"), &sources.home) {
+        (None, _) => Some(text.to_owned()),
+        (Some(below), Some(home)) => Some(format!("{}/{below}", home.trim_end_matches('/'))),
+        (Some(_), None) => None,
+    }
+}
+
+/// The environment of every program, and what is special to one. PATH is where programs are looked for,
+/// unless it is said.
+fn environment(
+    sources: &Sources,
+    tools: &ToolsFile,
+    own: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
+    let directories = tools.program_directories.iter();
+    let path: Vec<String> = directories.filter_map(|one| expanded(sources, one)).collect();
+    let path = ("PATH".to_owned(), path.join(":"));
+    let said = tools.environment.iter().chain(own);
+    let said = said.filter_map(|(name, value)| Some((name.clone(), expanded(sources, value)?)));
+    [path].into_iter().chain(said).collect()
+}
+
 /// How the declared tools run: with the environment of every program, and their own.
 pub(super) fn declared(sources: &Sources, tools: &ToolsFile) -> BTreeMap<ToolName, DeclaredRule> {
     let rule = |tool: &Declaration| DeclaredRule {
         class: tool.class,
         limits: tool.limits.over(tools.limits.compile()),
-        environment: tools
-            .environment
-            .iter()
-            .chain(&tool.environment)
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect(),
+        environment: environment(sources, tools, &tool.environment),
     };
     sources.declared.iter().map(|tool| (tool.spec.name.clone(), rule(tool))).collect()
 }
 
 /// A command from `ALLOW_COMMANDS`: exactly these words, and nothing is known of its effect.
-fn extra_command(argv: Vec<String>, tools: &ToolsFile) -> CommandRule {
+fn extra_command(sources: &Sources, argv: Vec<String>, tools: &ToolsFile) -> CommandRule {
     CommandRule {
         id: RuleId::new(format!("ALLOW_COMMANDS/{}", argv.join(" "))),
         argv,
         flags: BTreeSet::new(),
+        options: BTreeMap::new(),
         positionals: Positionals::None,
         inject: Vec::new(),
         inject_after: Vec::new(),
-        environment: tools.environment.clone(),
+        environment: environment(sources, tools, &BTreeMap::new()),
         class: EffectClass::NonIdempotent,
         decision: Verdict::Allow,
         limits: None,

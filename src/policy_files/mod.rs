@@ -42,6 +42,8 @@ pub struct Sources {
     pub extra_commands: Option<String>,
     /// Tools that the operator declared elsewhere; they decide too.
     pub declared: Vec<Declaration>,
+    /// Home of the daemon's user, for paths that begin with `~/`.
+    pub home: Option<String>,
 }
 
 /// Where the policy comes from, to be read again and again.
@@ -53,6 +55,8 @@ pub struct Files {
     pub extra_commands: Option<String>,
     /// See [`Sources::declared`].
     pub declared: Vec<Declaration>,
+    /// See [`Sources::home`].
+    pub home: Option<String>,
     /// The tools that roles may name.
     pub known_tools: Vec<ToolName>,
 }
@@ -66,6 +70,7 @@ impl Files {
         };
         sources.extra_commands = self.extra_commands.clone();
         sources.declared = self.declared.clone();
+        sources.home = self.home.clone();
         compile(&sources, &self.known_tools)
     }
 }
@@ -118,6 +123,7 @@ impl Sources {
             paths: source("built-in paths.yaml", DEFAULT_PATHS),
             extra_commands: None,
             declared: Vec::new(),
+            home: None,
         }
     }
 
@@ -129,7 +135,8 @@ impl Sources {
         };
         match (read(TOOLS), read(PATHS)) {
             (Ok(tools), Ok(paths)) => {
-                Ok(Self { tools, paths, extra_commands: None, declared: Vec::new() })
+                let (extra_commands, declared, home) = (None, Vec::new(), None);
+                Ok(Self { tools, paths, extra_commands, declared, home })
             }
             (tools, paths) => Err(PolicyErrors(
                 [tools.err(), paths.err()].into_iter().flatten().map(|e| e.to_string()).collect(),
@@ -142,7 +149,8 @@ impl Sources {
         let mut hasher = Sha256::new();
         hasher.update(b"agentd/policy/3");
         let extra = self.extra_commands.as_deref().unwrap_or_default();
-        let texts = [self.tools.text.as_str(), &self.paths.text, extra];
+        let home = self.home.as_deref().unwrap_or_default();
+        let texts = [self.tools.text.as_str(), &self.paths.text, extra, home];
         let declared =
             self.declared.iter().flat_map(|tool| [tool.spec.name.as_str(), &tool.digest]);
         for text in texts.into_iter().chain(declared) {
@@ -175,8 +183,8 @@ pub fn compile(sources: &Sources, known_tools: &[ToolName]) -> Result<Policy, Po
         paths: compiler.paths(&sources.paths.name, &paths),
         commands: compiler.commands(sources, &tools),
         declared: declared(sources, &tools),
-        program_directories: compiler.directories(&sources.tools.name, &tools),
-        read_only_roots: compiler.read_only_roots(&sources.tools.name, &tools),
+        program_directories: compiler.directories(sources, &tools),
+        read_only_roots: compiler.read_only_roots(sources, &tools),
         protected: compiler.protected(&sources.paths.name, &paths),
     };
     match compiler.errors.is_empty() {
@@ -264,12 +272,12 @@ mod tests {
     #[test]
     fn extra_commands_allow_exactly_their_words_and_count_as_non_idempotent() {
         let mut sources = Sources::built_in();
-        sources.extra_commands = Some("make test, cargo check".into());
+        sources.extra_commands = Some("just test, cargo vendor".into());
         let policy = compile(&sources, &tools()).unwrap();
         let words = |line: &str| shlex::split(line).unwrap();
-        let make =
-            policy.commands.iter().find(|rule| rule.check(&words("make test")).is_ok()).unwrap();
-        assert_eq!(make.class, EffectClass::NonIdempotent);
-        assert!(make.check(&words("make test all")).is_err());
+        let just =
+            policy.commands.iter().find(|rule| rule.check(&words("just test")).is_ok()).unwrap();
+        assert_eq!(just.class, EffectClass::NonIdempotent);
+        assert!(just.check(&words("just test all")).is_err());
     }
 }

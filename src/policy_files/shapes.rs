@@ -64,6 +64,8 @@ pub(super) struct CommandShape {
     #[serde(default)]
     pub(super) flags: Vec<String>,
     #[serde(default)]
+    pub(super) options: BTreeMap<String, OptionShape>,
+    #[serde(default)]
     pub(super) positionals: PositionalsShape,
     #[serde(default)]
     pub(super) inject: Vec<String>,
@@ -91,11 +93,39 @@ fn allow() -> Verdict {
     Verdict::Allow
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OptionShape {
+    pub(super) value: Option<ValueShape>,
+    #[serde(default)]
+    pub(super) one_of: Vec<String>,
+    #[serde(default)]
+    pub(super) form: FormShape,
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum ValueShape {
+    Number,
+    Name,
+    WorkspacePath,
+    Any,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum FormShape {
+    #[default]
+    Joined,
+    JoinedOrSeparate,
+}
+
 #[derive(Debug, Clone, Copy, Default, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum PositionalsShape {
     #[default]
     None,
+    Names,
     WorkspacePaths,
     Any,
 }
@@ -104,6 +134,7 @@ impl From<PositionalsShape> for Positionals {
     fn from(shape: PositionalsShape) -> Self {
         match shape {
             PositionalsShape::None => Self::None,
+            PositionalsShape::Names => Self::Names,
             PositionalsShape::WorkspacePaths => Self::WorkspacePaths,
             PositionalsShape::Any => Self::Any,
         }

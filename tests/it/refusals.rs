@@ -167,12 +167,21 @@ async fn grep_does_not_show_what_read_file_may_not() {
         daemon.put(".env", "API_TOKEN=hidden-canary");
         daemon.put("notes.txt", "API_TOKEN is in .env");
     };
-    for command in ["grep -rn API_TOKEN", "grep -n API_TOKEN .env notes.txt"] {
+    let shell = async |command: &str| {
         let (_daemon, story) = attempt("shell_exec", json!({ "command": command }), planted).await;
-        let stdout = story.outputs()[0].1["stdout"].as_str().unwrap().to_owned();
-        assert!(stdout.contains("notes.txt"), "control: it searches: {stdout}");
-        assert!(!stdout.contains("hidden-canary"), "{command}: {stdout}");
+        (story.decisions().remove(0), story.outputs().remove(0).1)
+    };
+    let (_, output) = shell("grep -rn API_TOKEN").await;
+    let stdout = output["stdout"].as_str().unwrap();
+    assert!(stdout.contains("notes.txt"), "control: it searches: {stdout}");
+    assert!(!stdout.contains("hidden-canary"), "{stdout}");
+    for command in ["grep -n API_TOKEN .env notes.txt", "cat ./.env", "head -n 1 sub/../.env"] {
+        let (decision, output) = shell(command).await;
+        assert!(decision.starts_with("deny "), "{command}: {decision}");
+        assert!(!output.to_string().contains("hidden-canary"), "{command}: {output}");
     }
+    let (decision, _) = shell("cat .env").await;
+    assert_eq!(decision, "deny secrets.env");
 }
 
 #[tokio::test]

@@ -17,6 +17,8 @@ pub struct CommandRule {
     pub argv: Vec<String>,
     /// Words beginning with `-` that may follow, exactly as listed.
     pub flags: BTreeSet<String>,
+    /// Words beginning with `-` that take a value.
+    pub options: BTreeMap<String, OptionRule>,
     pub positionals: Positionals,
     /// Words put in after the program's name.
     pub inject: Vec<String>,
@@ -29,12 +31,45 @@ pub struct CommandRule {
     pub why: String,
 }
 
+/// What an option's value may be, and how it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OptionRule {
+    pub value: ValueRule,
+    pub form: OptionForm,
+}
+
+/// What a value may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ValueRule {
+    OneOf(BTreeSet<String>),
+    /// Decimal digits.
+    Number,
+    /// Letters, digits and `_ . : / + @ , ~ ^ -`, not beginning with `-`, `/` or `~`, and without `..`.
+    Name,
+    /// A relative path without `..`.
+    WorkspacePath,
+    /// Anything that does not begin with `-`.
+    Any,
+}
+
+/// How an option's value is written. Programs differ in what they take for a value, so that only one form
+/// is sure for all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OptionForm {
+    /// `--option=value`, in one word.
+    Joined,
+    /// That, or `--option value`, in two.
+    JoinedOrSeparate,
+}
+
 /// Which words that are not flags may follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Positionals {
     None,
     /// Relative paths without `..`.
     WorkspacePaths,
+    /// See [`ValueRule::Name`].
+    Names,
     /// Anything that does not begin with `-`.
     Any,
 }
@@ -45,33 +80,74 @@ pub enum Mismatch {
     /// The rule is about another command.
     OtherCommand,
     Flag(String),
+    /// The value of this option, which may be another.
+    Value(String),
     Positional(String),
+}
+
+/// The words after a rule's own, told apart.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Parsed {
+    /// Words that may stand for files of the workspace.
+    pub paths: Vec<String>,
 }
 
 impl CommandRule {
     /// Whether the rule speaks of this command. A rule that denies speaks of whatever follows its words.
-    pub fn check(&self, argv: &[String]) -> Result<(), Mismatch> {
+    pub fn check(&self, argv: &[String]) -> Result<Parsed, Mismatch> {
         let rest = argv.strip_prefix(self.argv.as_slice()).ok_or(Mismatch::OtherCommand)?;
+        let mut parsed = Parsed::default();
         if self.decision == Verdict::Deny {
-            return Ok(());
+            return Ok(parsed);
         }
         let mut only_positionals = false;
-        for word in rest {
+        let mut rest = rest.iter();
+        while let Some(word) = rest.next() {
             match word.as_str() {
                 "--" if !only_positionals && self.positionals != Positionals::None => {
                     only_positionals = true;
                 }
                 flag if flag.starts_with('-') && !only_positionals => {
                     if !self.flags.contains(flag) {
-                        return Err(Mismatch::Flag(word.clone()));
+                        self.option(word, &mut rest, &mut parsed)?;
                     }
                 }
                 positional => {
                     if !self.positionals.admit(positional) {
                         return Err(Mismatch::Positional(word.clone()));
                     }
+                    if self.positionals != Positionals::Names {
+                        parsed.paths.push(word.clone());
+                    }
                 }
             }
+        }
+        Ok(parsed)
+    }
+
+    /// An option with its value, which may be the next word.
+    fn option<'a>(
+        &self,
+        word: &str,
+        rest: &mut impl Iterator<Item = &'a String>,
+        parsed: &mut Parsed,
+    ) -> Result<(), Mismatch> {
+        let refused = || Mismatch::Flag(word.to_owned());
+        let (rule, value) = match word.split_once('=') {
+            Some((name, value)) => (self.options.get(name).ok_or_else(refused)?, value),
+            None => {
+                let rule = self.options.get(word).ok_or_else(refused)?;
+                if rule.form == OptionForm::Joined {
+                    return Err(Mismatch::Value(word.to_owned()));
+                }
+                (rule, rest.next().ok_or_else(refused)?.as_str())
+            }
+        };
+        if !rule.value.admit(value) {
+            return Err(Mismatch::Value(word.to_owned()));
+        }
+        if rule.value == ValueRule::WorkspacePath {
+            parsed.paths.push(value.to_owned());
         }
         Ok(())
     }
@@ -88,26 +164,48 @@ impl Positionals {
     fn admit(self, word: &str) -> bool {
         match self {
             Self::None => false,
-            Self::Any => !word.starts_with('-'),
-            Self::WorkspacePaths => {
-                !word.is_empty()
-                    && !word.starts_with(['/', '-', '~'])
-                    && word.split('/').all(|component| component != "..")
-            }
+            Self::Any => ValueRule::Any.admit(word),
+            Self::Names => ValueRule::Name.admit(word),
+            Self::WorkspacePaths => ValueRule::WorkspacePath.admit(word),
         }
     }
 }
 
-/// The rule that allows it, or the ruling that does not.
+impl ValueRule {
+    fn admit(&self, word: &str) -> bool {
+        let leads_up = || word.split('/').any(|component| component == "..");
+        match self {
+            Self::OneOf(words) => words.contains(word),
+            Self::Number => {
+                (1..=9).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_digit())
+            }
+            Self::Name => {
+                let plain =
+                    |byte: u8| byte.is_ascii_alphanumeric() || b"_.:/+@,~^-".contains(&byte);
+                !word.is_empty()
+                    && !word.starts_with(['-', '/', '~'])
+                    && word.bytes().all(plain)
+                    && !leads_up()
+            }
+            Self::WorkspacePath => {
+                !word.is_empty() && !word.starts_with(['/', '-', '~']) && !leads_up()
+            }
+            Self::Any => !word.starts_with('-'),
+        }
+    }
+}
+
+/// The rule that allows it, with what its words stand for; or the ruling that does not.
 pub(super) fn judge<'a>(
     rules: &'a [CommandRule],
     argv: &[String],
-) -> Result<&'a CommandRule, Ruling> {
+) -> Result<(&'a CommandRule, Parsed), Ruling> {
     let matching = || rules.iter().filter(|rule| rule.check(argv).is_ok());
     if let Some(rule) = matching().find(|rule| rule.decision == Verdict::Deny) {
         return Err(deny(rule.id.clone(), rule.why.clone()));
     }
-    matching().next().ok_or_else(|| no_rule(rules, argv))
+    let allowed = rules.iter().find_map(|rule| Some((rule, rule.check(argv).ok()?)));
+    allowed.ok_or_else(|| no_rule(rules, argv))
 }
 
 /// Says what would be allowed instead, in one line.
@@ -116,10 +214,13 @@ fn no_rule(rules: &[CommandRule], argv: &[String]) -> Ruling {
         let shown = rule.argv.join(" ");
         match rule.check(argv) {
             Err(Mismatch::Flag(flag)) => Some(format!("{shown} is allowed, but not with {flag}")),
+            Err(Mismatch::Value(option)) => {
+                Some(format!("{shown} is allowed, but not with that value of {option}"))
+            }
             Err(Mismatch::Positional(word)) => {
                 Some(format!("{shown} is allowed, but not with the argument {word:?}"))
             }
-            Err(Mismatch::OtherCommand) | Ok(()) => None,
+            Err(Mismatch::OtherCommand) | Ok(_) => None,
         }
     });
     let why = near.unwrap_or_else(|| {
@@ -146,6 +247,7 @@ mod tests {
             id: RuleId::new(id),
             argv: words(argv),
             flags: ["-s".to_owned()].into(),
+            options: BTreeMap::new(),
             positionals: Positionals::WorkspacePaths,
             inject: vec!["--safe".into()],
             inject_after: vec!["--plain".into()],
@@ -171,8 +273,43 @@ mod tests {
             ("git status a/../../b", Err(Mismatch::Positional("a/../../b".into()))),
             ("git status; id", Err(Mismatch::OtherCommand)),
         ] {
-            assert_eq!(status.check(&words(line)), expected, "{line}");
+            assert_eq!(status.check(&words(line)).map(drop), expected, "{line}");
         }
+    }
+
+    #[test]
+    fn an_option_takes_the_values_of_its_kind_in_the_form_that_is_sure() {
+        let mut test = rule("cargo.test", "cargo test", Verdict::Allow);
+        let option = |value, form| OptionRule { value, form };
+        let one_of = ValueRule::OneOf(["always".to_owned(), "never".to_owned()].into());
+        let either = OptionForm::JoinedOrSeparate;
+        test.options = BTreeMap::from(
+            [
+                ("--color", option(one_of, OptionForm::Joined)),
+                ("-j", option(ValueRule::Number, either)),
+                ("-p", option(ValueRule::Name, either)),
+                ("--manifest-path", option(ValueRule::WorkspacePath, either)),
+            ]
+            .map(|(name, rule)| (name.to_owned(), rule)),
+        );
+        for (line, allowed) in [
+            ("cargo test --color=never -j 2 -p tiny", true),
+            ("cargo test --manifest-path sub/Cargo.toml", true),
+            ("cargo test --manifest-path=sub/Cargo.toml", true),
+            ("cargo test --color never", false),
+            ("cargo test --color=sometimes", false),
+            ("cargo test -j all", false),
+            ("cargo test -j", false),
+            ("cargo test -p --config", false),
+            ("cargo test -p ../other", false),
+            ("cargo test --manifest-path=/etc/passwd", false),
+            ("cargo test --manifest-path ../x", false),
+            ("cargo test --config=x", false),
+        ] {
+            assert_eq!(test.check(&words(line)).is_ok(), allowed, "{line}");
+        }
+        let parsed = test.check(&words("cargo test --manifest-path a/b src")).unwrap();
+        assert_eq!(parsed.paths, ["a/b", "src"]);
     }
 
     #[test]
@@ -181,7 +318,7 @@ mod tests {
             rule("ok", "git status", Verdict::Allow),
             rule("never", "git status -s", Verdict::Deny),
         ];
-        assert_eq!(judge(&rules, &words("git status")).unwrap().id, RuleId::new("ok"));
+        assert_eq!(judge(&rules, &words("git status")).unwrap().0.id, RuleId::new("ok"));
         assert_eq!(judge(&rules, &words("git status -s")).unwrap_err().rule, RuleId::new("never"));
         let ruling = judge(&rules, &words("curl example.test")).unwrap_err();
         assert_eq!(ruling.rule, RuleId::new("builtin/no-rule"));

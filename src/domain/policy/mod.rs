@@ -37,13 +37,13 @@
 mod commands;
 mod paths;
 
-pub use commands::{CommandRule, Positionals};
+pub use commands::{CommandRule, OptionForm, OptionRule, Positionals, ValueRule};
 pub use paths::{FileOperation, PathGlob, PathRule, judge as judge_path};
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::{
-    effect::{Facts, Factual},
+    effect::{Facts, Factual, WorkspacePath},
     ids::{PolicyRevision, RoleName, RuleId, ToolName},
     journal::Verdict,
     tool::EffectClass,
@@ -207,7 +207,11 @@ impl Policy {
                 Ok((allow(&rule.id, &rule.why, EffectClass::Pure), orders))
             }
             Facts::Spawn { argv, .. } => {
-                let rule = commands::judge(&self.commands, argv)?;
+                let (rule, parsed) = commands::judge(&self.commands, argv)?;
+                // A file that read_file may not show is not to be had by another program's words either.
+                for path in &parsed.paths {
+                    self.check_named(path)?;
+                }
                 let orders = Orders {
                     limits: rule.limits.unwrap_or(self.limits),
                     argv: rule.full_argv(argv),
@@ -230,6 +234,17 @@ impl Policy {
                 };
                 Ok((allow(&id, "the operator declared this tool", rule.class), orders))
             }
+        }
+    }
+
+    /// Whether a rule forbids reading what a command names. The path is not resolved: what a program can
+    /// reach is the sandbox's to say, this is for whoever asks openly.
+    fn check_named(&self, path: &str) -> Result<(), Ruling> {
+        let names = path.split('/').filter(|name| !matches!(*name, "" | "."));
+        let path = WorkspacePath::from_resolved(names.collect::<Vec<_>>().join("/"));
+        match paths::judge(&self.paths, FileOperation::Read, &path) {
+            Err(ruling) if ruling.rule != RuleId::new("builtin/no-rule") => Err(ruling),
+            Ok(_) | Err(_) => Ok(()),
         }
     }
 

@@ -234,14 +234,15 @@ fn start(
     orders: Orders,
 ) -> Result<Started, SandboxError> {
     let io = |what| move |source| SandboxError::Io { what, source };
-    let held = match proof.access {
+    let (held, protected) = match proof.access {
         // Nothing can be made in it.
-        Access::ReadOnly => Held::default(),
+        Access::ReadOnly => (Held::default(), Vec::new()),
         Access::ReadWrite => shared
             .placeholders
             .hold(&proof.workspace, &orders.protected)
             .map_err(io("protecting names of the workspace"))?,
     };
+    let orders = Orders { protected, ..orders };
     let group = shared
         .cgroups
         .create(&proof.label, &orders.limits)

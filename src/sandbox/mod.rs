@@ -27,7 +27,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -292,7 +292,10 @@ fn look_result(ended: Ended) -> EffectResult {
 
 fn open_workspace(scene: &Scene) -> Result<OwnedFd, ResolveError> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    rustix::fs::open(&scene.workspace, flags, Mode::empty()).map_err(|error| {
+    // It was resolved when the run was admitted: whoever put a link on the way since means something else.
+    let resolve = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let opened = rustix::fs::openat2(CWD, &scene.workspace, flags, Mode::empty(), resolve);
+    opened.map_err(|error| {
         let message = format!("the workspace is gone: {}", io::Error::from(error));
         files::missing("WORKSPACE_GONE", message)
     })

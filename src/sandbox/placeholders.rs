@@ -10,7 +10,11 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use rustix::fs::{AtFlags, Mode};
+use rustix::{
+    fs::{AtFlags, Mode},
+    io::Errno,
+    process::geteuid,
+};
 
 /// How many programs rely on each name that we made: device and inode of the workspace, and the name.
 #[derive(Debug, Default)]
@@ -28,26 +32,39 @@ pub(super) struct Held {
 }
 
 impl Placeholders {
-    /// Makes what is not there. Errors: the workspace is gone. Where nothing can be made, nothing need be.
+    /// Makes what is not there. Gives what is there now; what is not could not be made by anybody else either.
+    ///
+    /// Errors: something that is not there could be made, but not by us.
     pub(super) fn hold(
         self: &Arc<Self>,
         workspace: &OwnedFd,
         names: &[String],
-    ) -> io::Result<Held> {
+    ) -> io::Result<(Held, Vec<String>)> {
         let stat = rustix::fs::fstat(workspace)?;
         let mut places = Vec::new();
         let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut there = Vec::new();
         for name in names {
             let place = (stat.st_dev, stat.st_ino, name.clone());
             let count = made.get(&place).copied().unwrap_or_default();
-            let mode = Mode::from_raw_mode(0o755);
-            if count > 0 || rustix::fs::mkdirat(workspace, name.as_str(), mode).is_ok() {
-                made.insert(place.clone(), count + 1);
-                places.push(place);
+            match rustix::fs::mkdirat(workspace, name.as_str(), Mode::from_raw_mode(0o755)) {
+                Ok(()) => {}
+                Err(Errno::EXIST) if count > 0 => {}
+                Err(Errno::EXIST) => {
+                    there.push(name.clone());
+                    continue;
+                }
+                Err(Errno::ROFS) => continue,
+                // Only its owner can let itself in again.
+                Err(Errno::ACCESS) if stat.st_uid != geteuid().as_raw() => continue,
+                Err(error) => return Err(error.into()),
             }
+            there.push(name.clone());
+            made.insert(place.clone(), count + 1);
+            places.push(place);
         }
         drop(made);
-        Ok(Held { by: Some((self.clone(), workspace.try_clone()?)), places })
+        Ok((Held { by: Some((self.clone(), workspace.try_clone()?)), places }, there))
     }
 }
 

@@ -36,8 +36,13 @@ const DIRECTORY: &str = "snapshots";
 const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tbare = true\n\tlooseCompression = 1\n\
                       \tfsmonitor = false\n\tautocrlf = false\n\tsafecrlf = false\n\
                       \tprecomposeUnicode = false\n[gc]\n\tauto = 0\n";
-/// Takes everything that git would take in, and says which tree that is.
-const SNAPSHOT: &str = "git add --all --ignore-errors -- . && git write-tree";
+/// Takes everything that git would take in, and says which tree that is. Repositories within are links in
+/// the index; those of the time before are dropped first, since git would ask such a repository, with its own
+/// configuration, whether it has changed.
+const SNAPSHOT: &str = "git ls-files --stage -z \
+    | sed -z -n 's/^160000 [0-9a-f]* 0\\t/0 0000000000000000000000000000000000000000 0\\t/p' \
+    | git update-index -z --index-info \
+    && git add --all --ignore-errors -- . && git write-tree";
 /// The changes from one tree to the other, for `git apply`.
 const DIFF: &str = "git diff --binary --full-index --no-renames --no-color --no-ext-diff \
                     --no-textconv \"$BEFORE\" \"$AFTER\"";

@@ -239,3 +239,37 @@ async fn a_repository_cannot_have_its_own_programs_run_by_a_diff() {
     assert!(String::from_utf8(diff.stdout).unwrap().contains("+x"));
     assert!(!canary.exists(), "the repository's program ran");
 }
+
+#[tokio::test]
+async fn a_repository_within_cannot_have_its_own_programs_run_by_a_diff() {
+    let write = |name: &str| Turn::call("write_file", json!({"path": name, "content": "changed"}));
+    let turns = vec![write("one.txt"), Turn::say("done")];
+    let backend = Backend::start(Script { turns }).await;
+    let daemon =
+        TestDaemon::start_with(Settings { base_url: backend.url(), ..Settings::default() });
+    repository(&daemon, &[("README.md", "bait")]);
+    daemon.put("within/a", "");
+    let within = daemon.workspace().join("within");
+    git(&within, &["init", "-q"]);
+    git(&within, &["add", "."]);
+    git(&within, &["commit", "-qm", "bait"]);
+    // Where git itself can write while it takes a snapshot, and where it cannot.
+    let pwned = daemon.state().join("snapshots/pwned");
+    let control = daemon.home().join("control");
+    let script = format!("#!/bin/sh\ntouch '{}' '{}'\n", pwned.display(), control.display());
+    daemon.put("evil.sh", &script);
+    let evil = daemon.workspace().join("evil.sh");
+    git(&within, &["config", "core.fsmonitor", evil.to_str().unwrap()]);
+    assert!(Command::new("chmod").arg("+x").arg(&evil).status().unwrap().success());
+    git(&within, &["status", "--short"]);
+    assert!(control.exists(), "control: git runs the bait");
+
+    // The first run's snapshots know the repository as a link; those of the second meet it again.
+    for _ in 0..2 {
+        let story = daemon.carry_out("change it").await;
+        let patch = daemon.agentctl(&["run", "diff", &story.run.id]).await;
+        assert!(patch.status.success(), "{}", String::from_utf8_lossy(&patch.stderr));
+    }
+    assert!(daemon.state().join("snapshots/HEAD").exists(), "control: there were snapshots");
+    assert!(!pwned.exists(), "the repository's program ran");
+}

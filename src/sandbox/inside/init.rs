@@ -14,7 +14,7 @@ use rustix::{
 };
 
 use crate::sandbox::{
-    inside::{self, Fork, payload::Payload, root, walls},
+    inside::{self, Fork, payload::Payload, reap, root, walls},
     order::{End, View},
 };
 
@@ -51,14 +51,18 @@ pub(super) fn run(init: &Init<'_>) -> io::Result<i32> {
         Fork::Child => inside::exit_with(init.words, init.payload.carry_out()),
         Fork::Parent(work) => work,
     };
-    // Nothing here can be reached, and nothing that the daemon waits for is held open.
-    inside::let_go_of_output()?;
-    walls::drop_capabilities()?;
-    rustix::thread::set_no_new_privs(true)?;
-    close_all_but(init.words)?;
-    let end = reap_until(work)?;
+    // The work has begun: from here on a failure is one to tell its end.
+    let end = see_to_its_end(init, work).unwrap_or_else(|error| End::Lost(error.to_string()));
     serde_json::to_writer(init.words, &end)?;
     Ok(0)
+}
+
+/// Waits, with nothing that could be reached and nothing held open that the daemon waits for.
+fn see_to_its_end(init: &Init<'_>, work: Pid) -> io::Result<End> {
+    inside::let_go_of_output()?;
+    walls::drop_capabilities()?;
+    close_all_but(init.words)?;
+    reap_until(work)
 }
 
 /// Enters the call's groups.
@@ -69,7 +73,7 @@ pub(super) fn enter_cgroups(groups: &[File]) -> io::Result<()> {
     Ok(())
 }
 
-pub(super) fn is_closed(life: &File) -> io::Result<bool> {
+fn is_closed(life: &File) -> io::Result<bool> {
     let now = Timespec { tv_sec: 0, tv_nsec: 0 };
     let mut events = [PollFd::new(life, PollFlags::IN)];
     rustix::event::poll(&mut events, Some(&now))?;
@@ -108,7 +112,7 @@ fn close_all_but(kept: &File) -> io::Result<()> {
 fn reap_until(work: Pid) -> io::Result<End> {
     loop {
         match rustix::process::wait(WaitOptions::empty()) {
-            Ok(Some((pid, status))) if pid == work => return Ok(inside::end_of(status)),
+            Ok(Some((pid, status))) if pid == work => return Ok(reap::end_of(status)),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }

@@ -7,12 +7,13 @@
 
 mod init;
 mod payload;
+mod reap;
 mod receive;
 mod root;
+mod seccomp;
 mod walls;
 
 use std::{
-    ffi::OsString,
     fs::{self, File},
     io::{self, Read as _, Write as _},
     mem::MaybeUninit,
@@ -23,7 +24,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
-    process::{Pid, PidfdFlags, Signal, WaitOptions, WaitStatus},
+    process::{DumpableBehavior, Pid, PidfdFlags, Signal},
     thread::UnshareFlags,
 };
 
@@ -66,8 +67,8 @@ fn launch(control: &UnixStream) -> io::Result<Report> {
     let Started { child, words, _life } = start(&order, &mut held)?;
     let early = let_go_of_output().and_then(|()| watch(control, child, started, wall));
     // However that went: nothing may be left when we report.
-    kill_all(child, held.cgroup_kill.as_ref());
-    let reaped = reap_all(child);
+    reap::kill_all(child, held.cgroup_kill.as_ref());
+    let reaped = reap::reap_all(child);
     let said = said(words);
     let end = match (early, said, reaped) {
         (_, Some(End::NotStarted(message)), _) => {
@@ -102,6 +103,8 @@ fn start(order: &Order, held: &mut Held) -> io::Result<Started> {
     let owner = owner(order, held)?;
     let payload = Payload::new(order, executable, input, owner)?;
     separate(order, owner)?;
+    // Nobody of the same user may look into us, or be us, from now on.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     // Not before: a change of user undoes it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(order.daemon) {
@@ -120,7 +123,7 @@ fn start(order: &Order, held: &mut Held) -> io::Result<Started> {
                     words: &speak,
                     life: &listen,
                 }),
-                Tier::Landlock => directly(&payload, &cgroup_procs, &listen),
+                Tier::Landlock => directly(&payload, &cgroup_procs),
             };
             exit_with(&speak, done)
         }
@@ -129,11 +132,7 @@ fn start(order: &Order, held: &mut Held) -> io::Result<Started> {
 }
 
 /// The work as our own child, in the machine's namespaces.
-fn directly(payload: &Payload<'_>, cgroup_procs: &[File], life: &File) -> io::Result<i32> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    if init::is_closed(life)? {
-        return Err(io::Error::other("the launcher died"));
-    }
+fn directly(payload: &Payload<'_>, cgroup_procs: &[File]) -> io::Result<i32> {
     init::enter_cgroups(cgroup_procs)?;
     payload.carry_out()
 }
@@ -144,6 +143,7 @@ fn owner(order: &Order, held: &Held) -> io::Result<Option<(u32, u32)>> {
     if order.run_as == RunAs::Daemon || !rustix::process::geteuid().is_root() {
         return Ok(None);
     }
+    leave_groups();
     let stat = rustix::fs::fstat(workspace)?;
     Ok((stat.st_uid != 0).then_some((stat.st_uid, stat.st_gid)))
 }
@@ -179,15 +179,21 @@ fn unshare(flags: UnshareFlags) -> io::Result<()> {
     }
 }
 
+/// Groups of the daemon are none of the work's. A root that may not leave them, as in a container without
+/// privileges, was given none that count outside of it.
+fn leave_groups() {
+    let _ = rustix::thread::set_thread_groups(&[]);
+}
+
 /// For good: nothing of the user before is kept.
 fn become_user(user: u32, group: u32) -> io::Result<()> {
     use rustix::fs::{Gid, Uid};
     let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
-    rustix::thread::set_thread_groups(&[])?;
+    leave_groups();
     rustix::thread::set_thread_res_gid(group, group, group)?;
     rustix::thread::set_thread_res_uid(user, user, user)?;
     // Else what is ours in /proc would belong to root, and the maps could not be written.
-    Ok(rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::Dumpable)?)
+    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?)
 }
 
 fn pipe() -> io::Result<(File, File)> {
@@ -281,59 +287,6 @@ fn watch(
             return Ok(Some(End::Stopped));
         }
     }
-}
-
-/// Kills process 1, and with it its world; or the work's process group and, where there is one, its cgroup.
-fn kill_all(child: Pid, cgroup: Option<&File>) {
-    let _ = rustix::process::kill_process(child, Signal::KILL);
-    let _ = rustix::process::kill_process_group(child, Signal::KILL);
-    if let Some(mut cgroup) = cgroup {
-        let _ = cgroup.write_all(b"1");
-    }
-}
-
-/// Kills and reaps until no descendant is left; gives how the child itself ended.
-fn reap_all(child: Pid) -> io::Result<End> {
-    let mut end = End::Signal(Signal::KILL.as_raw());
-    loop {
-        for pid in children()? {
-            let _ = rustix::process::kill_process(pid, Signal::KILL);
-        }
-        match rustix::process::wait(WaitOptions::empty()) {
-            Ok(Some((pid, status))) if pid == child => end = end_of(status),
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::CHILD) => return Ok(end),
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn end_of(status: WaitStatus) -> End {
-    match (status.exit_status(), status.terminating_signal()) {
-        (Some(code), _) => End::Code(code),
-        (None, signal) => End::Signal(signal.unwrap_or(Signal::KILL.as_raw())),
-    }
-}
-
-/// Processes whose parent we are, adopted orphans among them.
-fn children() -> io::Result<Vec<Pid>> {
-    let own = rustix::process::getpid().as_raw_nonzero();
-    match fs::read_to_string(format!("/proc/self/task/{own}/children")) {
-        Ok(list) => Ok(pids(list.split_whitespace().map(OsString::from))),
-        Err(_) => Ok(pids(fs::read_dir("/proc")?.flatten().map(|entry| entry.file_name()))
-            .into_iter()
-            .filter(|pid| parent_of(*pid) == Some(own.get()))
-            .collect()),
-    }
-}
-
-fn pids(names: impl Iterator<Item = OsString>) -> Vec<Pid> {
-    names.filter_map(|name| name.to_str()?.parse().ok()).filter_map(Pid::from_raw).collect()
-}
-
-fn parent_of(pid: Pid) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
 }
 
 /// The first that was said of how it ended: whoever could not begin says so before anybody tells its end.

@@ -12,7 +12,7 @@ use std::{
 
 use rustix::{
     fs::{Mode, OFlags},
-    process::{Resource, Rlimit},
+    process::{Pid, Resource, Rlimit, Signal},
 };
 
 use crate::sandbox::{
@@ -24,7 +24,10 @@ use crate::sandbox::{
 /// Everything that the work needs, made before anything is forked.
 pub(super) struct Payload<'a> {
     job: Job<'a>,
-    input: OwnedFd,
+    /// None: there is nothing to read.
+    input: Option<OwnedFd>,
+    /// The launcher.
+    parent: Pid,
     limits: Vec<(Resource, u64)>,
     tier: Tier,
     view: &'a View,
@@ -64,14 +67,11 @@ impl<'a> Payload<'a> {
             Work::Look(look) => Job::Look { look, git: executable.map(Program::new).transpose()? },
             Work::Nothing => Job::Nothing,
         };
-        let input = match input {
-            Some(input) => input,
-            None => File::open("/dev/null")?.into(),
-        };
         let (limits, tier, view) = (limits(order), order.tier, &order.view);
         // In a user namespace there is one user, whom the launcher has become.
         let owner = owner.filter(|_| tier != Tier::Full);
-        Ok(Self { job, input, limits, tier, view, owner })
+        let parent = rustix::process::getpid();
+        Ok(Self { job, input, parent, limits, tier, view, owner })
     }
 
     /// Does the work, in a process of its own whose current directory is the workspace. Gives an exit
@@ -79,7 +79,10 @@ impl<'a> Payload<'a> {
     pub(super) fn carry_out(&self) -> io::Result<i32> {
         rustix::process::setsid()?;
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        rustix::stdio::dup2_stdin(&self.input)?;
+        match &self.input {
+            Some(input) => rustix::stdio::dup2_stdin(input)?,
+            None => rustix::stdio::dup2_stdin(nothing(self.tier)?)?,
+        }
         restore_sigpipe()?;
         for (resource, most) in &self.limits {
             let limit = Rlimit { current: Some(*most), maximum: Some(*most) };
@@ -87,6 +90,9 @@ impl<'a> Payload<'a> {
         }
         if let Some((user, group)) = self.owner {
             super::become_user(user, group)?;
+        }
+        if self.tier == Tier::Landlock {
+            self.die_with_parent()?;
         }
         match &self.job {
             Job::Become { program, argv, environment } => {
@@ -109,6 +115,15 @@ impl<'a> Payload<'a> {
                 Ok(if matches!(looked, Ok(Ok(()))) { 0 } else { 1 })
             }
             Job::Nothing => walls::stand(self.tier, self.view).map(|()| 0),
+        }
+    }
+
+    /// Where no namespace ends with the launcher. Not before the change of user, which undoes it.
+    fn die_with_parent(&self) -> io::Result<()> {
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        match rustix::process::getppid() == Some(self.parent) {
+            true => Ok(()),
+            false => Err(io::Error::other("the launcher died")),
         }
     }
 }
@@ -140,6 +155,14 @@ impl<'a> Program<'a> {
                 self.path.display()
             ))),
         }
+    }
+}
+
+/// An input that is at its end. A descriptor of the machine's own device would let its owner change that.
+fn nothing(tier: Tier) -> io::Result<OwnedFd> {
+    match tier {
+        Tier::Full | Tier::Root => Ok(File::open("/dev/null")?.into()),
+        Tier::Landlock => Ok(rustix::fs::memfd_create("nothing", rustix::fs::MemfdFlags::CLOEXEC)?),
     }
 }
 
@@ -183,7 +206,8 @@ fn limits(order: &Order) -> Vec<(Resource, u64)> {
         (Resource::Cpu, rlimits.cpu_seconds),
         (Resource::Nofile, rlimits.open_files),
         (Resource::Fsize, rlimits.file_bytes),
-        (Resource::Core, 0),
+        // Not 0: a program of the machine that takes cores would still be started, outside of all this.
+        (Resource::Core, 1),
     ];
     limits.extend(rlimits.data_bytes.map(|bytes| (Resource::Data, bytes)));
     limits

@@ -51,7 +51,11 @@ const SETTINGS: [&str; 15] = [
 ];
 
 /// Devices that carry nothing from outside.
-const DEVICES: [&str; 5] = ["null", "zero", "full", "random", "urandom"];
+const DEVICES: [&str; 5] = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
+
+/// How many files a tmpfs may hold: one for so many bytes of it, and so many at least.
+const BYTES_A_FILE: u64 = 8192;
+const LEAST_FILES: u64 = 4096;
 
 const LINKS: [(&str, &str); 6] = [
     ("/proc/self/fd", "dev/fd"),
@@ -67,6 +71,11 @@ pub(super) fn visible(view: &View) -> impl Iterator<Item = &str> {
     let own = ["/etc/passwd", "/etc/group", "/etc/hosts", "/etc/nsswitch.conf"];
     let machine = SYSTEM.into_iter().chain(SETTINGS).chain(own);
     machine.chain(view.read_only.iter().map(String::as_str))
+}
+
+/// See [`DEVICES`].
+pub(super) fn devices() -> impl Iterator<Item = &'static str> {
+    DEVICES.into_iter()
 }
 
 /// Something of the machine, cloned, to be put at a path of the new root.
@@ -109,9 +118,11 @@ pub(super) fn enter(view: &View) -> io::Result<()> {
     }
     for device in DEVICES {
         // On a mount of its own, since the root takes no devices.
-        let path = format!("/dev/{device}");
-        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-        parts.extend(part(&path, flags)?);
+        // Read-only, so that what they are cannot be changed; written to they still are.
+        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+            | MountAttrFlags::MOUNT_ATTR_NOEXEC
+            | MountAttrFlags::MOUNT_ATTR_RDONLY;
+        parts.extend(part(device, flags)?);
     }
     let temporary = tmpfs(view.tmp_bytes, "1777", kept | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
     let processes = processes();
@@ -185,6 +196,9 @@ fn tmpfs(bytes: u64, mode: &str, attributes: MountAttrFlags) -> io::Result<Owned
     let made = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     rustix::mount::fsconfig_set_string(&made, "size", bytes.to_string())?;
     rustix::mount::fsconfig_set_string(&made, "mode", mode)?;
+    // Else empty files would cost memory without an end.
+    let inodes = (bytes / BYTES_A_FILE).max(LEAST_FILES);
+    rustix::mount::fsconfig_set_string(&made, "nr_inodes", inodes.to_string())?;
     rustix::mount::fsconfig_create(&made)?;
     Ok(rustix::mount::fsmount(&made, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
@@ -242,7 +256,7 @@ fn make(root: &OwnedFd, path: &str, kind: Kind) -> rustix::io::Result<OwnedFd> {
 }
 
 /// Names in the workspace that nothing may change: each is mounted over itself, read-only, so that it can
-/// be neither written, replaced nor moved away. What is not there is not ours to make: see `placeholders`.
+/// be neither written, replaced nor moved away. All of them are there: see `placeholders`.
 fn protect(workspace: &OwnedFd, names: &[String], attributes: MountAttrFlags) -> io::Result<()> {
     for name in names {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -251,7 +265,6 @@ fn protect(workspace: &OwnedFd, names: &[String], attributes: MountAttrFlags) ->
             rustix::fs::openat2(workspace.as_fd(), name.as_str(), flags, Mode::empty(), resolve);
         let found = match found {
             Ok(found) => found,
-            Err(rustix::io::Errno::NOENT) => continue,
             Err(error) => return Err(at(name, error)),
         };
         let kind = rustix::fs::FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);

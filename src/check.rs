@@ -242,6 +242,7 @@ fn probe_policy(config: &Config) -> Result<Policy, ()> {
         roles: [(RoleName::new("check"), Role { tools: [shell].into() })].into(),
         commands: vec![CommandRule {
             id: RuleId::new("check"),
+            place: None,
             argv: vec![PROBE.into()],
             flags: Default::default(),
             options: Default::default(),

@@ -56,6 +56,20 @@ pub fn parse<T: DeserializeOwned>(file: &str, text: &str) -> Result<T, YamlError
 /// Line and column, from 1.
 pub type Place = (u64, u64);
 
+/// A value, and where it is written.
+#[derive(Debug, Clone)]
+pub struct Placed<T> {
+    pub value: T,
+    pub place: Place,
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Placed<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let Spanned { value, referenced, .. } = Spanned::<T>::deserialize(deserializer)?;
+        Ok(Self { value, place: (referenced.line(), referenced.column()) })
+    }
+}
+
 /// A document with the place of everything in it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Node {

@@ -27,6 +27,22 @@ pub(super) enum Verb {
         /// A directory with tools.yaml and paths.yaml; no daemon is needed for it
         directory: Option<PathBuf>,
     },
+    /// Says what would be decided about a command or a tool call, and why
+    #[command(after_help = EXPLAIN_EXAMPLES)]
+    Explain {
+        /// The command, as a model would give it to shell_exec
+        #[arg(required_unless_present = "tool", conflicts_with = "tool", value_name = "COMMAND")]
+        command: Vec<String>,
+        /// Another tool than shell_exec
+        #[arg(long, requires = "arguments", value_name = "NAME")]
+        tool: Option<String>,
+        /// The tool's arguments, a JSON object
+        #[arg(long, requires = "tool", value_name = "JSON")]
+        arguments: Option<String>,
+        /// Role of the agent
+        #[arg(long, default_value = "executor", value_name = "NAME")]
+        role: String,
+    },
     /// Puts the daemon's policy files into force, all of them or none
     Reload {
         /// Only if the files are still those that `validate` told this revision of
@@ -41,11 +57,25 @@ Examples:
   agentctl policy validate                     those that the daemon would read now
   agentctl policy reload                       then into force";
 
+const EXPLAIN_EXAMPLES: &str = "\
+Examples:
+  agentctl policy explain 'git log -p'         one word is a line, split as shell_exec would
+  agentctl policy explain -- git log -p        several are the command's words
+  agentctl policy explain --tool write_file --arguments '{\"path\": \".git/config\", \"content\": \"\"}'
+The exit code is 0 if it would be allowed, 4 if not.";
+
 pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
     match verb {
         Verb::Show => show(global).await,
         Verb::Validate { directory: Some(directory) } => validate_files(global, directory),
         Verb::Validate { directory: None } => validate(global).await,
+        Verb::Explain { command, tool, arguments, role } => {
+            let (tool, arguments) = match (tool, arguments) {
+                (Some(tool), Some(arguments)) => (tool, arguments),
+                (Some(_), None) | (None, _) => ("shell_exec".to_owned(), shell_exec(&command)),
+            };
+            explain(global, v1::ExplainDecisionRequest { role, tool, arguments }).await
+        }
         Verb::Reload { expect } => reload(global, expect).await,
     }
 }
@@ -154,6 +184,71 @@ fn told(
     };
     output::line(&format!("valid: {revision}{in_force}"))?;
     Ok(Exit::Done)
+}
+
+/// One word is a line; several are words.
+fn shell_exec(command: &[String]) -> String {
+    match command {
+        [line] => json!({ "command": line }),
+        words => json!({ "command": words }),
+    }
+    .to_string()
+}
+
+async fn explain(global: &Global, request: v1::ExplainDecisionRequest) -> Result<Exit, Failure> {
+    let mut client = connect::connect(global).await?.policy();
+    let found = client.explain_decision(request).await?.into_inner();
+    let exit = if found.decision == "allow" { Exit::Done } else { Exit::Denied };
+    let limits: std::collections::BTreeMap<_, _> = found.limits.iter().collect();
+    if global.output == Format::Json {
+        let candidate = |one: &v1::PolicyCandidate| {
+            json!({
+                "rule": one.rule, "decision": one.decision, "place": one.place,
+                "mismatch": (!one.mismatch.is_empty()).then_some(&one.mismatch),
+            })
+        };
+        output::json_line(&json!({
+            "decision": found.decision, "rule": found.rule, "why": found.why,
+            "revision": found.revision, "normalised": found.normalised, "argv": found.argv,
+            "limits": limits, "nearest_rule": found.nearest_rule,
+            "candidates": found.candidates.iter().map(candidate).collect::<Vec<_>>(),
+        }))?;
+        return Ok(exit);
+    }
+    let row = |name: &str, value: String| vec![name.to_owned(), value];
+    let mut rows = vec![
+        row("decision", format!("{} by {}", found.decision, found.rule)),
+        row("why", found.why.clone()),
+        row("understood as", found.normalised.clone()),
+    ];
+    if !found.argv.is_empty() {
+        rows.push(row("would run", found.argv.join(" ")));
+    }
+    if !found.nearest_rule.is_empty() {
+        rows.push(row("nearest rule", found.nearest_rule.clone()));
+    }
+    let limits = limits.iter().map(|(name, limit)| format!("{name}={limit}"));
+    let limits = limits.collect::<Vec<_>>().join(" ");
+    if !limits.is_empty() {
+        rows.push(row("limits", limits));
+    }
+    rows.push(row("revision", found.revision.clone()));
+    output::table(&rows)?;
+    if !found.candidates.is_empty() {
+        output::line("")?;
+        let head = ["RULE", "DECISION", "FITS", "PLACE"].map(str::to_owned).to_vec();
+        let candidate = |one: &v1::PolicyCandidate| {
+            let fits = if one.mismatch.is_empty() {
+                "yes".into()
+            } else {
+                format!("no: {}", one.mismatch)
+            };
+            vec![one.rule.clone(), one.decision.clone(), fits, one.place.clone()]
+        };
+        let candidates = found.candidates.iter().map(candidate);
+        output::table(&std::iter::once(head).chain(candidates).collect::<Vec<_>>())?;
+    }
+    Ok(exit)
 }
 
 async fn reload(global: &Global, expected_revision: String) -> Result<Exit, Failure> {

@@ -1,12 +1,15 @@
 //! `PolicyService`.
 
+use std::collections::HashMap;
+
 use tonic::{Request, Response, Status};
 
 use crate::{
+    agents::executor,
     domain::{
-        ids::PolicyRevision,
+        ids::{PolicyRevision, RoleName, ToolName},
         journal::Verdict,
-        policy::{CommandRule, FileOperation, PathRule, Policy},
+        policy::{Candidate, CommandRule, Explanation, FileOperation, Limits, PathRule, Policy},
     },
     engine::{Engine, Reload, Standing},
     grpc::{caller, convert},
@@ -47,6 +50,36 @@ impl PolicyService for Policies {
         Ok(Response::new(v1::ValidatePolicyResponse { faults, revision, current_revision }))
     }
 
+    async fn explain_decision(
+        &self,
+        request: Request<v1::ExplainDecisionRequest>,
+    ) -> Result<Response<v1::ExplainDecisionResponse>, Status> {
+        let v1::ExplainDecisionRequest { role, tool, arguments } = request.into_inner();
+        if tool.is_empty() {
+            let message = "is empty; ListTools tells the names".into();
+            return Err(convert::invalid("tool", message));
+        }
+        let role = if role.is_empty() { executor::role() } else { RoleName::new(role) };
+        let world = self.engine.world();
+        let policy = world.policies.current();
+        let tool = ToolName::new(tool);
+        let Some(entry) = world.tools.find(&tool) else {
+            return Err(convert::unknown_tool(tool.as_str()));
+        };
+        let revision = policy.revision.to_string();
+        Ok(Response::new(match entry.effect(&arguments) {
+            Ok(effect) => explained(&policy.explain(&role, &tool, &effect), revision),
+            // What is no call of this tool is refused before any rule is asked.
+            Err(bad) => v1::ExplainDecisionResponse {
+                decision: decision(Verdict::Deny),
+                rule: bad.rule.to_string(),
+                why: bad.message,
+                revision,
+                ..Default::default()
+            },
+        }))
+    }
+
     async fn reload_policy(
         &self,
         request: Request<v1::ReloadPolicyRequest>,
@@ -62,6 +95,41 @@ impl PolicyService for Policies {
         };
         Ok(Response::new(v1::ReloadPolicyResponse { revision, previous_revision }))
     }
+}
+
+fn explained(found: &Explanation, revision: String) -> v1::ExplainDecisionResponse {
+    let candidate = |candidate: &Candidate| v1::PolicyCandidate {
+        rule: candidate.rule.to_string(),
+        decision: decision(candidate.decision),
+        place: candidate.place.as_ref().map(ToString::to_string).unwrap_or_default(),
+        mismatch: candidate.mismatch.clone().unwrap_or_default(),
+    };
+    v1::ExplainDecisionResponse {
+        decision: decision(found.ruling.verdict),
+        rule: found.ruling.rule.to_string(),
+        why: found.ruling.why.clone(),
+        revision,
+        normalised: found.normalised.clone(),
+        argv: found.argv.clone(),
+        limits: found.limits.map(limits).unwrap_or_default(),
+        candidates: found.candidates.iter().map(candidate).collect(),
+        nearest_rule: found.nearest.as_ref().map(ToString::to_string).unwrap_or_default(),
+    }
+}
+
+fn limits(limits: Limits) -> HashMap<String, u64> {
+    let Limits { wall_ms, cpu_seconds, memory_bytes, processes, open_files, file_bytes, tmp_bytes } =
+        limits;
+    let named = [
+        ("wall_ms", wall_ms),
+        ("cpu_seconds", cpu_seconds),
+        ("memory_bytes", memory_bytes),
+        ("processes", processes),
+        ("open_files", open_files),
+        ("file_bytes", file_bytes),
+        ("tmp_bytes", tmp_bytes),
+    ];
+    named.map(|(name, limit)| (name.to_owned(), limit)).into()
 }
 
 fn shown(standing: &Standing) -> v1::Policy {

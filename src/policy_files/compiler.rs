@@ -9,7 +9,7 @@ use crate::{
         journal::Verdict,
         policy::{
             CommandRule, DeclaredRule, FileOperation, Limits, OptionForm, OptionRule, PathGlob,
-            PathRule, Positionals, Role, ValueRule,
+            PathRule, Place, Positionals, Role, ValueRule,
         },
         tool::{Declaration, EffectClass},
     },
@@ -20,6 +20,7 @@ use crate::{
             ToolsFile, ValueShape,
         },
     },
+    yaml::Placed,
 };
 
 /// Collects errors, so that all of them are told at once.
@@ -123,14 +124,16 @@ impl Compiler {
     fn path(&mut self, file: &str, shape: &PathShape) -> Option<PathRule> {
         match PathGlob::try_from(shape.glob.clone()) {
             Ok(glob) => Some(PathRule {
-                id: shape.id.clone(),
+                id: shape.id.value.clone(),
+                place: Some(place(file, &shape.id)),
                 glob,
                 operations: shape.operations.iter().copied().map(FileOperation::from).collect(),
                 decision: shape.decision,
                 why: shape.why.clone(),
             }),
             Err(error) => {
-                self.fault(file, &format!("rule {}: glob", shape.id), &error.to_string());
+                let (file, key) = (at(file, &shape.id), format!("rule {}: glob", shape.id.value));
+                self.fault(&file, &key, &error.to_string());
                 None
             }
         }
@@ -164,7 +167,8 @@ impl Compiler {
         tools: &ToolsFile,
     ) -> Option<CommandRule> {
         let file = &sources.tools.name;
-        let key = format!("command {}", shape.id);
+        let place = place(file, &shape.id);
+        let (file, key) = (&at(file, &shape.id), format!("command {}", shape.id.value));
         if shape.argv.first().is_none_or(|program| program.is_empty() || program.contains('/')) {
             self.fault(file, &key, "argv must begin with a program's name without '/'");
             return None;
@@ -174,7 +178,8 @@ impl Compiler {
         }
         let options = self.options(file, &key, &shape.options);
         let rule = CommandRule {
-            id: shape.id.clone(),
+            id: shape.id.value.clone(),
+            place: Some(place),
             argv: shape.argv.clone(),
             flags: shape.flags.iter().cloned().collect(),
             options,
@@ -237,9 +242,10 @@ impl Compiler {
         }
     }
 
-    fn unique<'a>(&mut self, file: &str, key: &str, ids: impl Iterator<Item = &'a RuleId>) {
+    fn unique<'a>(&mut self, file: &str, key: &str, ids: impl Iterator<Item = &'a Placed<RuleId>>) {
         let mut seen = BTreeSet::new();
-        for id in ids {
+        for placed in ids {
+            let (file, id) = (&at(file, placed), &placed.value);
             if id.as_str().starts_with("builtin/") {
                 self.fault(
                     file,
@@ -252,6 +258,16 @@ impl Compiler {
             }
         }
     }
+}
+
+fn place<T>(file: &str, placed: &Placed<T>) -> Place {
+    let (line, column) = placed.place;
+    Place { file: file.into(), line, column }
+}
+
+/// A file with the place of what is meant in it.
+fn at<T>(file: &str, placed: &Placed<T>) -> String {
+    place(file, placed).to_string()
 }
 
 /// A path or a value as it was meant: `~/` at its beginning is the home of the daemon's user. None: there is
@@ -293,6 +309,7 @@ pub(super) fn declared(sources: &Sources, tools: &ToolsFile) -> BTreeMap<ToolNam
 fn extra_command(sources: &Sources, argv: Vec<String>, tools: &ToolsFile) -> CommandRule {
     CommandRule {
         id: RuleId::new(format!("ALLOW_COMMANDS/{}", argv.join(" "))),
+        place: None,
         argv,
         flags: BTreeSet::new(),
         options: BTreeMap::new(),

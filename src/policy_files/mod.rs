@@ -261,12 +261,13 @@ mod tests {
         let errors = errors(|s| {
             s.tools.text = s.tools.text.replace("flags: [-s,", "flags: [--output=x, -s,")
         });
-        assert_eq!(
-            errors,
-            [
-                "built-in tools.yaml: command git.status: matches its example \"git status --output=x\""
-            ]
+        let at =
+            DEFAULT_TOOLS.lines().position(|line| line.contains("id: git.status")).unwrap() + 1;
+        let expected = format!(
+            "built-in tools.yaml:{at}:9: command git.status: matches its example \
+             \"git status --output=x\""
         );
+        assert_eq!(errors, [expected]);
     }
 
     #[test]

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use crate::domain::{
-    ids::{RoleName, RuleId, ToolName},
-    journal::Verdict,
-    policy::{FileOperation, Positionals},
-    tool::EffectClass,
+use crate::{
+    domain::{
+        ids::{RoleName, RuleId, ToolName},
+        journal::Verdict,
+        policy::{FileOperation, Positionals},
+        tool::EffectClass,
+    },
+    yaml::Placed,
 };
 
 #[derive(Debug, Deserialize)]
@@ -59,7 +62,7 @@ pub(super) struct RoleShape {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CommandShape {
-    pub(super) id: RuleId,
+    pub(super) id: Placed<RuleId>,
     pub(super) argv: Vec<String>,
     #[serde(default)]
     pub(super) flags: Vec<String>,
@@ -162,7 +165,7 @@ enum PathsSchema {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PathShape {
-    pub(super) id: RuleId,
+    pub(super) id: Placed<RuleId>,
     pub(super) glob: String,
     pub(super) operations: Vec<OperationShape>,
     pub(super) decision: Verdict,

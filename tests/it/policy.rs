@@ -232,3 +232,71 @@ async fn agentctl_shows_checks_and_reloads_the_policy() {
     let (code, _, said) = run(&["policy", "reload"]).await;
     assert!(code != 0 && said.contains("POLICY_INVALID"), "{said}");
 }
+
+#[tokio::test]
+async fn a_decision_is_explained_with_every_rule_that_was_asked_and_its_place() {
+    let (_backend, daemon) = daemon().await;
+    let run = async |arguments: &[&str]| {
+        let arguments = [&["policy", "explain", "-o", "json"], arguments].concat();
+        let output = daemon.agentctl(&arguments).await;
+        let json = String::from_utf8(output.stdout).unwrap();
+        let error = || panic!("{}", String::from_utf8_lossy(&output.stderr));
+        (output.status.code(), serde_json::from_str::<Value>(&json).unwrap_or_else(|_| error()))
+    };
+    let place_of = |file: &str, id: &str| {
+        let path = daemon.home().join("policies").join(file);
+        let text = fs::read_to_string(&path).unwrap();
+        let line = text.lines().position(|line| line.contains(&format!("id: {id}"))).unwrap() + 1;
+        format!("{}:{line}:9", path.display())
+    };
+
+    let (code, allowed) = run(&["git status -s"]).await;
+    assert_eq!(code, Some(0));
+    assert_eq!((&allowed["decision"], &allowed["rule"]), (&json!("allow"), &json!("git.status")));
+    assert_eq!(allowed["argv"], json!(["git", "-c", "core.fsmonitor=false", "status", "-s"]));
+    assert_eq!(allowed["normalised"], "[git] [status] [-s]");
+    assert_eq!(allowed["limits"]["wall_ms"], 120_000);
+    let diff =
+        allowed["candidates"].as_array().unwrap().iter().find(|one| one["rule"] == "git.diff");
+    assert_eq!(diff.unwrap()["mismatch"], "it speaks of `git diff`");
+    assert_eq!(diff.unwrap()["place"], place_of("tools.yaml", "git.diff"));
+
+    let (code, denied) = run(&["--", "git", "log", "-p"]).await;
+    assert_eq!(code, Some(4));
+    assert_eq!(
+        (&denied["rule"], &denied["nearest_rule"]),
+        (&json!("builtin/no-rule"), &json!("git.log"))
+    );
+    let log = denied["candidates"].as_array().unwrap().iter().find(|one| one["rule"] == "git.log");
+    assert_eq!(log.unwrap()["mismatch"], "-p is not among its flags and options");
+    assert_eq!(denied["limits"], json!({}));
+
+    let write = r#"{"path": "./sub//.git/config", "content": ""}"#;
+    let (code, denied) = run(&["--tool", "write_file", "--arguments", write]).await;
+    assert_eq!((code, &denied["rule"]), (Some(4), &json!("git.internals")));
+    assert_eq!(denied["normalised"], "write sub/.git/config");
+    let rule =
+        denied["candidates"].as_array().unwrap().iter().find(|one| one["rule"] == "git.internals");
+    assert_eq!(rule.unwrap()["place"], place_of("paths.yaml", "git.internals"));
+    assert_eq!(rule.unwrap()["mismatch"], Value::Null);
+
+    let (code, refused) = run(&["git status; id"]).await;
+    assert_eq!((code, &refused["decision"]), (Some(4), &json!("deny")));
+    let (code, refused) = run(&["--role", "nobody", "git status"]).await;
+    assert_eq!((code, &refused["rule"]), (Some(4), &json!("builtin/unknown-role")));
+    let table = daemon.agentctl(&["policy", "explain", "git log -p"]).await;
+    let table = String::from_utf8(table.stdout).unwrap();
+    assert!(table.contains("nearest rule") && table.contains("no: -p is not among"), "{table}");
+    // What is explained is what is decided: the same question asked by a run.
+    let script = Script {
+        turns: vec![Turn::call("shell_exec", json!({"command": "git log -p"})), Turn::say("done")],
+    };
+    let backend = Backend::start(script).await;
+    let other = TestDaemon::start(&backend.url());
+    let story = other.carry_out("ask").await;
+    assert_eq!(story.decisions(), ["deny builtin/no-rule"]);
+    assert_eq!(story.payloads("decision")[0]["why"], {
+        let (_, again) = run(&["--", "git", "log", "-p"]).await;
+        again["why"].clone()
+    });
+}

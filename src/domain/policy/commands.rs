@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::domain::{
     ids::RuleId,
     journal::Verdict,
-    policy::{Limits, Ruling, deny},
+    policy::{Limits, Place, Ruling, deny},
     tool::EffectClass,
 };
 
@@ -13,6 +13,8 @@ use crate::domain::{
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommandRule {
     pub id: RuleId,
+    /// None: it stands in no file.
+    pub place: Option<Place>,
     /// The first words, exactly; at least one.
     pub argv: Vec<String>,
     /// Words beginning with `-` that may follow, exactly as listed.
@@ -245,6 +247,7 @@ mod tests {
     fn rule(id: &str, argv: &str, decision: Verdict) -> CommandRule {
         CommandRule {
             id: RuleId::new(id),
+            place: None,
             argv: words(argv),
             flags: ["-s".to_owned()].into(),
             options: BTreeMap::new(),

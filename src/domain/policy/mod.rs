@@ -35,9 +35,11 @@
 //! ```
 
 mod commands;
+mod explain;
 mod paths;
 
 pub use commands::{CommandRule, OptionForm, OptionRule, Positionals, ValueRule};
+pub use explain::{Candidate, Explanation};
 pub use paths::{FileOperation, PathGlob, PathRule, judge as judge_path};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,6 +68,21 @@ pub struct Policy {
     pub read_only_roots: Vec<String>,
     /// Names in a workspace, without `/`, that no program may make, change or move away.
     pub protected: Vec<String>,
+}
+
+/// Where a rule is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub file: std::sync::Arc<str>,
+    /// Both from 1.
+    pub line: u64,
+    pub column: u64,
+}
+
+impl std::fmt::Display for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
 }
 
 /// What agents in a role may do.

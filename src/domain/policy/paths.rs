@@ -7,7 +7,7 @@ use crate::domain::{
     effect::WorkspacePath,
     ids::RuleId,
     journal::Verdict,
-    policy::{Ruling, deny},
+    policy::{Place, Ruling, deny},
 };
 
 /// What is to be done with a file.
@@ -23,6 +23,9 @@ pub enum FileOperation {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct PathRule {
     pub id: RuleId,
+    /// For people; whoever walks a tree does not need it.
+    #[serde(skip)]
+    pub place: Option<Place>,
     /// Matched against the path relative to the workspace; `*` does not cross `/`.
     pub glob: PathGlob,
     pub operations: Vec<FileOperation>,

@@ -82,6 +82,11 @@ const EXERCISES = {
     const report = await daemon.call('PolicyService/ValidatePolicy', {});
     assert.deepEqual([report.revision, report.faults], [report.current_revision, []]);
   },
+  async 'PolicyService/ExplainDecision'(daemon) {
+    const call = { tool: 'read_file', arguments: JSON.stringify({ path: '.env' }) };
+    const found = await daemon.call('PolicyService/ExplainDecision', call);
+    assert.deepEqual([found.decision, found.rule], ['deny', 'secrets.env']);
+  },
   async 'PolicyService/ReloadPolicy'(daemon) {
     const { policy } = await daemon.call('PolicyService/GetPolicy', {});
     const report = await daemon.call('PolicyService/ReloadPolicy', { expected_revision: policy.revision });

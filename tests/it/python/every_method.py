@@ -125,6 +125,13 @@ def validate_policy(daemon):
     assert report.revision == report.current_revision and not report.faults, report
 
 
+def explain_decision(daemon):
+    found = daemon.call(
+        "PolicyService", "ExplainDecision", tool="read_file", arguments=json.dumps({"path": ".env"})
+    )
+    assert (found.decision, found.rule) == ("deny", "secrets.env") and found.candidates, found
+
+
 def reload_policy(daemon):
     revision = daemon.call("PolicyService", "GetPolicy").policy.revision
     report = daemon.call("PolicyService", "ReloadPolicy", expected_revision=revision)
@@ -157,6 +164,7 @@ EXERCISES = {
     "AuditService/VerifyAudit": verify_audit,
     "PolicyService/GetPolicy": get_policy,
     "PolicyService/ValidatePolicy": validate_policy,
+    "PolicyService/ExplainDecision": explain_decision,
     "PolicyService/ReloadPolicy": reload_policy,
     "ToolService/ListTools": list_tools,
     "ToolService/GetTool": get_tool,

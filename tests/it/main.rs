@@ -14,6 +14,7 @@ mod cancel;
 mod clients;
 mod configuration;
 mod confinement;
+mod corpus;
 mod ctl;
 mod declared;
 mod demo;

@@ -374,3 +374,40 @@ async fn empty_files_are_bounded_too() {
     assert_eq!(without(&daemon, &attack), "in\n", "control");
     assert_eq!(behind(&daemon, &attack).await, "out\n");
 }
+
+/// Programs that people work with, each on something real. Those that this machine lacks are named.
+#[tokio::test]
+async fn real_programs_work_behind_the_walls() {
+    let (_backend, daemon) = daemon().await;
+    if !has_namespaces(&daemon).await {
+        return;
+    }
+    let trials = [
+        ("git", "git --version && git log --oneline 2>&1 | grep -q 'not a git repository'"),
+        (
+            "python3",
+            "python3 -c 'import json, ssl, tempfile, subprocess; tempfile.TemporaryFile(); \
+          print(subprocess.run([\"true\"]).returncode)'",
+        ),
+        (
+            "node",
+            "echo 'require(\"node:test\")(\"t\", () => {})' > t.test.js && node --test t.test.js",
+        ),
+        ("gcc", "echo 'int main(void) { return 0; }' > a.c && gcc -o a a.c && ./a"),
+        ("make", "printf 'all:\\n\\techo made > made\\n' > Makefile && make && [ -s made ]"),
+        ("perl", "perl -e 'print 1'"),
+        ("bash", "bash -c 'cat <<< here'"),
+    ];
+    let mut script = String::new();
+    for (program, trial) in trials {
+        match Path::new("/usr/bin").join(program).exists() {
+            true => script.push_str(&tried(trial)),
+            false => {
+                not_checked(&format!("{program} behind the walls (it is not on this machine)"))
+            }
+        }
+    }
+    let count = script.matches("then echo in").count();
+    assert!(count >= 4, "control: some are here");
+    assert_eq!(behind(&daemon, &script).await, "in\n".repeat(count), "{script}");
+}

@@ -6,6 +6,7 @@ use std::{fs, os::unix::fs::symlink};
 use agentd::{
     proto::v1::RunState,
     scripted::{Script, Turn},
+    tasks,
 };
 use serde_json::{Value, json};
 
@@ -207,4 +208,73 @@ async fn a_path_from_the_root_is_not_taken_for_one_in_the_workspace() {
     let arguments = json!({"path": "/note.txt", "content": "astray"});
     let daemon = is_refused("write_file", arguments, "builtin/path-escape", |_| ()).await;
     assert_eq!(daemon.read("note.txt"), None);
+}
+
+/// Exchanges a directory and a link to a place outside, over and over, until told to stop.
+fn flip(place: std::path::PathBuf, stop: std::sync::Arc<std::sync::atomic::AtomicBool>) -> u64 {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    let mut flips = 0;
+    while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+        let (one, other) = (place.join("d"), place.join("e"));
+        renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).unwrap();
+        flips += 1;
+    }
+    flips
+}
+
+#[tokio::test]
+async fn a_file_is_never_written_outside_however_fast_directories_become_links() {
+    const WRITES: usize = 60;
+    let writes = (0..WRITES).fold(Turn::say("writing"), |turn, number| {
+        turn.and_call("write_file", json!({"path": format!("d/{number}"), "content": "x"}))
+    });
+    let backend = Backend::start(Script { turns: vec![writes, Turn::say("done")] }).await;
+    let daemon = TestDaemon::start(&backend.url());
+    let scene = |place: &std::path::Path, outside: &std::path::Path| {
+        fs::create_dir_all(place.join("d")).unwrap();
+        fs::create_dir_all(outside).unwrap();
+        symlink(outside, place.join("e")).unwrap();
+    };
+    let escaped = |outside: &std::path::Path| fs::read_dir(outside).unwrap().count();
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+
+    // The control writes by name, as a program would that looks first and then writes.
+    let (naive, outside) = (daemon.home().join("naive"), daemon.home().join("outside-naive"));
+    scene(&naive, &outside);
+    let (place, told) = (naive.clone(), stop.clone());
+    let flipping = tasks::blocking(move || flip(place, told));
+    let writing = tasks::blocking(move || {
+        for number in (0..).take_while(|_| escaped(&outside) == 0) {
+            if !naive.join("d").is_symlink() {
+                let _ = fs::write(naive.join("d").join(number.to_string()), "x");
+            }
+        }
+        escaped(&outside)
+    });
+    let (writing, flipping) = {
+        let writing = async {
+            let escaped = writing.await.unwrap();
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            escaped
+        };
+        tokio::join!(writing, async { flipping.await.unwrap() })
+    };
+    assert!(writing > 0 && flipping > 0, "control: looking first does not help");
+
+    stop.store(false, std::sync::atomic::Ordering::Relaxed);
+    let outside = daemon.home().join("outside");
+    scene(&daemon.workspace(), &outside);
+    let (place, told) = (daemon.workspace(), stop.clone());
+    let flipping = tasks::blocking(move || flip(place, told));
+    let carried = async {
+        let story = daemon.carry_out("write").await;
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        story
+    };
+    let (story, flips) = tokio::join!(carried, async { flipping.await.unwrap() });
+
+    assert_eq!(escaped(&outside), 0, "after {flips} flips");
+    assert_eq!(story.outputs().len(), WRITES, "each was tried, and answered");
+    assert!(flips > 100, "control: {flips} flips");
+    assert!(daemon.audit().await.intact);
 }

@@ -223,7 +223,8 @@ pub struct Ran {
     pub stderr: Captured,
     /// CPU time of the whole process tree, in milliseconds.
     pub cpu_ms: u64,
-    /// Largest resident memory of any single process, in KiB.
+    /// Largest memory of the whole tree at one time, in KiB; where no cgroup tells it, that of any single
+    /// process.
     pub peak_memory_kib: u64,
     pub wall_ms: u64,
 }
@@ -237,6 +238,10 @@ pub enum Exit {
     TimedOut,
     /// The memory limit was reached; the kernel killed it.
     OutOfMemory,
+    /// The limit on CPU time, of all its processes together, was reached; the whole tree was killed.
+    CpuTime,
+    /// It failed, and had been refused more processes than its limit.
+    Processes,
     /// The caller stopped it.
     Stopped,
 }

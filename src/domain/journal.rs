@@ -311,6 +311,16 @@ pub struct ToolOutput {
     /// What the model hears, a JSON object as text.
     pub output: Arc<str>,
     pub duration_ms: u64,
+    /// What a program used; none where none ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<Used>,
+}
+
+/// What a program used, with all that it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    pub cpu_ms: u64,
+    pub peak_memory_kib: u64,
 }
 
 /// The files of the workspace, before the first call that may change them or after the last.

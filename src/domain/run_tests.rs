@@ -24,7 +24,7 @@ use crate::domain::{
     journal::{
         AnsweredItem, AskedCall, CancelRequested, DaemonStarted, DaemonStopped, Decided,
         ModelNudged, ModelRequest, PolicyReload, Reloaded, RunAnchored, RunFinished, RunRecovered,
-        RunSuspended, ToolResumed, Verdict, WorkspaceSnapshot,
+        RunSuspended, ToolResumed, Used, Verdict, WorkspaceSnapshot,
     },
     retry,
     status::StateName,
@@ -164,6 +164,7 @@ fn output(call: CallKey) -> Record {
         outcome: OutcomeKind::Done,
         output: call.to_string().into(),
         duration_ms: 1,
+        used: Some(Used { cpu_ms: 3, peak_memory_kib: 512 }),
     }
     .into()
 }

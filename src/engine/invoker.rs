@@ -8,10 +8,10 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agents::executor,
     domain::{
-        effect::{Effect, Unresolved},
+        effect::{Effect, EffectResult, Unresolved},
         ids::{PolicyRevision, RuleId, RunId},
         item::{RawJson, names},
-        journal::{Decided, ToolCalled, ToolOutput, ToolResumed, Verdict},
+        journal::{Decided, ToolCalled, ToolOutput, ToolResumed, Used, Verdict},
         policy::{Decision, Permit, Policy, Ruling},
         run::{Invocation, InvocationMode},
         tool::{EffectClass, OutcomeKind, ToolCall, ToolOutcome},
@@ -193,6 +193,7 @@ pub(super) async fn perform(
     let output = Output::new(live.clone(), world.redactor.clone(), run, name);
     let heard = |stream: OutputStream, bytes: &[u8]| output.hear(stream, bytes);
     let started = world.clock.steady_ms();
+    let mut used = None;
     let (outcome, failure) = match next {
         Next::Answer(outcome) => (outcome, None),
         Next::Broken(error) => {
@@ -202,7 +203,10 @@ pub(super) async fn perform(
         }
         Next::Run { tool, permit, attempt } => {
             match world.sandbox.run(*permit, attempt, stop, &heard).await {
-                Ok(result) => (tool.outcome(result), None),
+                Ok(result) => {
+                    used = used_by(&result);
+                    (tool.outcome(result), None)
+                }
                 Err(error) => {
                     let outcome = ToolOutcome::failed(
                         SANDBOX_FAILED,
@@ -220,8 +224,18 @@ pub(super) async fn perform(
         outcome: outcome.kind,
         output: outcome.output,
         duration_ms: world.clock.steady_ms().saturating_sub(started),
+        used,
     };
     Finished { output, failure }
+}
+
+fn used_by(result: &EffectResult) -> Option<Used> {
+    match result {
+        EffectResult::Ran(ran) => {
+            Some(Used { cpu_ms: ran.cpu_ms, peak_memory_kib: ran.peak_memory_kib })
+        }
+        _ => None,
+    }
 }
 
 fn understand(

@@ -29,6 +29,17 @@ pub(super) struct Group {
     unified: Option<PathBuf>,
 }
 
+/// What a call used, by all its processes together; none where nothing counts it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Spent {
+    pub(super) cpu_ms: Option<u64>,
+    pub(super) peak_memory_kib: Option<u64>,
+    /// Something in it was killed for want of memory.
+    pub(super) out_of_memory: bool,
+    /// It wanted more processes than it may have.
+    pub(super) refused_processes: bool,
+}
+
 impl Cgroups {
     /// Finds out, by trying, where groups can be made; kills and removes what a dead daemon of the
     /// same state directory left.
@@ -112,14 +123,28 @@ impl Group {
         {
             files.push((Descriptor::CgroupKill, kill));
         }
+        if let Some(unified) = &self.unified
+            && let Ok(cpu) = File::open(unified.join("cpu.stat"))
+        {
+            files.push((Descriptor::CgroupCpu, cpu));
+        }
         Ok(files)
     }
 
-    /// Whether the kernel killed something in it for want of memory.
-    pub(super) fn ran_out_of_memory(&self) -> bool {
-        let Some(memory) = &self.memory else { return false };
-        let control = fs::read_to_string(memory.join("memory.oom_control")).unwrap_or_default();
-        control.lines().any(|line| line.strip_prefix("oom_kill ").is_some_and(|count| count != "0"))
+    /// What was used in it, as far as the kernel counted.
+    pub(super) fn spent(&self) -> Spent {
+        let value = |path: &Option<PathBuf>, file: &str, key: &str| -> Option<u64> {
+            let text = fs::read_to_string(path.as_ref()?.join(file)).ok()?;
+            text.lines().find_map(|line| line.strip_prefix(key))?.trim().parse().ok()
+        };
+        let some = |count: Option<u64>| count.is_some_and(|count| count > 0);
+        Spent {
+            cpu_ms: value(&self.unified, "cpu.stat", "usage_usec ").map(|micros| micros / 1000),
+            peak_memory_kib: value(&self.memory, "memory.max_usage_in_bytes", "")
+                .map(|bytes| bytes / 1024),
+            out_of_memory: some(value(&self.memory, "memory.oom_control", "oom_kill ")),
+            refused_processes: some(value(&self.pids, "pids.events", "max ")),
+        }
     }
 
     /// Kills what is left and removes the groups. Blocking, at most about a second.

@@ -47,6 +47,8 @@ use crate::{
 const LEFTOVERS: Duration = Duration::from_secs(10);
 /// How long a launcher may take beyond the program's own time before it is killed itself.
 const GRACE: Duration = Duration::from_secs(10);
+/// The signal that a process gets at its limit of CPU time.
+const CPU_TIME_IS_UP: i32 = libc::SIGXCPU;
 /// Longest report that is read, in bytes.
 const REPORT_BYTES: u64 = 64 << 10;
 
@@ -94,7 +96,7 @@ impl Launcher {
         };
         BTreeMap::from([
             ("isolation".into(), tier.as_str().into()),
-            ("cpu".into(), "rlimit".into()),
+            ("cpu".into(), if cgroups.kills() { "cgroup_v2" } else { "rlimit" }.into()),
             ("memory".into(), either(cgroups.limits_memory(), "rlimit")),
             ("processes".into(), either(cgroups.limits_processes(), "none")),
             ("open_files".into(), "rlimit".into()),
@@ -156,13 +158,12 @@ impl Launcher {
         let cleaned = tasks::blocking(move || {
             let killed = if report.is_err() { child.kill() } else { Ok(()) };
             let waited = killed.and_then(|()| child.wait());
-            let out_of_memory = group.ran_out_of_memory();
+            let spent = group.spent();
             group.remove();
             drop(held);
-            (report, waited, out_of_memory)
+            (report, waited, spent)
         });
-        let (report, waited, out_of_memory) =
-            cleaned.await.map_err(|error| lost(error.to_string()))?;
+        let (report, waited, spent) = cleaned.await.map_err(|error| lost(error.to_string()))?;
         waited.map_err(|source| SandboxError::Io { what: "waiting for the launcher", source })?;
         let (report, (stdout, stderr)) =
             report.map_err(|_| lost("it did not end in time and was killed".into()))?;
@@ -171,7 +172,11 @@ impl Launcher {
         let exit = match ran.end {
             End::NotStarted(message) => return Ok(Ended::NotStarted(message)),
             End::Lost(message) => return Err(lost(message)),
-            _ if out_of_memory => Exit::OutOfMemory,
+            _ if spent.out_of_memory => Exit::OutOfMemory,
+            End::CpuTime => Exit::CpuTime,
+            // Each process has the whole limit besides: one alone can be the first to reach it.
+            End::Signal(CPU_TIME_IS_UP) => Exit::CpuTime,
+            End::Code(code) if code != 0 && spent.refused_processes => Exit::Processes,
             End::Code(code) => Exit::Code(code),
             End::Signal(signal) => Exit::Signal(signal),
             End::TimedOut => Exit::TimedOut,
@@ -181,8 +186,8 @@ impl Launcher {
             exit,
             stdout: stdout.map_err(read)?,
             stderr: stderr.map_err(read)?,
-            cpu_ms: ran.cpu_ms,
-            peak_memory_kib: ran.peak_memory_kib,
+            cpu_ms: spent.cpu_ms.unwrap_or(ran.cpu_ms),
+            peak_memory_kib: spent.peak_memory_kib.unwrap_or(ran.peak_memory_kib),
             wall_ms: ran.wall_ms,
         }))
     }
@@ -350,8 +355,9 @@ fn order(
         data_bytes: (!shared.cgroups.limits_memory()).then_some(limits.memory_bytes),
     };
     let daemon = rustix::process::getpid().as_raw_nonzero().get();
-    let (wall_ms, tier, run_as) = (limits.wall_ms, shared.tier, proof.run_as);
-    Order { work, wall_ms, rlimits, tier, view, run_as, daemon, descriptors }
+    let (wall_ms, cpu_ms) = (limits.wall_ms, limits.cpu_seconds.saturating_mul(1000));
+    let (tier, run_as) = (shared.tier, proof.run_as);
+    Order { work, wall_ms, cpu_ms, rlimits, tier, view, run_as, daemon, descriptors }
 }
 
 /// Reads the launcher's report; asks it to stop when `stop` is cancelled.

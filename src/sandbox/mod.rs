@@ -282,7 +282,8 @@ fn look_result(ended: Ended) -> EffectResult {
         Exit::OutOfMemory => {
             failed("OUT_OF_MEMORY", &format!("the look wanted too much memory; {smaller}"))
         }
-        Exit::Code(_) | Exit::Signal(_) => {
+        Exit::CpuTime => failed("CPU_TIME", &format!("the look took too much CPU time; {smaller}")),
+        Exit::Code(_) | Exit::Signal(_) | Exit::Processes => {
             let words = String::from_utf8_lossy(&ran.stderr.head).trim().to_owned();
             failed("LOOK_FAILED", &format!("the look broke off: {words}"))
         }

@@ -18,6 +18,8 @@ pub const ORDER_BYTES: usize = 4 << 20;
 pub struct Order {
     pub work: Work,
     pub wall_ms: u64,
+    /// CPU time of all processes together, where a cgroup counts it.
+    pub cpu_ms: u64,
     pub rlimits: Rlimits,
     pub tier: Tier,
     pub view: View,
@@ -123,7 +125,12 @@ pub enum Descriptor {
     CgroupProcs,
     /// A `cgroup.kill` that kills all within.
     CgroupKill,
+    /// A `cpu.stat` that counts all within.
+    CgroupCpu,
 }
+
+/// Most descriptors of an order.
+pub const MOST_DESCRIPTORS: usize = 12;
 
 /// How it ended.
 #[derive(Debug, Serialize, Deserialize)]
@@ -141,6 +148,8 @@ pub enum End {
     Code(i32),
     Signal(i32),
     TimedOut,
+    /// All processes together used up their CPU time.
+    CpuTime,
     /// The daemon closed the socket.
     Stopped,
     /// The launcher could not watch it; nobody knows what it did. Nothing of it is left.

@@ -22,7 +22,8 @@ use tokio::sync::oneshot;
 use crate::{
     ports::SandboxError,
     sandbox::order::{
-        Access, Descriptor, End, ORDER_BYTES, Order, Report, Rlimits, RunAs, Tier, View, Work,
+        Access, Descriptor, End, MOST_DESCRIPTORS, ORDER_BYTES, Order, Report, Rlimits, RunAs,
+        Tier, View, Work,
     },
 };
 
@@ -112,6 +113,7 @@ fn attempt(program: &Path, tier: Tier, workspace: &Path) -> io::Result<()> {
     let order = Order {
         work: Work::Nothing,
         wall_ms: 5000,
+        cpu_ms: 5000,
         rlimits: Rlimits { cpu_seconds: 5, open_files: 64, file_bytes: 0, data_bytes: None },
         tier,
         view: View {
@@ -184,7 +186,7 @@ pub(super) fn send(
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "the command is too long"));
     }
     let length = u32::try_from(order.len()).unwrap_or(u32::MAX).to_le_bytes();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::other("too many descriptors"));

@@ -61,6 +61,15 @@ impl Declared {
             Exit::OutOfMemory => {
                 return failed("OUT_OF_MEMORY", "the command wanted too much memory".into());
             }
+            Exit::CpuTime => {
+                return failed("CPU_TIME", "the command used up its CPU time".into());
+            }
+            Exit::Processes => {
+                return failed(
+                    "TOO_MANY_PROCESSES",
+                    "the command wanted too many processes".into(),
+                );
+            }
             Exit::Stopped => {
                 return ToolOutcome::cancelled("the run was cancelled; the command was killed");
             }

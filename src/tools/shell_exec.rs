@@ -38,7 +38,7 @@ struct Answer {
     /// Signal that killed it.
     #[serde(skip_serializing_if = "Option::is_none")]
     signal: Option<i32>,
-    /// Limit that killed it.
+    /// Limit that ended it.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<Limit>,
     stdout: String,
@@ -53,6 +53,10 @@ enum Limit {
     Timeout,
     /// It wanted too much memory.
     Oom,
+    /// It used up its CPU time.
+    Cpu,
+    /// It wanted too many processes.
+    Pids,
 }
 
 /// Most words of a command.
@@ -98,6 +102,8 @@ impl Tool for ShellExec {
             Exit::Signal(signal) => answer.signal = Some(signal),
             Exit::TimedOut => answer.limit = Some(Limit::Timeout),
             Exit::OutOfMemory => answer.limit = Some(Limit::Oom),
+            Exit::CpuTime => answer.limit = Some(Limit::Cpu),
+            Exit::Processes => answer.limit = Some(Limit::Pids),
             Exit::Stopped => {
                 return ToolOutcome::cancelled("the run was cancelled; the program was killed");
             }

@@ -269,3 +269,39 @@ fn anyone_in(directory: &Path) -> bool {
         .filter_map(|process| fs::read_link(process.path().join("cwd")).ok())
         .any(|cwd| cwd == directory)
 }
+
+#[tokio::test]
+async fn cpu_time_is_counted_recorded_and_ends_a_program_that_uses_it_up() {
+    let (_control, story, output) = plain("script.sh", "head -c 300000000 /dev/zero | wc -c").await;
+    assert_eq!(output["stdout"], "300000000\n", "control: with more time it does");
+    let used = &story.payloads("tool_output")[0]["used"];
+    assert!(used["cpu_ms"].as_u64().unwrap() > 0, "{used}");
+    assert!(used["peak_memory_kib"].as_u64().unwrap() > 100, "{used}");
+
+    let (daemon, story, output) = plain("busy.sh", "while :; do :; done").await;
+    assert_eq!(output["limit"], "cpu", "{output}");
+    let used = story.payloads("tool_output")[0]["used"]["cpu_ms"].as_u64().unwrap();
+    assert!(used >= 900, "{used} ms");
+    if mechanisms(&daemon).await["cpu"] != "cgroup_v2" {
+        crate::support::not_checked("CPU time of many processes together (cpu=rlimit here)");
+        return;
+    }
+    let many = "for i in 1 2 3 4; do (while :; do :; done) & done; wait; echo all are done";
+    let (_daemon, story, output) = plain("busy.sh", many).await;
+    assert_eq!((&output["limit"], &output["stdout"]), (&json!("cpu"), &json!("")), "{output}");
+    let used = story.payloads("tool_output")[0]["used"]["cpu_ms"].as_u64().unwrap();
+    assert!(used >= 900, "of all together: {used} ms");
+}
+
+#[tokio::test]
+async fn a_program_that_is_refused_more_processes_is_told_so() {
+    let script = "for i in $(seq 100); do sleep 50 & done; echo started";
+    let (control, _, output) = plain("script.sh", script).await;
+    assert_eq!(output["stdout"], "started\n", "control: with more room it does");
+    if mechanisms(&control).await["processes"] != "cgroup_v1" {
+        crate::support::not_checked("the limit of processes (processes=none here)");
+        return;
+    }
+    let (_daemon, _, output) = plain("busy.sh", script).await;
+    assert_eq!(output["limit"], "pids", "{output}");
+}

@@ -85,7 +85,9 @@ impl<'a> Payload<'a> {
         }
         restore_sigpipe()?;
         for (resource, most) in &self.limits {
-            let limit = Rlimit { current: Some(*most), maximum: Some(*most) };
+            // A second more of CPU time, so that the signal which says why comes before the one that does not.
+            let maximum = most + u64::from(*resource == Resource::Cpu);
+            let limit = Rlimit { current: Some(*most), maximum: Some(maximum) };
             rustix::process::setrlimit(*resource, limit)?;
         }
         if let Some((user, group)) = self.owner {

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use crate::sandbox::order::{Descriptor, ORDER_BYTES, Order};
+use crate::sandbox::order::{Descriptor, MOST_DESCRIPTORS, ORDER_BYTES, Order};
 
 /// What the daemon's descriptors are for.
 #[derive(Default)]
@@ -21,6 +21,7 @@ pub(super) struct Held {
     _alive: Option<OwnedFd>,
     pub(super) cgroup_procs: Vec<File>,
     pub(super) cgroup_kill: Option<File>,
+    pub(super) cgroup_cpu: Option<File>,
 }
 
 impl Held {
@@ -32,6 +33,7 @@ impl Held {
             Descriptor::Alive => self._alive = Some(descriptor),
             Descriptor::CgroupProcs => self.cgroup_procs.push(File::from(descriptor)),
             Descriptor::CgroupKill => self.cgroup_kill = Some(File::from(descriptor)),
+            Descriptor::CgroupCpu => self.cgroup_cpu = Some(File::from(descriptor)),
         }
     }
 }
@@ -39,7 +41,7 @@ impl Held {
 /// Reads the order and the descriptors that come with its first byte.
 pub(super) fn receive(mut control: &UnixStream) -> io::Result<(Order, Held)> {
     let mut length = [0; 4];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(8))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = rustix::net::recvmsg(
         control,

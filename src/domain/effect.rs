@@ -227,6 +227,29 @@ pub struct Ran {
     /// process.
     pub peak_memory_kib: u64,
     pub wall_ms: u64,
+    pub isolation: Isolation,
+}
+
+/// How a program is kept apart from the machine, weakest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Isolation {
+    /// In the machine's own namespaces: Landlock and seccomp alone.
+    Landlock,
+    /// In namespaces of its own but for users, which takes a daemon that is root.
+    Root,
+    /// In namespaces of its own, users included.
+    Full,
+}
+
+impl Isolation {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Landlock => "landlock",
+            Self::Root => "root",
+            Self::Full => "full",
+        }
+    }
 }
 
 /// Why a program is no longer running.

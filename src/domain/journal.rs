@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::domain::{
     budget::{Budget, TokenCount},
-    effect::Facts,
+    effect::{Facts, Isolation},
     ids::{
         CallId, CallKey, Caller, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence,
         Timestamp, ToolName, TreeId,
@@ -321,6 +321,8 @@ pub struct ToolOutput {
 pub struct Used {
     pub cpu_ms: u64,
     pub peak_memory_kib: u64,
+    /// How well it was kept apart.
+    pub isolation: Isolation,
 }
 
 /// The files of the workspace, before the first call that may change them or after the last.

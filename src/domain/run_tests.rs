@@ -19,6 +19,7 @@ use serde_json::{Value, json, value::to_raw_value};
 use super::*;
 use crate::domain::{
     budget::{Budget, TokenCount},
+    effect::Isolation,
     ids::{CallId, Caller, Epoch, PolicyRevision, RuleId, ToolName, TreeId},
     item::{Paired, RawJson, check_pairing},
     journal::{
@@ -164,7 +165,7 @@ fn output(call: CallKey) -> Record {
         outcome: OutcomeKind::Done,
         output: call.to_string().into(),
         duration_ms: 1,
-        used: Some(Used { cpu_ms: 3, peak_memory_kib: 512 }),
+        used: Some(Used { cpu_ms: 3, peak_memory_kib: 512, isolation: Isolation::Full }),
     }
     .into()
 }

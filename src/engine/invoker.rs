@@ -231,9 +231,11 @@ pub(super) async fn perform(
 
 fn used_by(result: &EffectResult) -> Option<Used> {
     match result {
-        EffectResult::Ran(ran) => {
-            Some(Used { cpu_ms: ran.cpu_ms, peak_memory_kib: ran.peak_memory_kib })
-        }
+        EffectResult::Ran(ran) => Some(Used {
+            cpu_ms: ran.cpu_ms,
+            peak_memory_kib: ran.peak_memory_kib,
+            isolation: ran.isolation,
+        }),
         _ => None,
     }
 }

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     domain::{
         ids::{PolicyRevision, ToolName},
-        policy::Policy,
+        policy::{IsolationRule, Policy},
         tool::Declaration,
     },
     policy_files::{
@@ -184,6 +184,10 @@ pub fn compile(sources: &Sources, known_tools: &[ToolName]) -> Result<Policy, Po
         commands: compiler.commands(sources, &tools),
         declared: declared(sources, &tools),
         program_directories: compiler.directories(sources, &tools),
+        isolation: IsolationRule {
+            minimum: tools.isolation.minimum,
+            enforcement: tools.isolation.enforcement,
+        },
         read_only_roots: compiler.read_only_roots(sources, &tools),
         protected: compiler.protected(&sources.paths.name, &paths),
     };

@@ -6,9 +6,10 @@ use serde::Deserialize;
 
 use crate::{
     domain::{
+        effect::Isolation,
         ids::{RoleName, RuleId, ToolName},
         journal::Verdict,
-        policy::{FileOperation, Positionals},
+        policy::{Enforcement, FileOperation, Positionals},
         tool::EffectClass,
     },
     yaml::Placed,
@@ -21,6 +22,8 @@ pub(super) struct ToolsFile {
     _schema: ToolsSchema,
     pub(super) limits: LimitsShape,
     pub(super) program_directories: Vec<String>,
+    #[serde(default)]
+    pub(super) isolation: IsolationShape,
     #[serde(default)]
     pub(super) read_only_roots: Vec<String>,
     pub(super) roles: BTreeMap<RoleName, RoleShape>,
@@ -47,6 +50,19 @@ pub(super) struct LimitsShape {
     pub(super) file_mib: u64,
     #[serde(default = "tmp_mib")]
     pub(super) tmp_mib: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct IsolationShape {
+    pub(super) minimum: Isolation,
+    pub(super) enforcement: Enforcement,
+}
+
+impl Default for IsolationShape {
+    fn default() -> Self {
+        Self { minimum: Isolation::Root, enforcement: Enforcement::Strict }
+    }
 }
 
 fn tmp_mib() -> u64 {

@@ -142,6 +142,14 @@ impl Launcher {
         heard: &Heard<'_>,
     ) -> Result<Ended, SandboxError> {
         let wall = Duration::from_millis(orders.limits.wall_ms);
+        if self.shared.tier < orders.least_isolation {
+            return Ok(Ended::TooWeak(format!(
+                "the policy wants isolation {} and this machine has {}; the operator can allow agentd user \
+                 namespaces, or say less in tools.yaml",
+                orders.least_isolation.as_str(),
+                self.shared.tier.as_str()
+            )));
+        }
         let shared = self.shared.clone();
         let started = self.spawner.run(move |program| start(program, &shared, &proof, orders));
         let Started { mut child, group, held, control, stdout, stderr } = started.await??;
@@ -189,6 +197,7 @@ impl Launcher {
             cpu_ms: spent.cpu_ms.unwrap_or(ran.cpu_ms),
             peak_memory_kib: spent.peak_memory_kib.unwrap_or(ran.peak_memory_kib),
             wall_ms: ran.wall_ms,
+            isolation: self.shared.tier,
         }))
     }
 }
@@ -198,6 +207,8 @@ pub(super) enum Ended {
     Ran(Ran),
     /// Nothing was done; the text says why.
     NotStarted(String),
+    /// The same, since it could not be kept apart as well as it must be.
+    TooWeak(String),
 }
 
 /// Waits until no launcher of an earlier daemon is left: each of them holds the lock until all its

@@ -263,6 +263,7 @@ fn program_result(ended: Ended) -> EffectResult {
     match ended {
         Ended::Ran(ran) => EffectResult::Ran(ran),
         Ended::NotStarted(message) => EffectResult::Failed { reason: "NOT_STARTED", message },
+        Ended::TooWeak(message) => EffectResult::Failed { reason: "ISOLATION_TOO_WEAK", message },
     }
 }
 
@@ -270,7 +271,9 @@ fn look_result(ended: Ended) -> EffectResult {
     let failed = |reason, message: &str| EffectResult::Failed { reason, message: message.into() };
     let ran = match ended {
         Ended::Ran(ran) => ran,
-        Ended::NotStarted(message) => return failed("NOT_STARTED", &message),
+        Ended::NotStarted(message) | Ended::TooWeak(message) => {
+            return failed("NOT_STARTED", &message);
+        }
     };
     let smaller = "look at a smaller directory";
     match ran.exit {

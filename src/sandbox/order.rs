@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::domain::effect::Isolation as Tier;
 use crate::sandbox::walk::Look;
 
 /// Longest order, in bytes.
@@ -28,28 +29,6 @@ pub struct Order {
     pub daemon: i32,
     /// What the descriptors stand for, in the order they are sent.
     pub descriptors: Vec<Descriptor>,
-}
-
-/// How the work is kept apart from the machine, weakest first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Tier {
-    /// In the machine's own namespaces: Landlock and seccomp alone.
-    Landlock,
-    /// In namespaces of its own but for users, which takes a daemon that is root.
-    Root,
-    /// In namespaces of its own, users included.
-    Full,
-}
-
-impl Tier {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Landlock => "landlock",
-            Self::Root => "root",
-            Self::Full => "full",
-        }
-    }
 }
 
 /// What the work sees of the machine besides the system's own directories. Everything else is not there.

@@ -17,7 +17,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     domain::{
-        effect::{Exit, Ran},
+        effect::{Exit, Isolation, Ran},
         ids::TreeId,
         policy::{Limits, Orders},
     },
@@ -109,7 +109,10 @@ impl Snapshots {
         environment.extend(more);
         let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
         let (paths, read_only, protected) = (Vec::new(), Vec::new(), Vec::new());
-        Ok((proof, Orders { limits, argv, environment, paths, read_only, protected }))
+        let least_isolation = Isolation::Landlock;
+        let orders =
+            Orders { limits, argv, environment, paths, read_only, protected, least_isolation };
+        Ok((proof, orders))
     }
 
     fn environment(&self, scene: &Scene) -> BTreeMap<String, String> {
@@ -172,7 +175,7 @@ fn output(ended: Ended) -> Result<Ran, SnapshotError> {
     let failed = |message: String| Err(SnapshotError::Failed { message });
     let ran = match ended {
         Ended::Ran(ran) => ran,
-        Ended::NotStarted(message) => return failed(message),
+        Ended::NotStarted(message) | Ended::TooWeak(message) => return failed(message),
     };
     match ran.exit {
         Exit::Code(0) => Ok(ran),

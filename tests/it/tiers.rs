@@ -78,12 +78,54 @@ async fn without_user_namespaces_a_root_daemon_still_has_all_the_others() {
 }
 
 #[tokio::test]
-async fn without_any_namespace_landlock_and_seccomp_stand_alone() {
-    let none = ["user", "mnt", "pid", "net"];
-    let Some((daemon, _, said)) = story(|_, serve| without(&none, &serve)).await else { return };
+async fn without_any_namespace_landlock_and_seccomp_stand_alone_where_the_policy_says_so() {
+    for said in
+        ["{minimum: landlock, enforcement: strict}", "{minimum: full, enforcement: best_effort}"]
+    {
+        let allowed = |daemon: &TestDaemon, serve: Command| {
+            let path = daemon.home().join("policies/tools.yaml");
+            let rules = fs::read_to_string(&path).unwrap();
+            let strict = "{minimum: root, enforcement: strict}";
+            assert!(rules.contains(strict), "control: that is the default");
+            fs::write(path, rules.replace(strict, said)).unwrap();
+            without(&NONE, &serve)
+        };
+        let Some((daemon, story, said)) = story(allowed).await else { return };
+        alone(&daemon, &story, &said).await;
+    }
+}
+
+const NONE: [&str; 4] = ["user", "mnt", "pid", "net"];
+
+async fn alone(daemon: &TestDaemon, story: &Story, said: &[String]) {
+    assert_eq!(story.payloads("tool_output")[0]["used"]["isolation"], "landlock");
     assert_eq!(said[0], "landlock");
     assert_eq!(said[1..], KEPT);
     assert!(daemon.audit().await.intact);
+}
+
+#[tokio::test]
+async fn a_program_that_cannot_be_kept_apart_as_the_policy_wants_does_not_start() {
+    let backend = Backend::start(Script {
+        turns: vec![
+            Turn::call("shell_exec", json!({"command": ["sh", "script.sh"]})),
+            Turn::call("list_dir", json!({})),
+            Turn::say("done"),
+        ],
+    })
+    .await;
+    let mut daemon = TestDaemon::start(&backend.url());
+    daemon.stop();
+    daemon.put("script.sh", "echo ran > ran");
+    let Some(command) = without(&NONE, &daemon.command()) else { return };
+    assert!(daemon.boot_as(command), "{}", daemon.log());
+
+    let story = daemon.carry_out("run it").await;
+
+    let outputs = story.outputs();
+    assert_eq!(outputs[0].1["error"]["reason"], "ISOLATION_TOO_WEAK", "{}", outputs[0].1);
+    assert_eq!(daemon.read("ran"), None);
+    assert_eq!(outputs[1].0, "done", "what agentd looks at itself is kept apart well enough");
 }
 
 #[tokio::test]

@@ -45,7 +45,7 @@ pub use paths::{FileOperation, PathGlob, PathRule, judge as judge_path};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::{
-    effect::{Facts, Factual, WorkspacePath},
+    effect::{Facts, Factual, Isolation, WorkspacePath},
     ids::{PolicyRevision, RoleName, RuleId, ToolName},
     journal::Verdict,
     tool::EffectClass,
@@ -68,6 +68,33 @@ pub struct Policy {
     pub read_only_roots: Vec<String>,
     /// Names in a workspace, without `/`, that no program may make, change or move away.
     pub protected: Vec<String>,
+    pub isolation: IsolationRule,
+}
+
+/// How well programs must be kept apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IsolationRule {
+    pub minimum: Isolation,
+    pub enforcement: Enforcement,
+}
+
+/// What becomes of a program that cannot be kept apart so well here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Enforcement {
+    /// It does not start.
+    Strict,
+    /// It runs as well apart as can be; the record says how well that is.
+    BestEffort,
+}
+
+impl IsolationRule {
+    fn least(self) -> Isolation {
+        match self.enforcement {
+            Enforcement::Strict => self.minimum,
+            Enforcement::BestEffort => Isolation::Landlock,
+        }
+    }
 }
 
 /// Where a rule is written.
@@ -179,6 +206,8 @@ pub struct Orders {
     pub read_only: Vec<String>,
     /// Names in the workspace that a program may neither make nor change.
     pub protected: Vec<String>,
+    /// For a program: how well it must be kept apart; weaker, it does not start.
+    pub least_isolation: Isolation,
 }
 
 impl<T> Permit<T> {
@@ -220,7 +249,10 @@ impl Policy {
             }
             Facts::Look { path, .. } => {
                 let rule = paths::judge(&self.paths, FileOperation::Read, path)?;
-                let orders = Orders { paths: self.paths.clone(), ..self.plain_orders() };
+                // Our own code walks, which no tier lets out.
+                let least_isolation = Isolation::Landlock;
+                let paths = self.paths.clone();
+                let orders = Orders { paths, least_isolation, ..self.plain_orders() };
                 Ok((allow(&rule.id, &rule.why, EffectClass::Pure), orders))
             }
             Facts::Spawn { argv, .. } => {
@@ -287,6 +319,7 @@ impl Policy {
             paths: Vec::new(),
             read_only: self.read_only_roots.clone(),
             protected: self.protected.clone(),
+            least_isolation: self.isolation.least(),
         }
     }
 }

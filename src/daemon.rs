@@ -321,6 +321,14 @@ pub(crate) fn declared_tools(config: &Config) -> Result<Vec<Declaration>, Daemon
 
 /// A tool must reach none of what decides, remembers or confines.
 fn places(config: &Config, launcher: &Path, programs: Vec<PathBuf>) -> Places {
+    let own = own_paths(config).chain([launcher.to_owned()]);
+    // Bare names are found in the policy's directories.
+    let own = own.chain(programs.into_iter().filter(|program| program.is_absolute()));
+    Places { workspace_root: config.workspace_root.clone(), off_limits: own.collect() }
+}
+
+/// What decides, remembers or lets callers in.
+fn own_paths(config: &Config) -> impl Iterator<Item = PathBuf> {
     let own = [
         Some(&config.state_directory),
         config.policy_directory.as_ref(),
@@ -328,10 +336,7 @@ fn places(config: &Config, launcher: &Path, programs: Vec<PathBuf>) -> Places {
         config.file.as_ref(),
     ];
     let tokens = config.callers.iter().map(|caller| caller.token_file.clone());
-    let own = own.into_iter().flatten().cloned().chain([launcher.to_owned()]).chain(tokens);
-    // Bare names are found in the policy's directories.
-    let own = own.chain(programs.into_iter().filter(|program| program.is_absolute()));
-    Places { workspace_root: config.workspace_root.clone(), off_limits: own.collect() }
+    own.into_iter().flatten().cloned().chain(tokens)
 }
 
 pub(crate) fn policy_sources(
@@ -344,6 +349,7 @@ pub(crate) fn policy_sources(
         extra_commands: config.allow_commands.clone(),
         declared,
         home: config.home.clone(),
+        off_limits: own_paths(config).map(|path| path.display().to_string()).collect(),
         known_tools: tools.specs().iter().map(|spec| spec.name.clone()).collect(),
     }
 }
@@ -463,10 +469,7 @@ async fn reloads(engine: Engine, mut wanted: mpsc::Receiver<()>, stopping: Cance
     let caller = Caller::new("signal:SIGHUP");
     while let Some(Some(())) = stopping.run_until_cancelled(wanted.recv()).await {
         match engine.reload_policy(caller.clone(), None).await {
-            Ok(done) => {
-                let revision = engine.world().policies.current().revision.clone();
-                tracing::info!(%revision, ?done, "the policy files were read");
-            }
+            Ok(done) => tracing::info!(?done, "the policy files were read"),
             Err(error @ EngineError::PolicyInvalid { .. }) => tracing::error!("{error}"),
             Err(error) => tracing::error!(%error, "the policy files could not be read"),
         }

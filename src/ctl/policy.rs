@@ -22,7 +22,7 @@ pub(super) enum Verb {
     /// Shows the policy in force
     Show,
     /// Checks policy files, with the tests that stand in them: those of a directory, or the daemon's own
-    #[command(after_help = VALIDATE_EXAMPLES)]
+    #[command(visible_alias = "test", after_help = VALIDATE_EXAMPLES)]
     Validate {
         /// A directory with tools.yaml and paths.yaml; no daemon is needed for it
         directory: Option<PathBuf>,

@@ -228,6 +228,8 @@ pub struct Ran {
     pub peak_memory_kib: u64,
     pub wall_ms: u64,
     pub isolation: Isolation,
+    /// One of its processes at least was killed for want of memory, also where the program coped with that.
+    pub ran_out_of_memory: bool,
 }
 
 /// How a program is kept apart from the machine, weakest first.

@@ -37,9 +37,12 @@ pub struct Standing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reload {
     /// The files say what is in force already.
-    Unchanged,
+    Unchanged {
+        revision: PolicyRevision,
+    },
     Applied {
         before: PolicyRevision,
+        revision: PolicyRevision,
     },
 }
 
@@ -104,19 +107,19 @@ impl Engine {
             Err(faults) => return Err(self.refuse(by, before, faults).await?),
         };
         let found = policy.revision.clone();
+        policies.set(|now| now.faults = Arc::default());
         if let Some(expected) = expected.filter(|expected| *expected != found) {
             return Err(EngineError::PolicyMoved { expected, found });
         }
         if found == before {
-            policies.set(|now| now.faults = Arc::default());
-            return Ok(Reload::Unchanged);
+            return Ok(Reload::Unchanged { revision: found });
         }
         let outcome = Reloaded::Applied { revision: found.clone() };
-        let since = self.note_reload(by, before.clone(), outcome, found).await?;
+        let since = self.note_reload(by, before.clone(), outcome, found.clone()).await?;
         policies.set(|now| {
             *now = Standing { policy: Arc::new(policy), since, faults: Arc::default() };
         });
-        Ok(Reload::Applied { before })
+        Ok(Reload::Applied { before, revision: found })
     }
 
     /// Keeps what is in force, and remembers why.

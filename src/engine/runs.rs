@@ -326,7 +326,9 @@ impl Engine {
 
     /// What a run changed in its workspace, or has changed by now: a patch for `git apply`.
     pub async fn diff(&self, run: RunId) -> Result<Vec<u8>, EngineError> {
-        diff::diff(&self.inner.world, run).await
+        let engine = self.clone();
+        // To its end also when its caller has gone away: a program is under way.
+        self.finish(async move { diff::diff(&engine.inner.world, run).await }).await
     }
 
     /// Asks a run to stop. Once this returns, the wish is on disk. Ended runs return unchanged.

@@ -26,6 +26,10 @@ const DOMAIN: &str = "agentd";
 /// When to try again what was refused for want of room.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// Faults that are told in an error, and characters of each.
+const FAULTS: usize = 10;
+const FAULT_CHARS: usize = 200;
+
 /// Why a caller is not let in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Denied {
@@ -150,10 +154,18 @@ pub(super) fn status(error: EngineError) -> Status {
             with_reason(Code::FailedPrecondition, "NO_DIFF", message, plain())
         }
         EngineError::PolicyInvalid { faults } => {
+            // All of it travels in headers, which clients bound; ValidatePolicy tells the rest.
+            let short = |fault: &String| fault.chars().take(FAULT_CHARS).collect::<String>();
             let mut details = plain();
-            for fault in faults {
-                details.add_bad_request_violation("policy", fault);
+            for fault in faults.iter().take(FAULTS) {
+                details.add_bad_request_violation("policy", short(fault));
             }
+            let first = faults.first().map(short).unwrap_or_default();
+            let message = format!(
+                "the policy files have {} faults and the policy in force stays; the first: {first}; \
+                 `agentctl policy validate` tells all",
+                faults.len()
+            );
             with_reason(Code::FailedPrecondition, "POLICY_INVALID", message, details)
         }
         EngineError::PolicyMoved { .. } => {

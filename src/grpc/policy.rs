@@ -88,11 +88,11 @@ impl PolicyService for Policies {
         let expected = request.into_inner().expected_revision;
         let expected = (!expected.is_empty()).then(|| PolicyRevision::new(expected));
         let done = self.engine.reload_policy(by, expected).await.map_err(convert::status)?;
-        let revision = self.engine.world().policies.current().revision.to_string();
-        let previous_revision = match done {
-            Reload::Unchanged => revision.clone(),
-            Reload::Applied { before } => before.to_string(),
+        let (revision, previous) = match done {
+            Reload::Unchanged { revision } => (revision.clone(), revision),
+            Reload::Applied { before, revision } => (revision, before),
         };
+        let (revision, previous_revision) = (revision.to_string(), previous.to_string());
         Ok(Response::new(v1::ReloadPolicyResponse { revision, previous_revision }))
     }
 }

@@ -1,6 +1,9 @@
 //! Shapes to rules, with every fault collected. Decides nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use crate::{
     domain::{
@@ -72,7 +75,36 @@ impl Compiler {
     }
 
     pub(super) fn read_only_roots(&mut self, sources: &Sources, tools: &ToolsFile) -> Vec<String> {
-        self.absolute(sources, "read_only_roots", &tools.read_only_roots)
+        let roots = self.absolute(sources, "read_only_roots", &tools.read_only_roots);
+        for root in &roots {
+            let top = root.split('/').nth(1).unwrap_or_default();
+            let message = if SYSTEM.contains(&top) || OWN_PATHS.contains(&root.as_str()) {
+                format!("{root} is the sandbox's own to show; leave it out")
+            } else if let Some(own) = sources.off_limits.iter().find(|own| overlap(root, own)) {
+                format!("{root} holds or lies in {own}, which is agentd's own")
+            } else {
+                continue;
+            };
+            self.fault(&sources.tools.name, "read_only_roots", &message);
+        }
+        roots
+    }
+
+    /// A limit of nothing is either no limit or a tool that cannot be used.
+    pub(super) fn limits(&mut self, file: &str, key: &str, limits: &LimitsShape) {
+        for (name, limit) in [
+            ("wall_seconds", limits.wall_seconds),
+            ("cpu_seconds", limits.cpu_seconds),
+            ("memory_mib", limits.memory_mib),
+            ("processes", limits.processes),
+            ("open_files", limits.open_files),
+            ("file_mib", limits.file_mib),
+            ("tmp_mib", limits.tmp_mib),
+        ] {
+            if limit == 0 {
+                self.fault(file, key, &format!("limits: {name} is 0; give at least 1"));
+            }
+        }
     }
 
     /// Paths from the root or from the home; those from a home that is not there are left out.
@@ -192,6 +224,9 @@ impl Compiler {
             limits: shape.limits.as_ref().map(LimitsShape::compile),
             why: shape.why.clone(),
         };
+        if let Some(limits) = &shape.limits {
+            self.limits(file, &key, limits);
+        }
         self.examples(file, &key, shape, &rule);
         Some(rule)
     }
@@ -258,6 +293,26 @@ impl Compiler {
             }
         }
     }
+}
+
+/// Tops of paths that the sandbox shows in its own way, or not at all.
+const SYSTEM: [&str; 10] =
+    ["", "bin", "dev", "lib", "lib32", "lib64", "libx32", "proc", "sbin", "sys"];
+const OWN_PATHS: [&str; 8] = [
+    "/tmp",
+    "/usr",
+    "/etc",
+    "/etc/group",
+    "/etc/hostname",
+    "/etc/hosts",
+    "/etc/nsswitch.conf",
+    "/etc/passwd",
+];
+
+/// Whether one holds the other.
+fn overlap(one: &str, other: &str) -> bool {
+    let (one, other) = (Path::new(one), Path::new(other));
+    one.starts_with(other) || other.starts_with(one)
 }
 
 fn place<T>(file: &str, placed: &Placed<T>) -> Place {

@@ -44,6 +44,8 @@ pub struct Sources {
     pub declared: Vec<Declaration>,
     /// Home of the daemon's user, for paths that begin with `~/`.
     pub home: Option<String>,
+    /// What no program may see, agentd's own: absolute paths.
+    pub off_limits: Vec<String>,
 }
 
 /// Where the policy comes from, to be read again and again.
@@ -57,6 +59,8 @@ pub struct Files {
     pub declared: Vec<Declaration>,
     /// See [`Sources::home`].
     pub home: Option<String>,
+    /// See [`Sources::off_limits`].
+    pub off_limits: Vec<String>,
     /// The tools that roles may name.
     pub known_tools: Vec<ToolName>,
 }
@@ -64,23 +68,40 @@ pub struct Files {
 impl Files {
     /// Reads and compiles them. Blocking. Errors: everything that is wrong with them.
     pub fn load(&self) -> Result<Policy, PolicyErrors> {
+        self.compiled_from(Sources::from_directory)
+    }
+
+    /// The same once the files have settled.
+    fn load_settled(&self) -> Result<Policy, PolicyErrors> {
+        self.compiled_from(settled)
+    }
+
+    fn compiled_from(
+        &self,
+        read: impl Fn(&Path) -> Result<Sources, PolicyErrors>,
+    ) -> Result<Policy, PolicyErrors> {
         let mut sources = match &self.directory {
-            Some(directory) => settled(directory)?,
+            Some(directory) => read(directory)?,
             None => Sources::built_in(),
         };
         sources.extra_commands = self.extra_commands.clone();
         sources.declared = self.declared.clone();
         sources.home = self.home.clone();
+        sources.off_limits = self.off_limits.clone();
         compile(&sources, &self.known_tools)
     }
 }
 
-/// The files of a directory as they stood together at one moment: whoever replaces one after the other is
-/// waited for, since half of the old rules and half of the new were nobody's policy.
+/// How long files must have stood still.
+const SETTLED: std::time::Duration = std::time::Duration::from_millis(50);
+
+/// The files of a directory as they stood together for a moment: whoever replaces one right after the other
+/// is waited for, since half of the old rules and half of the new were nobody's policy.
 fn settled(directory: &Path) -> Result<Sources, PolicyErrors> {
     const READS: usize = 10;
     let mut before = Sources::from_directory(directory)?;
     for _ in 1..READS {
+        std::thread::sleep(SETTLED);
         let now = Sources::from_directory(directory)?;
         if now == before {
             return Ok(now);
@@ -97,7 +118,7 @@ fn settled(directory: &Path) -> Result<Sources, PolicyErrors> {
 impl PolicyFiles for Files {
     async fn compile(&self) -> Result<Policy, Vec<String>> {
         let files = self.clone();
-        let loaded = tasks::blocking(move || files.load()).await;
+        let loaded = tasks::blocking(move || files.load_settled()).await;
         loaded.map_err(|error| vec![error.to_string()])?.map_err(|PolicyErrors(faults)| faults)
     }
 }
@@ -124,6 +145,7 @@ impl Sources {
             extra_commands: None,
             declared: Vec::new(),
             home: None,
+            off_limits: Vec::new(),
         }
     }
 
@@ -136,7 +158,8 @@ impl Sources {
         match (read(TOOLS), read(PATHS)) {
             (Ok(tools), Ok(paths)) => {
                 let (extra_commands, declared, home) = (None, Vec::new(), None);
-                Ok(Self { tools, paths, extra_commands, declared, home })
+                let off_limits = Vec::new();
+                Ok(Self { tools, paths, extra_commands, declared, home, off_limits })
             }
             (tools, paths) => Err(PolicyErrors(
                 [tools.err(), paths.err()].into_iter().flatten().map(|e| e.to_string()).collect(),
@@ -176,6 +199,7 @@ pub fn compile(sources: &Sources, known_tools: &[ToolName]) -> Result<Policy, Po
         }
     };
     let mut compiler = Compiler { errors: Vec::new() };
+    compiler.limits(&sources.tools.name, "limits", &tools.limits);
     let policy = Policy {
         revision: sources.revision(),
         limits: tools.limits.compile(),

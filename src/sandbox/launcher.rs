@@ -11,7 +11,10 @@ use std::{
     },
     path::Path,
     process::{Child, Stdio},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -69,7 +72,9 @@ struct Shared {
     /// Locked by every launcher for as long as a process of it lives.
     alive: File,
     cgroups: Cgroups,
-    placeholders: Arc<Placeholders>,
+    placeholders: Placeholders,
+    /// How many launches there were.
+    started: AtomicU64,
 }
 
 impl Launcher {
@@ -82,7 +87,8 @@ impl Launcher {
         let cgroups = Cgroups::discover(format!("agentd-{instance}-"));
         let alive = wait_for_leftovers(&state_directory.join("sandbox.lock"))
             .map_err(|source| SandboxError::Io { what: "waiting for leftover programs", source })?;
-        let shared = Shared { tier, alive, cgroups, placeholders: Arc::default() };
+        let (placeholders, started) = (Placeholders::default(), AtomicU64::default());
+        let shared = Shared { tier, alive, cgroups, placeholders, started };
         Ok(Self { spawner, shared: Arc::new(shared) })
     }
 
@@ -150,8 +156,12 @@ impl Launcher {
                 self.shared.tier.as_str()
             )));
         }
+        // What touches the workspace is done away from the thread that starts all launchers.
         let shared = self.shared.clone();
-        let started = self.spawner.run(move |program| start(program, &shared, &proof, orders));
+        let prepared = tasks::blocking(move || prepare(&shared, proof, orders));
+        let prepared = prepared.await.map_err(|error| lost(error.to_string()))??;
+        let shared = self.shared.clone();
+        let started = self.spawner.run(move |program| start(program, &shared, prepared));
         let Started { mut child, group, held, control, stdout, stderr } = started.await??;
         let hear_stdout = |bytes: &[u8]| heard(OutputStream::Stdout, bytes);
         let hear_stderr = |bytes: &[u8]| heard(OutputStream::Stderr, bytes);
@@ -180,15 +190,17 @@ impl Launcher {
         let exit = match ran.end {
             End::NotStarted(message) => return Ok(Ended::NotStarted(message)),
             End::Lost(message) => return Err(lost(message)),
-            _ if spent.out_of_memory => Exit::OutOfMemory,
+            End::TimedOut => Exit::TimedOut,
+            End::Stopped => Exit::Stopped,
+            // A program that copes with the death of one of its processes has ended well.
+            End::Signal(_) if spent.out_of_memory => Exit::OutOfMemory,
+            End::Code(code) if code != 0 && spent.out_of_memory => Exit::OutOfMemory,
             End::CpuTime => Exit::CpuTime,
             // Each process has the whole limit besides: one alone can be the first to reach it.
             End::Signal(CPU_TIME_IS_UP) => Exit::CpuTime,
             End::Code(code) if code != 0 && spent.refused_processes => Exit::Processes,
             End::Code(code) => Exit::Code(code),
             End::Signal(signal) => Exit::Signal(signal),
-            End::TimedOut => Exit::TimedOut,
-            End::Stopped => Exit::Stopped,
         };
         Ok(Ended::Ran(Ran {
             exit,
@@ -198,6 +210,7 @@ impl Launcher {
             peak_memory_kib: spent.peak_memory_kib.unwrap_or(ran.peak_memory_kib),
             wall_ms: ran.wall_ms,
             isolation: self.shared.tier,
+            ran_out_of_memory: spent.out_of_memory,
         }))
     }
 }
@@ -243,12 +256,15 @@ struct Started {
     stderr: pipe::Receiver,
 }
 
-fn start(
-    program: &Path,
-    shared: &Shared,
-    proof: &LaunchProof,
+/// All that a start needs, made.
+struct Prepared {
+    proof: LaunchProof,
     orders: Orders,
-) -> Result<Started, SandboxError> {
+    group: Group,
+    held: Held,
+}
+
+fn prepare(shared: &Shared, proof: LaunchProof, orders: Orders) -> Result<Prepared, SandboxError> {
     let io = |what| move |source| SandboxError::Io { what, source };
     let (held, protected) = match proof.access {
         // Nothing can be made in it.
@@ -259,11 +275,18 @@ fn start(
             .map_err(io("protecting names of the workspace"))?,
     };
     let orders = Orders { protected, ..orders };
+    // Two looks at one run are two groups: the first to end must not end the other.
+    let number = shared.started.fetch_add(1, Ordering::Relaxed);
     let group = shared
         .cgroups
-        .create(&proof.label, &orders.limits)
+        .create(&format!("{}-{number}", proof.label), &orders.limits)
         .map_err(io("making a cgroup for a program"))?;
-    match start_in(program, shared, proof, orders, &group) {
+    Ok(Prepared { proof, orders, group, held })
+}
+
+fn start(program: &Path, shared: &Shared, prepared: Prepared) -> Result<Started, SandboxError> {
+    let Prepared { proof, orders, group, held } = prepared;
+    match start_in(program, shared, &proof, orders, &group) {
         Ok((child, control, stdout, stderr)) => {
             Ok(Started { child, group, held, control, stdout, stderr })
         }

@@ -7,7 +7,7 @@ use std::{
     collections::HashMap,
     io,
     os::fd::{AsFd as _, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use rustix::{
@@ -16,37 +16,42 @@ use rustix::{
     process::geteuid,
 };
 
-/// How many programs rely on each name that we made: device and inode of the workspace, and the name.
+/// How many programs rely on each name that we made, by workspace: one that hangs, as on a dead network,
+/// holds up no other.
 #[derive(Debug, Default)]
 pub(super) struct Placeholders {
-    made: Mutex<HashMap<Place, usize>>,
+    made: Mutex<HashMap<Workspace, Names>>,
 }
 
-type Place = (u64, u64, String);
+/// Device and inode.
+type Workspace = (u64, u64);
+type Names = Arc<Mutex<HashMap<String, usize>>>;
 
 /// For as long as this is held, the names are there.
 #[derive(Debug, Default)]
 pub(super) struct Held {
-    by: Option<(Arc<Placeholders>, OwnedFd)>,
-    places: Vec<Place>,
+    by: Option<(Names, OwnedFd)>,
+    names: Vec<String>,
 }
 
 impl Placeholders {
     /// Makes what is not there. Gives what is there now; what is not could not be made by anybody else either.
     ///
-    /// Errors: something that is not there could be made, but not by us.
+    /// Blocking. Errors: something that is not there could be made, but not by us.
     pub(super) fn hold(
-        self: &Arc<Self>,
+        &self,
         workspace: &OwnedFd,
         names: &[String],
     ) -> io::Result<(Held, Vec<String>)> {
         let stat = rustix::fs::fstat(workspace)?;
-        let mut places = Vec::new();
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = self.of((stat.st_dev, stat.st_ino));
+        let descriptor = workspace.try_clone()?;
+        // From here on dropping it undoes what was made.
+        let mut held = Held { by: Some((made.clone(), descriptor)), names: Vec::new() };
         let mut there = Vec::new();
+        let mut counts = lock(&made);
         for name in names {
-            let place = (stat.st_dev, stat.st_ino, name.clone());
-            let count = made.get(&place).copied().unwrap_or_default();
+            let count = counts.get(name).copied().unwrap_or_default();
             match rustix::fs::mkdirat(workspace, name.as_str(), Mode::from_raw_mode(0o755)) {
                 Ok(()) => {}
                 Err(Errno::EXIST) if count > 0 => {}
@@ -57,30 +62,44 @@ impl Placeholders {
                 Err(Errno::ROFS) => continue,
                 // Only its owner can let itself in again.
                 Err(Errno::ACCESS) if stat.st_uid != geteuid().as_raw() => continue,
-                Err(error) => return Err(error.into()),
+                Err(error) => {
+                    drop(counts);
+                    return Err(error.into());
+                }
             }
             there.push(name.clone());
-            made.insert(place.clone(), count + 1);
-            places.push(place);
+            counts.insert(name.clone(), count + 1);
+            held.names.push(name.clone());
         }
-        drop(made);
-        Ok((Held { by: Some((self.clone(), workspace.try_clone()?)), places }, there))
+        drop(counts);
+        Ok((held, there))
+    }
+
+    /// What was made in a workspace; what nobody relies on any more is forgotten.
+    fn of(&self, workspace: Workspace) -> Names {
+        let mut made = lock(&self.made);
+        made.retain(|_, names| Arc::strong_count(names) > 1);
+        made.entry(workspace).or_default().clone()
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let Some((placeholders, workspace)) = &self.by else { return };
-        let mut made = placeholders.made.lock().unwrap_or_else(PoisonError::into_inner);
-        for place in self.places.drain(..) {
-            match made.get_mut(&place) {
+        let Some((made, workspace)) = &self.by else { return };
+        let mut counts = lock(made);
+        for name in self.names.drain(..) {
+            match counts.get_mut(&name) {
                 Some(count) if *count > 1 => *count -= 1,
                 _ => {
-                    made.remove(&place);
+                    counts.remove(&name);
                     // Whoever put something into it meanwhile, from outside, keeps it.
-                    let _ = rustix::fs::unlinkat(workspace.as_fd(), &place.2, AtFlags::REMOVEDIR);
+                    let _ = rustix::fs::unlinkat(workspace.as_fd(), &name, AtFlags::REMOVEDIR);
                 }
             }
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -38,7 +38,7 @@ struct Answer {
     /// Signal that killed it.
     #[serde(skip_serializing_if = "Option::is_none")]
     signal: Option<i32>,
-    /// Limit that ended it.
+    /// Limit that ended it, or one of its processes.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<Limit>,
     stdout: String,
@@ -98,7 +98,10 @@ impl Tool for ShellExec {
             wall_ms: ran.wall_ms,
         };
         match ran.exit {
-            Exit::Code(code) => answer.exit_code = Some(code),
+            Exit::Code(code) => {
+                answer.exit_code = Some(code);
+                answer.limit = ran.ran_out_of_memory.then_some(Limit::Oom);
+            }
             Exit::Signal(signal) => answer.signal = Some(signal),
             Exit::TimedOut => answer.limit = Some(Limit::Timeout),
             Exit::OutOfMemory => answer.limit = Some(Limit::Oom),

@@ -231,6 +231,46 @@ async fn agentctl_shows_checks_and_reloads_the_policy() {
     }
     let (code, _, said) = run(&["policy", "reload"]).await;
     assert!(code != 0 && said.contains("POLICY_INVALID"), "{said}");
+
+    // However many there are: an error travels in headers, and those are bounded.
+    let path = daemon.home().join("policies/tools.yaml");
+    let mended = fs::read_to_string(&path).unwrap().replace("surplus: 1\n", "");
+    fs::write(&path, mended).unwrap();
+    let twice =
+        |n: usize| format!("  - {{id: twice, argv: [a-program-{n}], match: [other], why: no}}\n");
+    append(&daemon, &(0..300).map(twice).collect::<String>());
+    let (code, _, said) = run(&["policy", "reload"]).await;
+    assert!(code == 1 && said.contains("POLICY_INVALID") && said.contains(" faults"), "{said}");
+    assert!(in_force(&daemon).await.faults.len() >= 300);
+}
+
+#[tokio::test]
+async fn a_policy_that_would_show_what_is_agentd_s_own_or_limits_to_nothing_is_refused() {
+    let (_backend, daemon) = daemon().await;
+    let path = daemon.home().join("policies/tools.yaml");
+    let rules = fs::read_to_string(&path).unwrap();
+    let state = daemon.state().canonicalize().unwrap().display().to_string();
+    let home = daemon.home().canonicalize().unwrap().display().to_string();
+    for (root, word) in [
+        (state.as_str(), "agentd's own"),
+        (home.as_str(), "agentd's own"),
+        ("/etc", "sandbox's own"),
+        ("/bin", "sandbox's own"),
+        ("/proc/self", "sandbox's own"),
+        ("relative", "not a path like"),
+        ("/opt/../etc", "not a path like"),
+    ] {
+        let roots = format!("read_only_roots: [{root:?}, ");
+        fs::write(&path, rules.replace("read_only_roots: [", &roots)).unwrap();
+        let refused = reload(&daemon, "").await.unwrap_err();
+        assert_eq!(refusal(&refused).1, "POLICY_INVALID", "{root}");
+        assert!(refused.message().contains(word), "{root}: {refused:?}");
+    }
+    fs::write(&path, rules.replace("  tmp_mib: 256", "  tmp_mib: 0")).unwrap();
+    let refused = reload(&daemon, "").await.unwrap_err();
+    assert!(refused.message().contains("tmp_mib is 0"), "{refused:?}");
+    fs::write(&path, &rules).unwrap();
+    reload(&daemon, "").await.unwrap();
 }
 
 #[tokio::test]
@@ -280,6 +320,13 @@ async fn a_decision_is_explained_with_every_rule_that_was_asked_and_its_place() 
     assert_eq!(rule.unwrap()["place"], place_of("paths.yaml", "git.internals"));
     assert_eq!(rule.unwrap()["mismatch"], Value::Null);
 
+    let (code, bare) = run(&["/usr/bin/git status"]).await;
+    assert_eq!((code, &bare["rule"]), (Some(0), &json!("git.status")), "a program by its path");
+    for path in ["/etc/passwd", "../../x"] {
+        let arguments = json!({ "path": path }).to_string();
+        let (code, out) = run(&["--tool", "read_file", "--arguments", &arguments]).await;
+        assert_eq!((code, &out["rule"]), (Some(4), &json!("builtin/path-escape")), "{path}");
+    }
     let (code, refused) = run(&["git status; id"]).await;
     assert_eq!((code, &refused["decision"]), (Some(4), &json!("deny")));
     let (code, refused) = run(&["--role", "nobody", "git status"]).await;

@@ -176,7 +176,13 @@ async fn grep_does_not_show_what_read_file_may_not() {
     let stdout = output["stdout"].as_str().unwrap();
     assert!(stdout.contains("notes.txt"), "control: it searches: {stdout}");
     assert!(!stdout.contains("hidden-canary"), "{stdout}");
-    for command in ["grep -n API_TOKEN .env notes.txt", "cat ./.env", "head -n 1 sub/../.env"] {
+    for command in [
+        "grep -n API_TOKEN .env notes.txt",
+        "cat ./.env",
+        "head -n 1 sub/../.env",
+        "git show HEAD:.env",
+        "git diff HEAD:notes.txt HEAD:./.env",
+    ] {
         let (decision, output) = shell(command).await;
         assert!(decision.starts_with("deny "), "{command}: {decision}");
         assert!(!output.to_string().contains("hidden-canary"), "{command}: {output}");

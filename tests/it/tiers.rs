@@ -144,8 +144,10 @@ async fn an_ordinary_user_has_every_wall_and_whose_the_workspace_is_can_work_in_
             fs::copy(programs.join(name), own.join(name)).unwrap();
         }
         give_away(daemon.home());
-        let mut command = Command::new("setpriv");
-        command.args([user, group, "--clear-groups"]).arg(own.join("agentd"));
+        // And whoever may have no core file may not give a program one.
+        let mut command = Command::new("prlimit");
+        command.args(["--core=0:0", "setpriv", user, group, "--clear-groups"]);
+        command.arg(own.join("agentd"));
         command.args(serve.get_args());
         Some(command)
     };

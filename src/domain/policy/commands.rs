@@ -118,9 +118,9 @@ impl CommandRule {
                     if !self.positionals.admit(positional) {
                         return Err(Mismatch::Positional(word.clone()));
                     }
-                    if self.positionals != Positionals::Names {
-                        parsed.paths.push(word.clone());
-                    }
+                    parsed.paths.push(word.clone());
+                    // A file of another time, as git names it.
+                    parsed.paths.extend(word.rsplit_once(':').map(|(_, file)| file.to_owned()));
                 }
             }
         }

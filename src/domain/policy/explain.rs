@@ -7,6 +7,7 @@ use crate::domain::{
     journal::Verdict,
     policy::{
         CommandRule, FileOperation, Limits, PathRule, Place, Policy, Ruling, commands::Mismatch,
+        deny,
     },
 };
 
@@ -39,8 +40,11 @@ pub struct Candidate {
 impl Policy {
     /// What would be decided about `effect`, which `tool` wants for an agent in `role`, and why.
     pub fn explain(&self, role: &RoleName, tool: &ToolName, effect: &Effect) -> Explanation {
-        let facts = facts_of(effect);
-        let judged = self.check_role(role, tool).and_then(|()| self.judge(tool, &facts));
+        let facts = self.facts_of(effect);
+        let judged = self
+            .check_role(role, tool)
+            .and_then(|()| stays_inside(effect))
+            .and_then(|()| self.judge(tool, &facts));
         let (ruling, orders) = match judged {
             Ok((ruling, orders)) => (ruling, Some(orders)),
             Err(ruling) => (ruling, None),
@@ -63,6 +67,43 @@ impl Policy {
         let (argv, limits) =
             orders.map_or((Vec::new(), None), |orders| (orders.argv, Some(orders.limits)));
         Explanation { ruling, normalised: normalised(&facts), argv, limits, candidates, nearest }
+    }
+
+    /// As far as they can be told without a look at the world.
+    fn facts_of(&self, effect: &Effect) -> Facts {
+        let path = |text: &str| {
+            let names = text.split('/').filter(|name| !matches!(*name, "" | "."));
+            WorkspacePath::from_resolved(names.collect::<Vec<_>>().join("/"))
+        };
+        let (executable, sha256) = (String::new(), String::new());
+        match effect {
+            Effect::ReadFile { path: file, .. } => Facts::ReadFile { path: path(file), bytes: 0 },
+            Effect::WriteFile { path: file, content } => {
+                Facts::WriteFile { path: path(file), bytes: content.len() as u64, sha256 }
+            }
+            Effect::EditFile { path: file, .. } => {
+                Facts::EditFile { path: path(file), hashes: None::<EditHashes> }
+            }
+            Effect::Look { path: directory, query } => {
+                Facts::Look { path: path(directory), query: query.clone() }
+            }
+            Effect::Spawn { argv } => Facts::Spawn { argv: self.bare(argv), executable, sha256 },
+            Effect::RunDeclared { argv, .. } => {
+                Facts::RunDeclared { argv: argv.clone(), executable, sha256 }
+            }
+        }
+    }
+
+    /// A program of a program directory goes by its name.
+    fn bare(&self, argv: &[String]) -> Vec<String> {
+        let mut argv = argv.to_vec();
+        if let Some(word) = argv.first_mut()
+            && let Some((directory, name)) = word.rsplit_once('/')
+            && self.program_directories.iter().any(|known| known == directory)
+        {
+            *word = name.to_owned();
+        }
+        argv
     }
 
     fn command_candidates(&self, argv: &[String]) -> Vec<Candidate> {
@@ -123,29 +164,21 @@ fn in_words(rule: &CommandRule, mismatch: &Mismatch) -> String {
     }
 }
 
-/// As far as they can be told without a look at the world.
-fn facts_of(effect: &Effect) -> Facts {
-    let path = |text: &str| {
-        let names = text.split('/').filter(|name| !matches!(*name, "" | "."));
-        WorkspacePath::from_resolved(names.collect::<Vec<_>>().join("/"))
+/// A path that does not lie below the workspace, as it is written, is refused before any rule is asked.
+fn stays_inside(effect: &Effect) -> Result<(), Ruling> {
+    let path = match effect {
+        Effect::ReadFile { path, .. }
+        | Effect::WriteFile { path, .. }
+        | Effect::EditFile { path, .. }
+        | Effect::Look { path, .. } => path,
+        Effect::Spawn { .. } | Effect::RunDeclared { .. } => return Ok(()),
     };
-    let (executable, sha256) = (String::new(), String::new());
-    match effect {
-        Effect::ReadFile { path: file, .. } => Facts::ReadFile { path: path(file), bytes: 0 },
-        Effect::WriteFile { path: file, content } => {
-            Facts::WriteFile { path: path(file), bytes: content.len() as u64, sha256 }
-        }
-        Effect::EditFile { path: file, .. } => {
-            Facts::EditFile { path: path(file), hashes: None::<EditHashes> }
-        }
-        Effect::Look { path: directory, query } => {
-            Facts::Look { path: path(directory), query: query.clone() }
-        }
-        Effect::Spawn { argv } => Facts::Spawn { argv: argv.clone(), executable, sha256 },
-        Effect::RunDeclared { argv, .. } => {
-            Facts::RunDeclared { argv: argv.clone(), executable, sha256 }
-        }
+    if !path.starts_with('/') && path.split('/').all(|name| name != "..") {
+        return Ok(());
     }
+    let why =
+        format!("{path} may lie outside of the workspace; ask with a path below it, without ..");
+    Err(deny(RuleId::new("builtin/path-escape"), why))
 }
 
 fn normalised(facts: &Facts) -> String {

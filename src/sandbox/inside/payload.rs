@@ -87,7 +87,9 @@ impl<'a> Payload<'a> {
         for (resource, most) in &self.limits {
             // A second more of CPU time, so that the signal which says why comes before the one that does not.
             let maximum = most + u64::from(*resource == Resource::Cpu);
-            let limit = Rlimit { current: Some(*most), maximum: Some(maximum) };
+            // What the daemon itself may not have cannot be given.
+            let own = rustix::process::getrlimit(*resource).maximum.unwrap_or(u64::MAX);
+            let limit = Rlimit { current: Some(own.min(*most)), maximum: Some(own.min(maximum)) };
             rustix::process::setrlimit(*resource, limit)?;
         }
         if let Some((user, group)) = self.owner {

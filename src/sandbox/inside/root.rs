@@ -194,6 +194,8 @@ fn clone(
 
 fn tmpfs(bytes: u64, mode: &str, attributes: MountAttrFlags) -> io::Result<OwnedFd> {
     let made = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    // 0 would be no bound.
+    let bytes = bytes.max(4096);
     rustix::mount::fsconfig_set_string(&made, "size", bytes.to_string())?;
     rustix::mount::fsconfig_set_string(&made, "mode", mode)?;
     // Else empty files would cost memory without an end.

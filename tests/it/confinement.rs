@@ -236,7 +236,7 @@ async fn memory_beyond_the_limit_is_not_given_and_the_daemon_lives() {
     let (_control, _, output) = plain("script.sh", script).await;
     assert_eq!(output["stdout"], "200000000\nend\n", "control: with more memory it does");
 
-    let (daemon, _, output) = plain("short.sh", script).await;
+    let (daemon, _, output) = plain("small.sh", script).await;
     assert!(!output["stdout"].as_str().unwrap().contains("200000000"), "{output}");
     if mechanisms(&daemon).await["memory"] == "cgroup_v1" {
         assert_eq!(output["limit"], "oom", "{output}");
@@ -302,6 +302,6 @@ async fn a_program_that_is_refused_more_processes_is_told_so() {
         crate::support::not_checked("the limit of processes (processes=none here)");
         return;
     }
-    let (_daemon, _, output) = plain("busy.sh", script).await;
+    let (_daemon, _, output) = plain("small.sh", script).await;
     assert_eq!(output["limit"], "pids", "{output}");
 }

@@ -35,6 +35,10 @@ const TEST_COMMANDS: &str = r#"
     argv: [sh, short.sh]
     limits: {wall_seconds: 1, cpu_seconds: 60, memory_mib: 64, processes: 64, open_files: 64, file_mib: 1}
     why: "the test's own script, with little room"
+  - id: test.small
+    argv: [sh, small.sh]
+    limits: {wall_seconds: 50, cpu_seconds: 50, memory_mib: 64, processes: 64, open_files: 64, file_mib: 1}
+    why: "the test's own script, with little memory"
   - id: test.busy
     argv: [sh, busy.sh]
     limits: {wall_seconds: 50, cpu_seconds: 1, memory_mib: 64, processes: 64, open_files: 64, file_mib: 1}

@@ -21,7 +21,7 @@ use crate::{
         policy::{CommandRule, Decision, Policy, Positionals, Role},
         tool::EffectClass,
     },
-    ports::{Attempt, Sandbox as _, Scene},
+    ports::{Attempt, Company, Sandbox as _, Scene},
     sandbox::{LocalSandbox, Places, Walls},
     telemetry,
     tools::Toolbox,
@@ -253,6 +253,7 @@ fn probe_policy(config: &Config) -> Result<Policy, ()> {
             class: EffectClass::Pure,
             decision: Verdict::Allow,
             limits: None,
+            network: Vec::new(),
             why: "the sandbox is tried".into(),
         }],
         ..policy
@@ -279,7 +280,8 @@ async fn probe(sandbox: &LocalSandbox, policy: Policy, scratch: &Path) -> Result
         Decision::Deny(ruling) => return Err(ruling.why),
     };
     let stop = CancellationToken::new();
-    match sandbox.run(permit, Attempt::First, &stop, &|_, _| {}).await {
+    let company = Company { stop: &stop, heard: &|_, _| {}, door: None };
+    match sandbox.run(permit, Attempt::First, company).await {
         Ok(EffectResult::Ran(ran)) if ran.exit == Exit::Code(0) => Ok(()),
         Ok(other) => Err(format!("{executable} did not run: {other:?}")),
         Err(error) => Err(telemetry::chain(&error)),

@@ -347,6 +347,7 @@ pub(crate) fn policy_sources(
     policy_files::Files {
         directory: config.policy_directory.clone(),
         extra_commands: config.allow_commands.clone(),
+        allow_net: config.allow_net,
         declared,
         home: config.home.clone(),
         off_limits: own_paths(config).map(|path| path.display().to_string()).collect(),

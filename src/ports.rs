@@ -1,7 +1,7 @@
 //! What the engine needs of the world, as traits. Adapters implement them, `daemon.rs` joins them,
 //! tests fake them. No logic here.
 
-use std::{any::Any, collections::BTreeMap, fmt, path::PathBuf, time::Duration};
+use std::{any::Any, collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -10,10 +10,10 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::{
     budget::{TokenCount, Usage},
     effect::{Effect, EffectResult, Facts, Factual, Unresolved},
-    ids::{Caller, Epoch, Position, RunId, Sequence, Timestamp, TreeId},
+    ids::{Caller, Epoch, Position, RuleId, RunId, Sequence, Timestamp, TreeId},
     item::Item,
-    journal::{AnsweredItem, ChainHash, Entry, NewEntry, Record, Sent},
-    policy::{Limits, Permit},
+    journal::{AnsweredItem, ChainHash, Entry, NewEntry, Record, Sent, Verdict},
+    policy::{Destination, Grant, Limits, Passage, Permit, Ruling},
     run::Failure,
     status::StateName,
     tool::ToolSpec,
@@ -130,15 +130,12 @@ pub trait Sandbox: Send + Sync {
 
     /// Carries out what is permitted, on the very things that were resolved.
     ///
-    /// When it returns, the effect is on disk and no process of it is left. `stop` ends a program
-    /// early; what had been done until then stays done. `heard` hears what a program writes, as it
-    /// comes; that is not the result.
+    /// When it returns, the effect is on disk and no process of it is left.
     async fn run(
         &self,
         permit: Permit<Resolved>,
         attempt: Attempt,
-        stop: &CancellationToken,
-        heard: &Heard<'_>,
+        company: Company<'_>,
     ) -> Result<EffectResult, SandboxError>;
 
     /// Remembers the files of a workspace as they are, for a diff. Changes nothing in it.
@@ -156,6 +153,48 @@ pub trait Sandbox: Send + Sync {
     /// What enforces each limit here: `memory` to `cgroup_v1`, for example.
     fn mechanisms(&self) -> BTreeMap<String, String>;
 }
+
+/// Who is with a program while it runs.
+#[derive(Clone, Copy)]
+#[expect(missing_debug_implementations, reason = "it holds closures")]
+pub struct Company<'a> {
+    /// Ends it early; what had been done until then stays done.
+    pub stop: &'a CancellationToken,
+    /// Hears what it writes, as it comes; that is not the result.
+    pub heard: &'a Heard<'a>,
+    /// Is asked what it may reach; none: it reaches nothing.
+    pub door: Option<&'a dyn Door>,
+}
+
+/// Says what a program may reach while it runs.
+#[async_trait]
+pub trait Door: Send + Sync {
+    /// What the policy says that its call was decided under, and the one in force now; the stricter holds.
+    fn ask(&self, grant: &Grant, wanted: Destination) -> Result<Passage, Ruling>;
+
+    /// Writes down what was decided. Only once it is on disk, which it is when this returns, may anything be
+    /// dialled. Errors: nothing may.
+    async fn note(&self, reached: Reached<'_>) -> Result<(), NotNoted>;
+
+    /// Changes whenever another policy comes into force: who was let through must ask again.
+    fn changes(&self) -> watch::Receiver<u64>;
+}
+
+/// What was decided about something that a program wanted to reach.
+#[derive(Debug, Clone)]
+pub struct Reached<'a> {
+    pub wanted: &'a Destination,
+    pub decision: Verdict,
+    pub rule: &'a RuleId,
+    pub why: &'a str,
+    /// What its host stands for, where it was looked up.
+    pub addresses: &'a [IpAddr],
+}
+
+/// A decision could not be written down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the decision cannot be written down")]
+pub struct NotNoted;
 
 /// Hears what a program writes as it comes: bytes, which may be cut within a character.
 pub type Heard<'a> = dyn Fn(OutputStream, &[u8]) + Send + Sync + 'a;

@@ -22,6 +22,7 @@ use reader::{Count, Reader, SettingValue};
 use crate::{
     backend::{self, Streaming},
     callers::CallerSettings,
+    domain::policy::Gate,
     engine::Limits,
     secrets::Secret,
     telemetry::LogFormat,
@@ -48,7 +49,7 @@ pub struct Flags {
     /// AGENTD_LISTEN]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
-    /// Directory with tools.yaml and paths.yaml [env: POLICY_DIR]
+    /// Directory with tools.yaml, paths.yaml and network.yaml [env: POLICY_DIR]
     #[arg(long, value_name = "DIR")]
     pub policy_dir: Option<PathBuf>,
     /// Directory with declarations of tools, one YAML file each [env: AGENTD_TOOLS_DIR] [default:
@@ -59,6 +60,9 @@ pub struct Flags {
     /// ALLOW_COMMANDS]
     #[arg(long, value_name = "COMMANDS")]
     pub allow_commands: Option<String>,
+    /// Whether programs may reach what network.yaml allows; without it they reach nothing [env: ALLOW_NET]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    pub allow_net: Option<bool>,
     /// Base URL of the model server, with or without /v1 [env: OPENAI_BASE_URL]
     #[arg(long, value_name = "URL")]
     pub base_url: Option<String>,
@@ -86,6 +90,8 @@ pub struct Config {
     /// Tools that the file itself declares, besides those of the directory.
     pub tools: Vec<DeclaredTool>,
     pub allow_commands: Option<String>,
+    /// Above network.yaml: shut, programs reach nothing.
+    pub allow_net: Gate,
     /// Home of the daemon's user, for policies that name paths in it; none: the environment names none.
     pub home: Option<String>,
     pub backend: backend::Settings,
@@ -156,6 +162,8 @@ mod names {
         setting("tools_dir", Some("AGENTD_TOOLS_DIR"), Some("--tools-dir"));
     pub(super) const ALLOW_COMMANDS: Setting =
         setting("allow_commands", Some("ALLOW_COMMANDS"), Some("--allow-commands"));
+    pub(super) const ALLOW_NET: Setting =
+        setting("allow_net", Some("ALLOW_NET"), Some("--allow-net"));
     pub(super) const BASE_URL: Setting =
         setting("backend.base_url", Some("OPENAI_BASE_URL"), Some("--base-url"));
     pub(super) const MODEL: Setting =
@@ -216,6 +224,7 @@ impl Config {
             reader.take(names::TOOLS_DIR, flags.tools_dir, || default_tools(around));
         let tools = tools::take(reader);
         let allow_commands = reader.take(names::ALLOW_COMMANDS, flags.allow_commands, || None);
+        let allow_net = reader.take(names::ALLOW_NET, flags.allow_net, || Some(false));
         let mut secrets = Vec::new();
         let backend = backend(reader, flags.base_url, &mut secrets);
         let model = reader.take(names::MODEL, flags.model, || None);
@@ -232,6 +241,7 @@ impl Config {
             tools_directory,
             tools,
             allow_commands,
+            allow_net: if allow_net? { Gate::Open } else { Gate::Shut },
             home: around.variable("HOME").filter(|home| home.starts_with('/')),
             backend: backend?,
             model,

@@ -116,6 +116,17 @@ impl<W: Write> Timeline<W> {
                 let refused = self.colour.paint(Paint::Warning, "✗ refused");
                 self.line(entry, &format!("{refused} by rule {}: {}", text("rule"), text("why")))
             }
+            "connection" => {
+                let what = format!("{} {}:{}", text("method"), text("host"), payload["port"]);
+                match text("decision").as_str() {
+                    "allow" => self.line(entry, &format!("⇄ {what} by rule {}", text("rule"))),
+                    _ => {
+                        let refused = self.colour.paint(Paint::Warning, "✗ refused");
+                        let by = format!("by rule {}: {}", text("rule"), text("why"));
+                        self.line(entry, &format!("{refused} {what} {by}"))
+                    }
+                }
+            }
             "tool_output" => self.output(entry, &payload),
             "backend_error" => {
                 let failed = self.colour.paint(Paint::Warning, "! backend");

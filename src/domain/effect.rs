@@ -228,8 +228,22 @@ pub struct Ran {
     pub peak_memory_kib: u64,
     pub wall_ms: u64,
     pub isolation: Isolation,
+    pub network: NetworkUse,
     /// One of its processes at least was killed for want of memory, also where the program coped with that.
     pub ran_out_of_memory: bool,
+}
+
+/// What a program did with what it may reach.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct NetworkUse {
+    /// Connections and requests that were let through.
+    pub opened: u64,
+    pub refused: u64,
+    /// Bytes to and from all that it reached.
+    pub sent: u64,
+    pub received: u64,
+    /// Why the first of those that were refused were, one line each.
+    pub refusals: Vec<String>,
 }
 
 /// How a program is kept apart from the machine, weakest first.

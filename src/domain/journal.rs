@@ -14,6 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::domain::{
     budget::{Budget, TokenCount},
     effect::{Facts, Isolation},
+    host::Host,
     ids::{
         CallId, CallKey, Caller, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence,
         Timestamp, ToolName, TreeId,
@@ -99,6 +100,7 @@ records! {
     "tool_call" 1 => ToolCalled,
     "tool_resumed" 1 => ToolResumed,
     "decision" 1 => Decided,
+    "connection" 1 => Connection,
     "tool_output" 1 => ToolOutput,
     "workspace_snapshot" 1 => WorkspaceSnapshot,
     "cancel_requested" 1 => CancelRequested,
@@ -274,6 +276,24 @@ pub struct Decided {
     pub why: String,
 }
 
+/// Policy, or a rule built into agentd, decided about something that a call's program wants to reach while it
+/// runs. Written before anything is dialled.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    pub call: CallKey,
+    pub call_id: CallId,
+    pub host: Host,
+    pub port: u16,
+    /// Of a request of plain HTTP; `CONNECT` for a tunnel.
+    pub method: String,
+    pub decision: Verdict,
+    pub rule: RuleId,
+    pub why: String,
+    /// What the host stands for, where it was looked up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+}
+
 /// The policy files were read again.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PolicyReload {
@@ -323,6 +343,19 @@ pub struct Used {
     pub peak_memory_kib: u64,
     /// How well it was kept apart.
     pub isolation: Isolation,
+    /// None where it may reach nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkUsed>,
+}
+
+/// What a program reached, in all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkUsed {
+    pub opened: u64,
+    pub refused: u64,
+    /// Bytes.
+    pub sent: u64,
+    pub received: u64,
 }
 
 /// The files of the workspace, before the first call that may change them or after the last.

@@ -6,6 +6,7 @@
 pub mod access;
 pub mod budget;
 pub mod effect;
+pub mod host;
 pub mod ids;
 pub mod item;
 pub mod journal;

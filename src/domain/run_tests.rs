@@ -20,12 +20,13 @@ use super::*;
 use crate::domain::{
     budget::{Budget, TokenCount},
     effect::Isolation,
+    host::Host,
     ids::{CallId, Caller, Epoch, PolicyRevision, RuleId, ToolName, TreeId},
     item::{Paired, RawJson, check_pairing},
     journal::{
-        AnsweredItem, AskedCall, CancelRequested, DaemonStarted, DaemonStopped, Decided,
-        ModelNudged, ModelRequest, PolicyReload, Reloaded, RunAnchored, RunFinished, RunRecovered,
-        RunSuspended, ToolResumed, Used, Verdict, WorkspaceSnapshot,
+        AnsweredItem, AskedCall, CancelRequested, Connection, DaemonStarted, DaemonStopped,
+        Decided, ModelNudged, ModelRequest, NetworkUsed, PolicyReload, Reloaded, RunAnchored,
+        RunFinished, RunRecovered, RunSuspended, ToolResumed, Used, Verdict, WorkspaceSnapshot,
     },
     retry,
     status::StateName,
@@ -157,6 +158,21 @@ fn decided(call: CallKey) -> Record {
     .into()
 }
 
+fn connection(call: CallKey) -> Record {
+    Connection {
+        call,
+        call_id: call_id(call),
+        host: Host::parse("api.example.com").unwrap(),
+        port: 443,
+        method: "CONNECT".into(),
+        decision: Verdict::Allow,
+        rule: RuleId::new("some.rule"),
+        why: "it is allowed".into(),
+        addresses: vec!["93.184.215.14".into()],
+    }
+    .into()
+}
+
 /// The output's text is the call's key.
 fn output(call: CallKey) -> Record {
     ToolOutput {
@@ -165,7 +181,12 @@ fn output(call: CallKey) -> Record {
         outcome: OutcomeKind::Done,
         output: call.to_string().into(),
         duration_ms: 1,
-        used: Some(Used { cpu_ms: 3, peak_memory_kib: 512, isolation: Isolation::Full }),
+        used: Some(Used {
+            cpu_ms: 3,
+            peak_memory_kib: 512,
+            isolation: Isolation::Full,
+            network: Some(NetworkUsed { opened: 1, refused: 0, sent: 5, received: 7 }),
+        }),
     }
     .into()
 }
@@ -1004,6 +1025,7 @@ fn examples() -> Vec<Record> {
         ToolCalled { facts, ..intent(call, EffectClass::NonIdempotent) }.into(),
         resumed(call, 2),
         decided(call),
+        connection(call),
         output(call),
         WorkspaceSnapshot {
             moment: Moment::Before,

@@ -33,6 +33,8 @@ pub struct Declaration {
     pub limits: LimitsOver,
     /// Besides the environment that the policy gives every program.
     pub environment: BTreeMap<String, String>,
+    /// Rules of `network.yaml` that say what it may reach.
+    pub network: Vec<RuleId>,
     /// Roles that may use it, besides those whose `tools` name it.
     pub roles: Vec<RoleName>,
     /// File that it was read from.

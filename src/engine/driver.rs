@@ -19,7 +19,9 @@ use crate::{
         run::{Command, Ending, Failure, Invocation, Wish, decide},
     },
     engine::{
-        World, diff, invoker,
+        World, diff,
+        door::{self, Note},
+        invoker,
         live::{Live, Words},
         run_log::{Noted, Recorded, RunLog},
     },
@@ -198,8 +200,10 @@ impl Driver {
         let world = self.world.clone();
         let mut left = recorded.len();
         let (live, run) = (self.live.clone(), self.log.state().id);
-        let performing =
-            recorded.into_iter().map(|call| invoker::perform(&world, &live, run, call, &stop));
+        let (say, mut notes) = mpsc::channel(door::NOTES);
+        let performing = recorded
+            .into_iter()
+            .map(|call| invoker::perform(&world, &live, run, call, &stop, say.clone()));
         let mut running = std::pin::pin!(stream::iter(performing).buffer_unordered(CALLS_AT_ONCE));
         let mut failure = None;
         while left > 0 {
@@ -212,6 +216,10 @@ impl Driver {
                     if left > 0 {
                         self.log.append([]).await?;
                     }
+                }
+                Some(Note { noted, done }) = notes.recv() => {
+                    self.log.append([noted]).await?;
+                    let _ = done.send(());
                 }
                 Some(message) = self.inbox.recv() => {
                     self.hear(message).await?;

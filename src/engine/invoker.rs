@@ -3,25 +3,27 @@
 
 use std::{path::PathBuf, sync::Arc};
 
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     agents::executor,
     domain::{
-        effect::{Effect, EffectResult, Unresolved},
+        effect::{Effect, EffectResult, NetworkUse, Unresolved},
         ids::{PolicyRevision, RuleId, RunId},
         item::{RawJson, names},
-        journal::{Decided, ToolCalled, ToolOutput, ToolResumed, Used, Verdict},
+        journal::{Decided, NetworkUsed, ToolCalled, ToolOutput, ToolResumed, Used, Verdict},
         policy::{Decision, Permit, Policy, Ruling},
         run::{Invocation, InvocationMode},
         tool::{EffectClass, OutcomeKind, ToolCall, ToolOutcome},
     },
     engine::{
         World,
+        door::{CallDoor, Note},
         live::{Live, Output},
         run_log::{Noted, Recorded},
     },
-    ports::{Attempt, OutputStream, ResolveError, Resolved, SandboxError, Scene},
+    ports::{Attempt, Company, OutputStream, ResolveError, Resolved, SandboxError, Scene},
     tools::Entry,
 };
 
@@ -41,6 +43,8 @@ pub(super) struct Prepared {
 pub(super) struct Pending {
     call: ToolCall,
     next: Next,
+    /// What it was decided under.
+    policy: Arc<Policy>,
 }
 
 impl Pending {
@@ -79,48 +83,51 @@ pub(super) async fn prepare(
     invocation: Invocation,
 ) -> Prepared {
     let Invocation { call, mode, earlier } = invocation;
+    let policy = world.policies.current();
     match mode {
         InvocationMode::First => {
-            let policy = world.policies.current();
-            first(world, &policy, scene(&policy, run, workspace, &call, None), call).await
+            let scene = scene(&policy, run, workspace, &call, None);
+            first(world, policy, scene, call).await
         }
         InvocationMode::Again { attempt } => {
-            let policy = world.policies.current();
             let scene = scene(&policy, run, workspace, &call, earlier);
-            again(world, &policy, scene, call, attempt).await
+            again(world, policy, scene, call, attempt).await
         }
         InvocationMode::CloseUnstarted => {
             let ruling = built_in(RuleId::new("builtin/cancelled"), "the run was cancelled".into());
             let outcome =
                 ToolOutcome::cancelled("the run was cancelled before the call was started");
-            refusal(call, ruling, Next::Answer(outcome), None)
+            refusal(call, ruling, Next::Answer(outcome), (policy, None))
         }
         InvocationMode::CloseStarted => {
             let outcome = ToolOutcome::cancelled(
                 "the run was cancelled after the daemon died; whether the call took effect is not known",
             );
             let next = Next::Answer(outcome);
-            Prepared { intent: Vec::new(), pending: Pending { call, next } }
+            Prepared { intent: Vec::new(), pending: Pending { call, next, policy } }
         }
     }
 }
 
-async fn first(world: &World, policy: &Policy, scene: Scene, call: ToolCall) -> Prepared {
+async fn first(world: &World, policy: Arc<Policy>, scene: Scene, call: ToolCall) -> Prepared {
     let revision = Some(policy.revision.clone());
+    let refusal = |call, ruling, next| {
+        refusal(call, ruling, next, (policy.clone(), Some(policy.revision.clone())))
+    };
     let (tool, effect) = match understand(world, &call) {
         Ok(understood) => understood,
-        Err((ruling, outcome)) => return refusal(call, ruling, Next::Answer(outcome), revision),
+        Err((ruling, outcome)) => return refusal(call, ruling, Next::Answer(outcome)),
     };
     let resolved = match world.sandbox.resolve(&scene, effect).await {
         Ok(resolved) => resolved,
         Err(ResolveError::Unresolved(unresolved)) => {
             let (ruling, outcome) = unresolved_outcome(unresolved);
-            return refusal(call, ruling, Next::Answer(outcome), revision);
+            return refusal(call, ruling, Next::Answer(outcome));
         }
         Err(ResolveError::Sandbox(error)) => {
             let rule = RuleId::new("builtin/sandbox-failed");
             let ruling = built_in(rule, "the sandbox failed, and nothing was touched".into());
-            return refusal(call, ruling, Next::Broken(error), revision);
+            return refusal(call, ruling, Next::Broken(error));
         }
     };
     let facts = resolved.facts.clone();
@@ -141,14 +148,14 @@ async fn first(world: &World, policy: &Policy, scene: Scene, call: ToolCall) -> 
         policy: revision.clone(),
     };
     let decided = Noted { record: decided(&call, ruling).into(), policy: revision };
-    Prepared { intent: vec![called, decided], pending: Pending { call, next } }
+    Prepared { intent: vec![called, decided], pending: Pending { call, next, policy } }
 }
 
 /// Like [`first`], for a call whose intent is on disk and whose outcome is not: it enters at the
 /// decision again, since the policy may have changed meanwhile.
 async fn again(
     world: &World,
-    policy: &Policy,
+    policy: Arc<Policy>,
     scene: Scene,
     call: ToolCall,
     attempt: u32,
@@ -187,8 +194,9 @@ pub(super) async fn perform(
     run: RunId,
     recorded: Recorded<Pending>,
     stop: &CancellationToken,
+    notes: mpsc::Sender<Note>,
 ) -> Finished {
-    let Pending { call, next } = recorded.into_inner();
+    let Pending { call, next, policy } = recorded.into_inner();
     let name = (call.key, call.call_id.clone());
     let output = Output::new(live.clone(), world.redactor.clone(), run, name);
     let heard = |stream: OutputStream, bytes: &[u8]| output.hear(stream, bytes);
@@ -202,7 +210,10 @@ pub(super) async fn perform(
             (outcome, Some(error))
         }
         Next::Run { tool, permit, attempt } => {
-            match world.sandbox.run(*permit, attempt, stop, &heard).await {
+            let (call, call_id) = (call.key, call.call_id.clone());
+            let door = CallDoor { world: world.clone(), pinned: policy, call, call_id, notes };
+            let company = Company { stop, heard: &heard, door: Some(&door) };
+            match world.sandbox.run(*permit, attempt, company).await {
                 Ok(result) => {
                     used = used_by(&result);
                     (tool.outcome(result), None)
@@ -235,9 +246,16 @@ fn used_by(result: &EffectResult) -> Option<Used> {
             cpu_ms: ran.cpu_ms,
             peak_memory_kib: ran.peak_memory_kib,
             isolation: ran.isolation,
+            network: network_used(&ran.network),
         }),
         _ => None,
     }
+}
+
+/// None where nothing was asked for.
+fn network_used(used: &NetworkUse) -> Option<NetworkUsed> {
+    let NetworkUse { opened, refused, sent, received, .. } = *used;
+    (opened + refused > 0).then_some(NetworkUsed { opened, refused, sent, received })
 }
 
 fn understand(
@@ -271,10 +289,15 @@ fn unresolved_outcome(unresolved: Unresolved) -> (Ruling, ToolOutcome) {
 }
 
 /// A call that comes to its end without touching anything.
-fn refusal(call: ToolCall, ruling: Ruling, next: Next, policy: Option<PolicyRevision>) -> Prepared {
-    let called = Noted { record: called(&call, ruling.class).into(), policy: policy.clone() };
-    let decided = Noted { record: decided(&call, ruling).into(), policy };
-    Prepared { intent: vec![called, decided], pending: Pending { call, next } }
+fn refusal(
+    call: ToolCall,
+    ruling: Ruling,
+    next: Next,
+    (policy, revision): (Arc<Policy>, Option<PolicyRevision>),
+) -> Prepared {
+    let called = Noted { record: called(&call, ruling.class).into(), policy: revision.clone() };
+    let decided = Noted { record: decided(&call, ruling).into(), policy: revision };
+    Prepared { intent: vec![called, decided], pending: Pending { call, next, policy } }
 }
 
 fn called(call: &ToolCall, effect_class: EffectClass) -> ToolCalled {

@@ -3,6 +3,7 @@
 //! Invariant: what a driver does to the world, it has written down before, and that is on disk.
 
 mod diff;
+mod door;
 mod driver;
 mod invoker;
 mod live;

@@ -5,6 +5,8 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use tokio::sync::watch;
+
 use crate::{
     domain::{
         ids::{Caller, PolicyRevision, Timestamp},
@@ -19,6 +21,8 @@ use crate::{
 pub struct Policies {
     files: Arc<dyn PolicyFiles>,
     now: RwLock<Standing>,
+    /// How many came into force before the one that is.
+    count: watch::Sender<u64>,
     /// One reload at a time; whoever asks meanwhile waits, and reads the files again.
     turn: tokio::sync::Mutex<()>,
 }
@@ -56,12 +60,22 @@ impl Policies {
     /// With a policy that has come into force.
     pub fn new(files: Arc<dyn PolicyFiles>, policy: Arc<Policy>, since: Timestamp) -> Self {
         let now = Standing { policy, since, faults: Arc::default() };
-        Self { files, now: RwLock::new(now), turn: tokio::sync::Mutex::default() }
+        Self {
+            files,
+            now: RwLock::new(now),
+            count: watch::Sender::new(0),
+            turn: tokio::sync::Mutex::default(),
+        }
     }
 
     /// The policy in force now. Whoever decides takes it once and keeps to it.
     pub fn current(&self) -> Arc<Policy> {
         self.now.read().unwrap_or_else(PoisonError::into_inner).policy.clone()
+    }
+
+    /// Changes whenever another policy has come into force.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.count.subscribe()
     }
 
     pub fn standing(&self) -> Standing {
@@ -119,6 +133,7 @@ impl Engine {
         policies.set(|now| {
             *now = Standing { policy: Arc::new(policy), since, faults: Arc::default() };
         });
+        policies.count.send_modify(|count| *count += 1);
         Ok(Reload::Applied { before, revision: found })
     }
 

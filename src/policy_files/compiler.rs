@@ -32,7 +32,7 @@ pub(super) struct Compiler {
 }
 
 impl Compiler {
-    fn fault(&mut self, file: &str, key: &str, message: &str) {
+    pub(super) fn fault(&mut self, file: &str, key: &str, message: &str) {
         self.errors.push(format!("{file}: {key}: {message}"));
     }
 
@@ -222,6 +222,7 @@ impl Compiler {
             class: shape.effect,
             decision: shape.decision,
             limits: shape.limits.as_ref().map(LimitsShape::compile),
+            network: shape.network.clone(),
             why: shape.why.clone(),
         };
         if let Some(limits) = &shape.limits {
@@ -277,7 +278,12 @@ impl Compiler {
         }
     }
 
-    fn unique<'a>(&mut self, file: &str, key: &str, ids: impl Iterator<Item = &'a Placed<RuleId>>) {
+    pub(super) fn unique<'a>(
+        &mut self,
+        file: &str,
+        key: &str,
+        ids: impl Iterator<Item = &'a Placed<RuleId>>,
+    ) {
         let mut seen = BTreeSet::new();
         for placed in ids {
             let (file, id) = (&at(file, placed), &placed.value);
@@ -315,13 +321,13 @@ fn overlap(one: &str, other: &str) -> bool {
     one.starts_with(other) || other.starts_with(one)
 }
 
-fn place<T>(file: &str, placed: &Placed<T>) -> Place {
+pub(super) fn place<T>(file: &str, placed: &Placed<T>) -> Place {
     let (line, column) = placed.place;
     Place { file: file.into(), line, column }
 }
 
 /// A file with the place of what is meant in it.
-fn at<T>(file: &str, placed: &Placed<T>) -> String {
+pub(super) fn at<T>(file: &str, placed: &Placed<T>) -> String {
     place(file, placed).to_string()
 }
 
@@ -356,6 +362,7 @@ pub(super) fn declared(sources: &Sources, tools: &ToolsFile) -> BTreeMap<ToolNam
         class: tool.class,
         limits: tool.limits.over(tools.limits.compile()),
         environment: environment(sources, tools, &tool.environment),
+        network: tool.network.clone(),
     };
     sources.declared.iter().map(|tool| (tool.spec.name.clone(), rule(tool))).collect()
 }
@@ -375,6 +382,7 @@ fn extra_command(sources: &Sources, argv: Vec<String>, tools: &ToolsFile) -> Com
         class: EffectClass::NonIdempotent,
         decision: Verdict::Allow,
         limits: None,
+        network: Vec::new(),
         why: "the operator allowed it for this process".into(),
     }
 }

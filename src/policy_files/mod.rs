@@ -2,6 +2,7 @@
 //! Invariant: the files compile together or not at all.
 
 mod compiler;
+mod network;
 mod shapes;
 
 use std::path::{Path, PathBuf};
@@ -12,11 +13,12 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     domain::{
         ids::{PolicyRevision, ToolName},
-        policy::{IsolationRule, Policy},
+        policy::{Gate, IsolationRule, Policy},
         tool::Declaration,
     },
     policy_files::{
         compiler::{Compiler, declared},
+        network::NetworkFile,
         shapes::{PathsFile, ToolsFile},
     },
     ports::PolicyFiles,
@@ -27,19 +29,27 @@ use crate::{
 pub const DEFAULT_TOOLS: &str = include_str!("../../policies/tools.yaml");
 /// See [`DEFAULT_TOOLS`].
 pub const DEFAULT_PATHS: &str = include_str!("../../policies/paths.yaml");
+/// See [`DEFAULT_TOOLS`].
+pub const DEFAULT_NETWORK: &str = include_str!("../../policies/network.yaml");
 
 /// File names in a policy directory.
 pub const TOOLS: &str = "tools.yaml";
 /// See [`TOOLS`].
 pub const PATHS: &str = "paths.yaml";
+/// See [`TOOLS`]. A directory without it lets programs reach nothing.
+pub const NETWORK: &str = "network.yaml";
 
 /// The texts of the policy files, with the names to show in errors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sources {
     pub tools: Source,
     pub paths: Source,
+    /// None: nothing may be reached.
+    pub network: Option<Source>,
     /// Command rules of this process, from `ALLOW_COMMANDS`, comma-separated.
     pub extra_commands: Option<String>,
+    /// `ALLOW_NET`.
+    pub allow_net: Gate,
     /// Tools that the operator declared elsewhere; they decide too.
     pub declared: Vec<Declaration>,
     /// Home of the daemon's user, for paths that begin with `~/`.
@@ -55,6 +65,8 @@ pub struct Files {
     pub directory: Option<PathBuf>,
     /// See [`Sources::extra_commands`].
     pub extra_commands: Option<String>,
+    /// See [`Sources::allow_net`].
+    pub allow_net: Gate,
     /// See [`Sources::declared`].
     pub declared: Vec<Declaration>,
     /// See [`Sources::home`].
@@ -85,6 +97,7 @@ impl Files {
             None => Sources::built_in(),
         };
         sources.extra_commands = self.extra_commands.clone();
+        sources.allow_net = self.allow_net;
         sources.declared = self.declared.clone();
         sources.home = self.home.clone();
         sources.off_limits = self.off_limits.clone();
@@ -142,7 +155,9 @@ impl Sources {
         Self {
             tools: source("built-in tools.yaml", DEFAULT_TOOLS),
             paths: source("built-in paths.yaml", DEFAULT_PATHS),
+            network: Some(source("built-in network.yaml", DEFAULT_NETWORK)),
             extra_commands: None,
+            allow_net: Gate::Shut,
             declared: Vec::new(),
             home: None,
             off_limits: Vec::new(),
@@ -155,25 +170,45 @@ impl Sources {
             let path = directory.join(name);
             yaml::read(&path).map(|text| Source { name: path.display().to_string(), text })
         };
-        match (read(TOOLS), read(PATHS)) {
-            (Ok(tools), Ok(paths)) => {
+        // A link that leads nowhere is not taken for a file that was left out.
+        let network = match directory.join(NETWORK).symlink_metadata() {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Ok(_) | Err(_) => read(NETWORK).map(Some),
+        };
+        match (read(TOOLS), read(PATHS), network) {
+            (Ok(tools), Ok(paths), Ok(network)) => {
                 let (extra_commands, declared, home) = (None, Vec::new(), None);
-                let off_limits = Vec::new();
-                Ok(Self { tools, paths, extra_commands, declared, home, off_limits })
+                let (allow_net, off_limits) = (Gate::Shut, Vec::new());
+                Ok(Self {
+                    tools,
+                    paths,
+                    network,
+                    extra_commands,
+                    allow_net,
+                    declared,
+                    home,
+                    off_limits,
+                })
             }
-            (tools, paths) => Err(PolicyErrors(
-                [tools.err(), paths.err()].into_iter().flatten().map(|e| e.to_string()).collect(),
-            )),
+            (tools, paths, network) => {
+                let errors = [tools.err(), paths.err(), network.err()];
+                Err(PolicyErrors(errors.into_iter().flatten().map(|e| e.to_string()).collect()))
+            }
         }
     }
 
     /// Content hash of everything that decides.
     fn revision(&self) -> PolicyRevision {
         let mut hasher = Sha256::new();
-        hasher.update(b"agentd/policy/3");
+        hasher.update(b"agentd/policy/4");
         let extra = self.extra_commands.as_deref().unwrap_or_default();
         let home = self.home.as_deref().unwrap_or_default();
-        let texts = [self.tools.text.as_str(), &self.paths.text, extra, home];
+        let network = self.network.as_ref().map_or("", |network| network.text.as_str());
+        let gate = match self.allow_net {
+            Gate::Open => "open",
+            Gate::Shut => "shut",
+        };
+        let texts = [self.tools.text.as_str(), &self.paths.text, network, gate, extra, home];
         let declared =
             self.declared.iter().flat_map(|tool| [tool.spec.name.as_str(), &tool.digest]);
         for text in texts.into_iter().chain(declared) {
@@ -191,10 +226,12 @@ impl Sources {
 pub fn compile(sources: &Sources, known_tools: &[ToolName]) -> Result<Policy, PolicyErrors> {
     let tools: Result<ToolsFile, _> = yaml::parse(&sources.tools.name, &sources.tools.text);
     let paths: Result<PathsFile, _> = yaml::parse(&sources.paths.name, &sources.paths.text);
-    let (tools, paths) = match (tools, paths) {
-        (Ok(tools), Ok(paths)) => (tools, paths),
-        (tools, paths) => {
-            let errors = [tools.err(), paths.err()].into_iter().flatten();
+    let network: Result<Option<NetworkFile>, _> =
+        sources.network.as_ref().map(|source| yaml::parse(&source.name, &source.text)).transpose();
+    let (tools, paths, network) = match (tools, paths, network) {
+        (Ok(tools), Ok(paths), Ok(network)) => (tools, paths, network),
+        (tools, paths, network) => {
+            let errors = [tools.err(), paths.err(), network.err()].into_iter().flatten();
             return Err(PolicyErrors(errors.map(|error| error.to_string()).collect()));
         }
     };
@@ -205,6 +242,7 @@ pub fn compile(sources: &Sources, known_tools: &[ToolName]) -> Result<Policy, Po
         limits: tools.limits.compile(),
         roles: compiler.roles(sources, &tools, known_tools),
         paths: compiler.paths(&sources.paths.name, &paths),
+        network: compiler.network(sources, network.as_ref(), &tools),
         commands: compiler.commands(sources, &tools),
         declared: declared(sources, &tools),
         program_directories: compiler.directories(sources, &tools),

@@ -97,6 +97,8 @@ pub(super) struct CommandShape {
     #[serde(default = "allow")]
     pub(super) decision: Verdict,
     pub(super) limits: Option<LimitsShape>,
+    #[serde(default)]
+    pub(super) network: Vec<RuleId>,
     pub(super) why: String,
     #[serde(default, rename = "match")]
     pub(super) matches: Vec<String>,

@@ -20,10 +20,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
-use tokio::{
-    io::AsyncReadExt as _,
-    net::{UnixStream, unix::pipe},
-};
+use tokio::net::{UnixStream, unix::pipe};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -32,14 +29,16 @@ use crate::{
         effect::{Exit, Ran},
         policy::Orders,
     },
-    ports::{Heard, OutputStream, SandboxError},
+    ports::{Company, OutputStream, SandboxError},
     sandbox::{
         capture::capture,
         cgroup::{Cgroups, Group},
+        egress::{self, Egress},
         files::hex,
-        order::{Access, Descriptor, End, Order, Report, Rlimits, Tier, View, Work},
+        order::{Access, Descriptor, End, Order, Rlimits, Tier, View, WayOut, Work},
         placeholders::{Held, Placeholders},
         programs::{Job, LaunchProof},
+        report::report,
         spawner::{self, Spawner, input_file, send},
         walk::Look,
     },
@@ -52,8 +51,6 @@ const LEFTOVERS: Duration = Duration::from_secs(10);
 const GRACE: Duration = Duration::from_secs(10);
 /// The signal that a process gets at its limit of CPU time.
 const CPU_TIME_IS_UP: i32 = libc::SIGXCPU;
-/// Longest report that is read, in bytes.
-const REPORT_BYTES: u64 = 64 << 10;
 
 /// Longest answer of a look that is read, in bytes.
 const LOOK_BYTES: usize = 1 << 20;
@@ -100,6 +97,10 @@ impl Launcher {
             (false, Tier::Full | Tier::Root) => "pid_namespace",
             (false, Tier::Landlock) => "subreaper",
         };
+        let network = match tier {
+            Tier::Full | Tier::Root => "proxy",
+            Tier::Landlock => "none",
+        };
         BTreeMap::from([
             ("isolation".into(), tier.as_str().into()),
             ("cpu".into(), if cgroups.kills() { "cgroup_v2" } else { "rlimit" }.into()),
@@ -109,6 +110,7 @@ impl Launcher {
             ("file_size".into(), "rlimit".into()),
             ("wall_time".into(), "launcher".into()),
             ("output".into(), "daemon".into()),
+            ("network".into(), network.into()),
             ("kill".into(), kill.into()),
         ])
     }
@@ -118,15 +120,14 @@ impl Launcher {
         &self,
         proof: LaunchProof,
         orders: Orders,
-        stop: &CancellationToken,
-        heard: &Heard<'_>,
+        company: Company<'_>,
     ) -> Result<Ended, SandboxError> {
         let keep = match &proof.job {
             Job::Program { .. } => budget::OUTPUT_TEXT_BYTES,
             // An answer is bounded where it is made; here it must be whole.
             Job::Look { .. } => LOOK_BYTES,
         };
-        self.run_heard(proof, orders, keep, stop, heard).await
+        self.run_with(proof, orders, keep, company).await
     }
 
     /// Runs one of our own programs to its end, and keeps so much of each of its streams.
@@ -136,16 +137,16 @@ impl Launcher {
         orders: Orders,
         keep: usize,
     ) -> Result<Ended, SandboxError> {
-        self.run_heard(proof, orders, keep, &CancellationToken::new(), &|_, _| {}).await
+        let company = Company { stop: &CancellationToken::new(), heard: &|_, _| {}, door: None };
+        self.run_with(proof, orders, keep, company).await
     }
 
-    async fn run_heard(
+    async fn run_with(
         &self,
         proof: LaunchProof,
         orders: Orders,
         keep: usize,
-        stop: &CancellationToken,
-        heard: &Heard<'_>,
+        Company { stop, heard, door }: Company<'_>,
     ) -> Result<Ended, SandboxError> {
         let wall = Duration::from_millis(orders.limits.wall_ms);
         if self.shared.tier < orders.least_isolation {
@@ -156,6 +157,11 @@ impl Launcher {
                 self.shared.tier.as_str()
             )));
         }
+        let way_out = way_out(self.shared.tier, &orders);
+        let egress = match (way_out, orders.grant.clone(), door) {
+            (WayOut::Proxy, Some(grant), Some(door)) => Some(Egress::new(grant, door)),
+            _ => None,
+        };
         // What touches the workspace is done away from the thread that starts all launchers.
         let shared = self.shared.clone();
         let prepared = tasks::blocking(move || prepare(&shared, proof, orders));
@@ -169,7 +175,7 @@ impl Launcher {
             tokio::join!(capture(stdout, keep, &hear_stdout), capture(stderr, keep, &hear_stderr))
         };
         let report = tokio::time::timeout(wall + GRACE, async {
-            tokio::join!(report(control, stop), streams)
+            tokio::join!(report(control, stop, egress.as_ref()), streams)
         })
         .await;
         // Nothing may be left, however it went: the launcher is dead and its groups are gone after this.
@@ -210,6 +216,7 @@ impl Launcher {
             peak_memory_kib: spent.peak_memory_kib.unwrap_or(ran.peak_memory_kib),
             wall_ms: ran.wall_ms,
             isolation: self.shared.tier,
+            network: egress.map(|egress| egress.used()).unwrap_or_default(),
             ran_out_of_memory: spent.out_of_memory,
         }))
     }
@@ -366,8 +373,13 @@ fn order(
     descriptors: Vec<Descriptor>,
 ) -> Order {
     let limits = orders.limits;
+    let way_out = way_out(shared.tier, &orders);
+    let mut environment = orders.environment;
+    if way_out == WayOut::Proxy {
+        environment.extend(egress::environment());
+    }
     let work = match &proof.job {
-        Job::Program { .. } => Work::Program { argv: orders.argv, environment: orders.environment },
+        Job::Program { .. } => Work::Program { argv: orders.argv, environment },
         Job::Look { path, query, .. } => {
             Work::Look(Look { path: path.clone(), query: query.clone(), rules: orders.paths })
         }
@@ -391,32 +403,17 @@ fn order(
     let daemon = rustix::process::getpid().as_raw_nonzero().get();
     let (wall_ms, cpu_ms) = (limits.wall_ms, limits.cpu_seconds.saturating_mul(1000));
     let (tier, run_as) = (shared.tier, proof.run_as);
-    Order { work, wall_ms, cpu_ms, rlimits, tier, view, run_as, daemon, descriptors }
+    Order { work, wall_ms, cpu_ms, rlimits, tier, view, run_as, way_out, daemon, descriptors }
 }
 
-/// Reads the launcher's report; asks it to stop when `stop` is cancelled.
-async fn report(mut control: UnixStream, stop: &CancellationToken) -> Result<Report, SandboxError> {
-    let mut text = Vec::new();
-    {
-        let (reader, mut writer) = control.split();
-        let mut reader = reader.take(REPORT_BYTES);
-        let mut reading = std::pin::pin!(reader.read_to_end(&mut text));
-        let read = tokio::select! {
-            read = &mut reading => read,
-            () = stop.cancelled() => {
-                // No more will be said: to the launcher this means that all must die.
-                let _ = tokio::io::AsyncWriteExt::shutdown(&mut writer).await;
-                reading.await
-            }
-        };
-        read.map_err(|source| SandboxError::Io { what: "reading the launcher's report", source })?;
+fn way_out(tier: Tier, orders: &Orders) -> WayOut {
+    match (tier, &orders.grant) {
+        (Tier::Full | Tier::Root, Some(_)) => WayOut::Proxy,
+        // In the machine's own network no socket is its alone.
+        (Tier::Landlock, _) | (_, None) => WayOut::None,
     }
-    serde_json::from_slice(&text).map_err(|error| match text.is_empty() {
-        true => lost("it was killed from outside, or crashed".into()),
-        false => lost(format!("its report cannot be read: {error}")),
-    })
 }
 
-fn lost(message: String) -> SandboxError {
+pub(super) fn lost(message: String) -> SandboxError {
     SandboxError::Lost { message }
 }

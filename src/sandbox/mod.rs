@@ -1,11 +1,12 @@
 //! Where effects happen: files beneath the workspace, programs under `agentd-sandbox`. Accepts only
 //! permits, and works on the descriptors that were resolved, never on names again.
 //!
-//! What it cannot do yet: egress. See docs/security.md.
+//! What it cannot do: docs/security.md.
 
 mod capture;
 mod cgroup;
 mod edits;
+mod egress;
 mod files;
 pub mod inside;
 mod launcher;
@@ -14,6 +15,7 @@ pub mod order;
 mod placeholders;
 mod programs;
 mod reads;
+mod report;
 mod snapshots;
 mod spawner;
 pub mod walk;
@@ -28,7 +30,6 @@ use std::{
 
 use async_trait::async_trait;
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
@@ -37,7 +38,9 @@ use crate::{
         ids::TreeId,
         policy::{Limits, Permit},
     },
-    ports::{Attempt, Heard, ResolveError, Resolved, Sandbox, SandboxError, Scene, SnapshotError},
+    ports::{
+        Attempt, Company, ResolveError, Resolved, Sandbox, SandboxError, Scene, SnapshotError,
+    },
     sandbox::{launcher::Ended, programs::Job},
     tasks,
 };
@@ -167,8 +170,7 @@ impl Sandbox for LocalSandbox {
         &self,
         permit: Permit<Resolved>,
         attempt: Attempt,
-        stop: &CancellationToken,
-        heard: &Heard<'_>,
+        company: Company<'_>,
     ) -> Result<EffectResult, SandboxError> {
         let (resolved, orders) = permit.redeem();
         let proof = resolved.proof.downcast::<Proof>().map_err(|_| SandboxError::ForeignProof)?;
@@ -188,11 +190,12 @@ impl Sandbox for LocalSandbox {
             }
             Proof::Launch(proof) => match proof.job {
                 Job::Program { .. } => {
-                    self.launcher.run(proof, orders, stop, heard).await.map(program_result)
+                    self.launcher.run(proof, orders, company).await.map(program_result)
                 }
                 // What it writes is an answer for us, and nothing to be seen before it is whole.
                 Job::Look { .. } => {
-                    self.launcher.run(proof, orders, stop, &|_, _| {}).await.map(look_result)
+                    let company = Company { heard: &|_, _| {}, ..company };
+                    self.launcher.run(proof, orders, company).await.map(look_result)
                 }
             },
         }

@@ -25,6 +25,7 @@ pub struct Order {
     pub tier: Tier,
     pub view: View,
     pub run_as: RunAs,
+    pub way_out: WayOut,
     /// Process id of the daemon: whoever else is our parent, that one has died.
     pub daemon: i32,
     /// What the descriptors stand for, in the order they are sent.
@@ -64,6 +65,21 @@ pub enum RunAs {
     /// Whoever owns the workspace.
     WorkspaceOwner,
 }
+
+/// Whether the work can reach anything outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WayOut {
+    None,
+    /// By a socket that listens at [`PROXY_PORT`] of the work's own 127.0.0.1, and is answered by the daemon.
+    /// It comes over the launcher's socket, with [`LISTENING`], before the work starts.
+    Proxy,
+}
+
+/// See [`WayOut::Proxy`].
+pub const PROXY_PORT: u16 = 3128;
+/// The byte that comes with a listening socket. No report begins with it.
+pub const LISTENING: u8 = b'L';
 
 /// What the confined child does.
 #[derive(Debug, Serialize, Deserialize)]

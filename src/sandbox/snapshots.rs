@@ -109,9 +109,17 @@ impl Snapshots {
         environment.extend(more);
         let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
         let (paths, read_only, protected) = (Vec::new(), Vec::new(), Vec::new());
-        let least_isolation = Isolation::Landlock;
-        let orders =
-            Orders { limits, argv, environment, paths, read_only, protected, least_isolation };
+        let (least_isolation, grant) = (Isolation::Landlock, None);
+        let orders = Orders {
+            limits,
+            argv,
+            environment,
+            paths,
+            read_only,
+            protected,
+            least_isolation,
+            grant,
+        };
         Ok((proof, orders))
     }
 

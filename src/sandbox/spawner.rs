@@ -3,10 +3,10 @@
 
 use std::{
     fs::File,
-    io::{self, IoSlice, Read as _},
+    io::{self, IoSlice, IoSliceMut, Read as _},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -16,14 +16,17 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
+};
 use tokio::sync::oneshot;
 
 use crate::{
     ports::SandboxError,
     sandbox::order::{
         Access, Descriptor, End, MOST_DESCRIPTORS, ORDER_BYTES, Order, Report, Rlimits, RunAs,
-        Tier, View, Work,
+        Tier, View, WayOut, Work,
     },
 };
 
@@ -125,6 +128,7 @@ fn attempt(program: &Path, tier: Tier, workspace: &Path) -> io::Result<()> {
             tmp_bytes: 1 << 20,
         },
         run_as: RunAs::WorkspaceOwner,
+        way_out: WayOut::None,
         daemon: rustix::process::getpid().as_raw_nonzero().get(),
         descriptors: vec![Descriptor::Workspace],
     };
@@ -164,6 +168,20 @@ pub(super) fn spawn(
             source,
         })?;
     Ok((child, control))
+}
+
+/// The next byte of a socket, and a descriptor where one came with it; no byte: the other end is closed.
+pub(super) fn receive_one(socket: impl AsFd) -> io::Result<(Option<u8>, Option<OwnedFd>)> {
+    let mut byte = [0];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let parts = &mut [IoSliceMut::new(&mut byte)];
+    let received = recvmsg(&socket, parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let descriptor = ancillary.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
+        _ => None,
+    });
+    Ok(((received.bytes == 1).then_some(byte[0]), descriptor))
 }
 
 /// A file in memory that the program reads its input from.

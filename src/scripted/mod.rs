@@ -91,6 +91,16 @@ impl ScriptedBackend {
     /// Starts to serve on a free port of 127.0.0.1.
     pub async fn start(tasks: &Tasks, brain: impl Brain, manner: Manner) -> io::Result<Self> {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        Self::serve(tasks, listener, brain, manner)
+    }
+
+    /// Serves on a socket that listens already, in whatever network it does.
+    pub fn serve(
+        tasks: &Tasks,
+        listener: TcpListener,
+        brain: impl Brain,
+        manner: Manner,
+    ) -> io::Result<Self> {
         let address = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
         let server = Server { brain: Arc::new(brain), manner, shared: shared.clone() };

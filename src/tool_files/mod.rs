@@ -19,7 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     domain::{
-        ids::RoleName,
+        ids::{RoleName, RuleId},
         policy::LimitsOver,
         tool::{Declaration, EffectClass, ToolSpec, Word, normalised},
     },
@@ -48,6 +48,8 @@ struct DeclarationShape {
     limits: LimitsShape,
     #[serde(default)]
     environment: BTreeMap<String, String>,
+    #[serde(default)]
+    network: Vec<RuleId>,
     #[serde(default)]
     roles: Vec<RoleName>,
 }
@@ -192,6 +194,7 @@ fn settled(
         class: shape.effect,
         limits: shape.limits.into(),
         environment: shape.environment,
+        network: shape.network,
         roles: shape.roles,
         source: file.to_owned(),
         digest: hex(&Sha256::digest(text.as_bytes())),

@@ -75,7 +75,10 @@ impl Declared {
             }
         }
         if self.0.spec.result.is_none() {
-            let shown = serde_json::json!({"stdout": text(&ran.stdout), "stderr": stderr()});
+            let mut shown = serde_json::json!({"stdout": text(&ran.stdout), "stderr": stderr()});
+            if !ran.network.refusals.is_empty() {
+                shown["network_refused"] = ran.network.refusals.clone().into();
+            }
             return ToolOutcome::done(&shown);
         }
         // A result that was cut cannot be JSON.

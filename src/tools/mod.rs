@@ -201,6 +201,7 @@ mod tests {
             class: EffectClass::Pure,
             limits: Default::default(),
             environment: Default::default(),
+            network: Vec::new(),
             roles: Vec::new(),
             source: format!("{name}.yaml"),
             digest: String::new(),

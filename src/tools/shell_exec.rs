@@ -44,6 +44,9 @@ struct Answer {
     stdout: String,
     stderr: String,
     wall_ms: u64,
+    /// What it wanted to reach and may not, one line each.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    network_refused: Option<Vec<String>>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -96,6 +99,7 @@ impl Tool for ShellExec {
             stdout: text(&ran.stdout),
             stderr: text(&ran.stderr),
             wall_ms: ran.wall_ms,
+            network_refused: Some(ran.network.refusals).filter(|refusals| !refusals.is_empty()),
         };
         match ran.exit {
             Exit::Code(code) => {

@@ -5,7 +5,9 @@
 //!
 //! A case: `setup` (a script outside, in the workspace), `call` and what to `expect` of it; `attack` (a script
 //! whose success is that the attack got through) and what it is `held_by`; `absent` (a file of the workspace
-//! that must not be there afterwards); `note`. In braces: OUT, a directory outside with a file `canary`; REL,
+//! that must not be there afterwards); `reach` (a script that runs where there is an internet of the test's own,
+//! under a policy that lets it reach a part of that, and through the proxy; its `control` is run outside of the
+//! sandbox, by default the same; what is `decided` about each thing it wants); `note`. In braces: OUT, a directory outside with a file `canary`; REL,
 //! the same seen from the workspace; STATE, DAEMON and PORT of agentd;
 //! `SYS_name`, the number of a system call.
 
@@ -23,7 +25,10 @@ use agentd::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::support::{Backend, Settings, Story, TestDaemon, not_checked};
+use crate::{
+    egress,
+    support::{Backend, Settings, Story, TestDaemon, not_checked},
+};
 
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -36,8 +41,22 @@ struct Case {
     expect: Option<Expected>,
     attack: Option<String>,
     held_by: Option<String>,
+    reach: Option<Reach>,
     absent: Option<String>,
     note: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Reach {
+    script: String,
+    control: Option<String>,
+    /// Why there can be no control.
+    no_control: Option<String>,
+    #[serde(default)]
+    decided: Vec<String>,
+    /// A host that it may well reach on the way.
+    may_ask: Option<String>,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -270,6 +289,76 @@ async fn with_the_allowlist_off_the_sandbox_holds_each_attack_of_the_corpus_alon
     assert!(stage.daemon.audit().await.intact);
 }
 
+/// What the scripts that reach for something are written with: a request to the proxy, and one over SOCKS (an
+/// address, and a command unless it is to connect); both succeed when what they ask for is granted.
+const ASKING: &str = r#"
+ask() {
+  exec 3<>/dev/tcp/127.0.0.1/3128; printf "$1" >&3; IFS= read -r line <&3
+  case "$line" in *" 200"*) true;; *) false;; esac
+}
+socks() {
+  exec 3<>/dev/tcp/127.0.0.1/3128; printf '\5\1\0' >&3; head -c 2 <&3 >/dev/null
+  printf "\5\\${2:-1}\0$1" >&3; [ "$(head -c 2 <&3 | od -An -tu1 | tr -d ' ')" = 50 ]
+}
+"#;
+
+#[tokio::test]
+async fn nothing_of_the_corpus_gets_past_the_proxy_or_around_it() {
+    let cases: Vec<_> = corpus().into_iter().filter(|case| case.reach.is_some()).collect();
+    let Some(stage) = egress::Stage::open("true") else { return };
+    let fair = [
+        r"ask 'CONNECT allowed.example.com:443 HTTP/1.1\r\nHost: allowed.example.com:443\r\n\r\n'",
+        r"socks '\3\23allowed.example.com\1\273'",
+    ];
+    for asked in fair {
+        let story = stage.carry_out(&format!("{ASKING}{asked} && echo in")).await;
+        assert_eq!(story.outputs()[0].1["stdout"], "in\n", "{asked}");
+    }
+    let (mut through, mut powerless, mut otherwise) = (Vec::new(), Vec::new(), Vec::new());
+    for case in &cases {
+        let reach = case.reach.as_ref().unwrap();
+        let script = |attack: &str| format!("{ASKING}{attack}\n");
+        if reach.no_control.is_none() {
+            let control = script(reach.control.as_ref().unwrap_or(&reach.script));
+            let run = move || {
+                Command::new("timeout").args(["10", "bash", "-c", &control]).output().unwrap()
+            };
+            let done = stage.internet.inside(run);
+            if !done.status.success() {
+                powerless.push(format!("{}: {done:?}", case.id));
+            }
+        }
+        let before = {
+            let seen = stage.internet.seen();
+            (seen.requests.len(), seen.names.len())
+        };
+
+        stage.daemon.put("attack.sh", &script(&reach.script));
+        let judged = "timeout 10 bash attack.sh >/dev/null 2>&1; code=$?
+             case $code in 0) echo in;; 124) echo hung;; *) echo out;; esac";
+        let story = stage.carry_out(judged).await;
+
+        let (_, output) = &story.outputs()[0];
+        if output["stdout"] != "out\n" {
+            through.push(format!("{}: {output}", case.id));
+        }
+        let decided = egress::reached(&story);
+        if reach.may_ask.is_none() && decided != reach.decided {
+            otherwise.push(format!("{}: {decided:?} instead of {:?}", case.id, reach.decided));
+        }
+        let seen = stage.internet.seen();
+        let expected = |host: &str| host.ends_with(".example.com");
+        let asked = &seen.requests[before.0..];
+        let may = |one: &String| reach.may_ask.as_ref().is_some_and(|host| one.contains(host));
+        if !asked.iter().all(may) || !seen.names[before.1..].iter().all(|name| expected(name)) {
+            through.push(format!("{}: {asked:?} {:?}", case.id, &seen.names[before.1..]));
+        }
+    }
+    assert!(powerless.is_empty(), "control: without walls these fail:\n{}", powerless.join("\n"));
+    assert!(through.is_empty(), "these got through:\n{}", through.join("\n"));
+    assert!(otherwise.is_empty(), "decided otherwise:\n{}", otherwise.join("\n"));
+}
+
 #[test]
 fn each_case_is_complete_and_the_report_says_what_stops_it() {
     let cases = corpus();
@@ -278,9 +367,11 @@ fn each_case_is_complete_and_the_report_says_what_stops_it() {
     ids.dedup();
     assert_eq!(ids.len(), cases.len(), "an id is used twice");
     for case in &cases {
-        assert!(case.call.is_some() || case.attack.is_some(), "{}: nothing is tried", case.id);
+        let tried = case.call.is_some() || case.attack.is_some() || case.reach.is_some();
+        assert!(tried, "{}: nothing is tried", case.id);
         assert_eq!(case.call.is_some(), case.expect.is_some(), "{}: call and expect", case.id);
-        assert_eq!(case.attack.is_some(), case.held_by.is_some(), "{}: attack, held_by", case.id);
+        let by_force = case.attack.is_some() || case.reach.is_some();
+        assert_eq!(by_force, case.held_by.is_some(), "{}: attack, held_by", case.id);
     }
     let report = root().join("docs/reports/attacks.md");
     let text = told(&cases);
@@ -295,12 +386,24 @@ fn told(cases: &[Case]) -> String {
     let row = |case: &Case| {
         let policy = match &case.expect {
             Some(expected) => format!("{} by `{}`", expected.decision, expected.rule),
-            None => "-".into(),
+            None => case.reach.iter().flat_map(|reach| reach.decided.last()).next().map_or(
+                "-".into(),
+                |decided| match decided.rsplit_once(' ') {
+                    Some((_, rule)) => format!("deny by `{rule}`"),
+                    None => decided.clone(),
+                },
+            ),
         };
         let held = case.held_by.as_deref().unwrap_or("-");
-        let note = case.note.as_deref().unwrap_or_default();
+        let no_control = case.reach.as_ref().and_then(|reach| reach.no_control.as_ref());
+        let note = match (&case.note, no_control) {
+            (Some(note), _) => note.clone(),
+            (None, Some(why)) => format!("no control: {why}"),
+            (None, None) => String::new(),
+        };
         format!("| {} | {} | {policy} | {held} | {note} |", case.id, case.what)
     };
+    let reaching = cases.iter().filter(|case| case.reach.is_some()).count();
     let scripts = cases.iter().filter(|case| case.attack.is_some()).count();
     let rows: Vec<String> = cases.iter().map(row).collect();
     format!(
@@ -308,7 +411,9 @@ fn told(cases: &[Case]) -> String {
          {} cases of `tests/corpus`, run by `tests/it/corpus.rs`, which also writes this page. The policy that \
          comes with agentd decides about the call that a model would make. With the policy out of the way, the \
          sandbox alone holds the same thing tried by a script; {scripts} have one, and each of those gets through \
-         where there are no walls.\n\n\
+         where there are no walls. {reaching} more reach for something, in an internet of the test's own, under a \
+         policy that opens a part of it; what they want gets through without sandbox and proxy, unless it says why \
+         that cannot be.\n\n\
          | | what is tried | the policy | behind the walls | |\n|---|---|---|---|---|\n{}\n",
         cases.len(),
         rows.join("\n")

@@ -18,6 +18,7 @@ mod corpus;
 mod ctl;
 mod declared;
 mod demo;
+mod egress;
 mod limits;
 mod lists;
 mod loops;

@@ -30,6 +30,8 @@ pub struct CommandRule {
     pub class: EffectClass,
     pub decision: Verdict,
     pub limits: Option<Limits>,
+    /// Rules of `network.yaml` that say what it may reach.
+    pub network: Vec<RuleId>,
     pub why: String,
 }
 
@@ -258,6 +260,7 @@ mod tests {
             class: EffectClass::Pure,
             decision,
             limits: None,
+            network: Vec::new(),
             why: "because".into(),
         }
     }

@@ -36,10 +36,15 @@
 
 mod commands;
 mod explain;
+mod network;
 mod paths;
 
 pub use commands::{CommandRule, OptionForm, OptionRule, Positionals, ValueRule};
 pub use explain::{Candidate, Explanation};
+pub use network::{
+    Destination, Gate, Grant, HostPattern, Network, NetworkRule, Passage, Passing, Tunnels,
+    judge as judge_network,
+};
 pub use paths::{FileOperation, PathGlob, PathRule, judge as judge_path};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,6 +74,7 @@ pub struct Policy {
     /// Names in a workspace, without `/`, that no program may make, change or move away.
     pub protected: Vec<String>,
     pub isolation: IsolationRule,
+    pub network: Network,
 }
 
 /// How well programs must be kept apart.
@@ -124,6 +130,8 @@ pub struct DeclaredRule {
     pub class: EffectClass,
     pub limits: Limits,
     pub environment: BTreeMap<String, String>,
+    /// Rules of `network.yaml` that say what it may reach.
+    pub network: Vec<RuleId>,
 }
 
 /// Limits of one tool call.
@@ -188,7 +196,7 @@ pub struct Ruling {
 #[derive(Debug)]
 pub struct Permit<T> {
     subject: T,
-    orders: Orders,
+    orders: Box<Orders>,
     ruling: Ruling,
 }
 
@@ -208,6 +216,8 @@ pub struct Orders {
     pub protected: Vec<String>,
     /// For a program: how well it must be kept apart; weaker, it does not start.
     pub least_isolation: Isolation,
+    /// For a program that may reach something: who it is to be asked for.
+    pub grant: Option<Grant>,
 }
 
 impl<T> Permit<T> {
@@ -217,21 +227,32 @@ impl<T> Permit<T> {
 
     /// Gives what is permitted to whoever carries it out, and is gone.
     pub fn redeem(self) -> (T, Orders) {
-        (self.subject, self.orders)
+        (self.subject, *self.orders)
     }
 }
 
 impl Policy {
     /// Decides about `subject`, which `tool` wants, for an agent in `role`.
     pub fn decide<T: Factual>(&self, role: &RoleName, tool: &ToolName, subject: T) -> Decision<T> {
-        let judged = self.check_role(role, tool).and_then(|()| self.judge(tool, subject.facts()));
+        let judged = self.judge((role, tool), subject.facts());
         match judged {
-            Ok((ruling, orders)) => Decision::Allow(Permit { subject, orders, ruling }),
+            Ok((ruling, orders)) => {
+                Decision::Allow(Permit { subject, orders: Box::new(orders), ruling })
+            }
             Err(ruling) => Decision::Deny(ruling),
         }
     }
 
-    fn judge(&self, tool: &ToolName, facts: &Facts) -> Result<(Ruling, Orders), Ruling> {
+    fn judge(
+        &self,
+        (role, tool): (&RoleName, &ToolName),
+        facts: &Facts,
+    ) -> Result<(Ruling, Orders), Ruling> {
+        self.check_role(role, tool)?;
+        let grant = |rule: &RuleId, network: &[RuleId]| {
+            let (role, tool, rule) = (role.clone(), tool.clone(), rule.clone());
+            (!network.is_empty()).then_some(Grant { role, tool, rule })
+        };
         match facts {
             Facts::ReadFile { path, .. } => {
                 let rule = paths::judge(&self.paths, FileOperation::Read, path)?;
@@ -265,12 +286,13 @@ impl Policy {
                     limits: rule.limits.unwrap_or(self.limits),
                     argv: rule.full_argv(argv),
                     environment: rule.environment.clone(),
+                    grant: grant(&rule.id, &rule.network),
                     ..self.plain_orders()
                 };
                 Ok((allow(&rule.id, &rule.why, rule.class), orders))
             }
             Facts::RunDeclared { argv, .. } => {
-                let id = RuleId::new(format!("tools.declared/{tool}"));
+                let id = network::declared_rule(tool);
                 let Some(rule) = self.declared.get(tool) else {
                     let why = format!("{tool} is not a declared tool of this policy");
                     return Err(deny(RuleId::new("builtin/no-rule"), why));
@@ -279,6 +301,7 @@ impl Policy {
                     limits: rule.limits,
                     argv: argv.clone(),
                     environment: rule.environment.clone(),
+                    grant: grant(&id, &rule.network),
                     ..self.plain_orders()
                 };
                 Ok((allow(&id, "the operator declared this tool", rule.class), orders))
@@ -320,6 +343,7 @@ impl Policy {
             read_only: self.read_only_roots.clone(),
             protected: self.protected.clone(),
             least_isolation: self.isolation.least(),
+            grant: None,
         }
     }
 }

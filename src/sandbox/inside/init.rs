@@ -3,19 +3,25 @@
 
 use std::{
     fs::File,
-    io::{self, Write as _},
-    os::fd::{AsFd as _, AsRawFd as _},
+    io::{self, IoSlice, Write as _},
+    mem::MaybeUninit,
+    net::{Ipv4Addr, TcpListener},
+    os::{
+        fd::{AsFd as _, AsRawFd as _},
+        unix::net::UnixStream,
+    },
 };
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
+    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
     process::{DumpableBehavior, Pid, Signal, WaitOptions},
     thread::UnshareFlags,
 };
 
 use crate::sandbox::{
     inside::{self, Fork, payload::Payload, reap, root, walls},
-    order::{End, View},
+    order::{End, LISTENING, PROXY_PORT, View, WayOut},
 };
 
 /// What process 1 works with.
@@ -26,6 +32,9 @@ pub(super) struct Init<'a> {
     pub(super) cgroup_procs: &'a [File],
     /// Where we say how it ended.
     pub(super) words: &'a File,
+    /// The daemon's end of it gets the socket of the way out.
+    pub(super) control: &'a UnixStream,
+    pub(super) way_out: WayOut,
     /// Its other end is the launcher's alone: closed, it says that the launcher is dead.
     pub(super) life: &'a File,
 }
@@ -44,6 +53,9 @@ pub(super) fn run(init: &Init<'_>) -> io::Result<i32> {
         rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP)?;
     }
     loopback_up()?;
+    if init.way_out == WayOut::Proxy {
+        open_way_out(init.control)?;
+    }
     rustix::system::sethostname(b"sandbox")?;
     root::enter(init.view)?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
@@ -98,6 +110,21 @@ fn loopback_up() -> io::Result<()> {
     // SAFETY: the request is a whole ifreq, as SIOCSIFFLAGS wants it.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives the daemon a socket of this network, on which it hears whoever wants to reach something. No process in
+/// here has a part in that.
+fn open_way_out(control: &UnixStream) -> io::Result<()> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PROXY_PORT))?;
+    let descriptors = [listener.as_fd()];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
+        return Err(io::Error::other("no room for a descriptor"));
+    }
+    let word = [LISTENING];
+    let sent = sendmsg(control, &[IoSlice::new(&word)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    if sent == word.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
 fn close_all_but(kept: &File) -> io::Result<()> {

@@ -66,7 +66,7 @@ fn launch(control: &UnixStream) -> io::Result<Report> {
     let cpu = held.cgroup_cpu.take();
     let limits =
         Budget { started, wall: Duration::from_millis(order.wall_ms), cpu, cpu_ms: order.cpu_ms };
-    let Started { child, words, _life } = start(&order, &mut held)?;
+    let Started { child, words, _life } = start(&order, &mut held, control)?;
     let early = let_go_of_output().and_then(|()| watch(control, child, &limits));
     // However that went: nothing may be left when we report.
     reap::kill_all(child, held.cgroup_kill.as_ref());
@@ -95,7 +95,7 @@ struct Started {
     _life: File,
 }
 
-fn start(order: &Order, held: &mut Held) -> io::Result<Started> {
+fn start(order: &Order, held: &mut Held, control: &UnixStream) -> io::Result<Started> {
     let cgroup_procs = std::mem::take(&mut held.cgroup_procs);
     let input = held.input.take();
     let executable = held.executable.as_ref().map(|program| program.as_fd());
@@ -123,6 +123,8 @@ fn start(order: &Order, held: &mut Held) -> io::Result<Started> {
                     view: &order.view,
                     cgroup_procs: &cgroup_procs,
                     words: &speak,
+                    control,
+                    way_out: order.way_out,
                     life: &listen,
                 }),
                 Tier::Landlock => directly(&payload, &cgroup_procs),

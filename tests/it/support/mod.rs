@@ -2,6 +2,7 @@
 //! backend over real HTTP. Fakes the model's words, never our own logic.
 
 mod client;
+pub(crate) mod internet;
 
 pub(crate) use client::{agentctl, exited, refusal};
 
@@ -14,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use self::internet::Internet;
 use agentd::{
     client::{Address, Client},
     proto::v1::{self, RunState, stream_run_events_response::Event},
@@ -67,6 +69,10 @@ pub(crate) struct Settings {
     /// Instead of the built-in `paths.yaml`.
     pub(crate) paths: Option<String>,
     pub(crate) environment: Vec<(String, String)>,
+    /// Rules for `tools.yaml`, besides the tests' own.
+    pub(crate) commands: String,
+    /// A `network.yaml`.
+    pub(crate) network: Option<String>,
 }
 
 impl TestDaemon {
@@ -107,10 +113,14 @@ impl TestDaemon {
         let home = tempfile::Builder::new().prefix("agentd-it-").tempdir().unwrap();
         fs::create_dir(home.path().join("workspace")).unwrap();
         fs::create_dir(home.path().join("policies")).unwrap();
-        let tools = format!("{}{TEST_COMMANDS}", agentd::policy_files::DEFAULT_TOOLS);
+        let more = &settings.commands;
+        let tools = format!("{}{TEST_COMMANDS}{more}", agentd::policy_files::DEFAULT_TOOLS);
         fs::write(home.path().join("policies/tools.yaml"), tools).unwrap();
         let paths = settings.paths.as_deref().unwrap_or(agentd::policy_files::DEFAULT_PATHS);
         fs::write(home.path().join("policies/paths.yaml"), paths).unwrap();
+        if let Some(network) = &settings.network {
+            fs::write(home.path().join("policies/network.yaml"), network).unwrap();
+        }
         fs::write(home.path().join("agentd.yaml"), &settings.configuration).unwrap();
         let tools = home.path().join("tools");
         fs::create_dir(&tools).unwrap();
@@ -118,6 +128,18 @@ impl TestDaemon {
             put_tool(&tools, name, content);
         }
         Self { child: None, home, settings, root: None, tcp: String::new() }
+    }
+
+    /// A daemon in the test's own internet.
+    pub(crate) fn start_within(settings: Settings, internet: &Internet) -> Self {
+        let mut daemon = Self::prepared(settings);
+        let command = daemon.command();
+        daemon = internet.inside(move || {
+            let mut daemon = daemon;
+            assert!(daemon.boot_as(command), "not ready\n{}", daemon.log());
+            daemon
+        });
+        daemon
     }
 
     /// Starts the program, and waits for the line that says it is ready.
@@ -412,6 +434,17 @@ impl Backend {
         let tasks = Tasks::default();
         let manner = Manner { memory: Memory::Requests, ..Manner::default() };
         let server = ScriptedBackend::start(&tasks, brain, manner).await.unwrap();
+        Self { server, _tasks: tasks }
+    }
+
+    /// A backend on the loopback of the test's own internet, where its daemon is.
+    pub(crate) fn start_within(internet: &Internet, brain: impl Brain) -> Self {
+        let tasks = Tasks::default();
+        let listener = internet.inside(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        listener.set_nonblocking(true).unwrap();
+        let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+        let manner = Manner { memory: Memory::Requests, ..Manner::default() };
+        let server = ScriptedBackend::serve(&tasks, listener, brain, manner).unwrap();
         Self { server, _tasks: tasks }
     }
 

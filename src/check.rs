@@ -220,11 +220,13 @@ async fn sandbox(config: &Config, launcher: PathBuf, scratch: &Path) -> Vec<Find
     for (limit, mechanism) in sandbox.mechanisms() {
         let what = format!("limit {limit}: {mechanism}");
         findings.push(match mechanism.as_str() {
-            "none" => Finding::warning(what, "give agentd a writable cgroup, or run it as root"),
-            "rlimit" if limit == "memory" => Finding::warning(
+            "polled" => Finding::warning(
                 what,
-                "counts each process alone; give agentd a writable cgroup, or run it as root",
+                "is looked at ten times a second; give agentd a writable cgroup, or run it as root",
             ),
+            // Who sets none misses none.
+            "none" if limit == "cpu_share" => Finding::fine(what),
+            "none" => Finding::warning(what, "give agentd a writable cgroup, or run it as root"),
             _ => Finding::fine(what),
         });
     }

@@ -118,8 +118,16 @@ fn explained(found: &Explanation, revision: String) -> v1::ExplainDecisionRespon
 }
 
 fn limits(limits: Limits) -> HashMap<String, u64> {
-    let Limits { wall_ms, cpu_seconds, memory_bytes, processes, open_files, file_bytes, tmp_bytes } =
-        limits;
+    let Limits {
+        wall_ms,
+        cpu_seconds,
+        cpu_percent,
+        memory_bytes,
+        processes,
+        open_files,
+        file_bytes,
+        tmp_bytes,
+    } = limits;
     let named = [
         ("wall_ms", wall_ms),
         ("cpu_seconds", cpu_seconds),
@@ -129,7 +137,8 @@ fn limits(limits: Limits) -> HashMap<String, u64> {
         ("file_bytes", file_bytes),
         ("tmp_bytes", tmp_bytes),
     ];
-    named.map(|(name, limit)| (name.to_owned(), limit)).into()
+    let share = cpu_percent.map(|percent| ("cpu_percent", percent));
+    named.into_iter().chain(share).map(|(name, limit)| (name.to_owned(), limit)).collect()
 }
 
 fn shown(standing: &Standing) -> v1::Policy {

@@ -95,6 +95,7 @@ impl Compiler {
         for (name, limit) in [
             ("wall_seconds", limits.wall_seconds),
             ("cpu_seconds", limits.cpu_seconds),
+            ("cpu_percent", limits.cpu_percent.unwrap_or(1)),
             ("memory_mib", limits.memory_mib),
             ("processes", limits.processes),
             ("open_files", limits.open_files),
@@ -393,6 +394,7 @@ impl LimitsShape {
         Limits {
             wall_ms: self.wall_seconds.saturating_mul(1000),
             cpu_seconds: self.cpu_seconds,
+            cpu_percent: self.cpu_percent,
             memory_bytes: self.memory_mib.saturating_mul(MIB),
             processes: self.processes,
             open_files: self.open_files,

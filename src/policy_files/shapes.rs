@@ -44,6 +44,7 @@ enum ToolsSchema {
 pub(super) struct LimitsShape {
     pub(super) wall_seconds: u64,
     pub(super) cpu_seconds: u64,
+    pub(super) cpu_percent: Option<u64>,
     pub(super) memory_mib: u64,
     pub(super) processes: u64,
     pub(super) open_files: u64,

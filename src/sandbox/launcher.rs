@@ -35,7 +35,7 @@ use crate::{
         cgroup::{Cgroups, Group},
         egress::{self, Egress},
         files::hex,
-        order::{Access, Descriptor, End, Order, Rlimits, Tier, View, WayOut, Work},
+        order::{Access, Descriptor, End, Order, Rlimits, Tier, View, Watched, WayOut, Work},
         placeholders::{Held, Placeholders},
         programs::{Job, LaunchProof},
         report::report,
@@ -69,6 +69,8 @@ struct Shared {
     /// Locked by every launcher for as long as a process of it lives.
     alive: File,
     cgroups: Cgroups,
+    /// What they do here: resources, each with its mechanism.
+    enforced: BTreeMap<&'static str, &'static str>,
     placeholders: Placeholders,
     /// How many launches there were.
     started: AtomicU64,
@@ -85,14 +87,16 @@ impl Launcher {
         let alive = wait_for_leftovers(&state_directory.join("sandbox.lock"))
             .map_err(|source| SandboxError::Io { what: "waiting for leftover programs", source })?;
         let (placeholders, started) = (Placeholders::default(), AtomicU64::default());
-        let shared = Shared { tier, alive, cgroups, placeholders, started };
+        let enforced = cgroups.enforces();
+        let shared = Shared { tier, alive, cgroups, enforced, placeholders, started };
         Ok(Self { spawner, shared: Arc::new(shared) })
     }
 
     pub(super) fn mechanisms(&self) -> BTreeMap<String, String> {
-        let Shared { cgroups, tier, .. } = &*self.shared;
-        let either = |cgroup, other: &str| if cgroup { "cgroup_v1" } else { other }.to_owned();
-        let kill = match (cgroups.kills(), tier) {
+        let Shared { tier, enforced, .. } = &*self.shared;
+        let by =
+            |resource, otherwise| enforced.get(resource).copied().unwrap_or(otherwise).to_owned();
+        let kill = match (enforced.contains_key("cpu"), tier) {
             (true, _) => "cgroup_v2_kill",
             (false, Tier::Full | Tier::Root) => "pid_namespace",
             (false, Tier::Landlock) => "subreaper",
@@ -103,9 +107,10 @@ impl Launcher {
         };
         BTreeMap::from([
             ("isolation".into(), tier.as_str().into()),
-            ("cpu".into(), if cgroups.kills() { "cgroup_v2" } else { "rlimit" }.into()),
-            ("memory".into(), either(cgroups.limits_memory(), "rlimit")),
-            ("processes".into(), either(cgroups.limits_processes(), "none")),
+            ("cpu".into(), by("cpu", "polled")),
+            ("cpu_share".into(), by("cpu_share", "none")),
+            ("memory".into(), by("memory", "polled")),
+            ("processes".into(), by("processes", "polled")),
             ("open_files".into(), "rlimit".into()),
             ("file_size".into(), "rlimit".into()),
             ("wall_time".into(), "launcher".into()),
@@ -201,6 +206,8 @@ impl Launcher {
             // A program that copes with the death of one of its processes has ended well.
             End::Signal(_) if spent.out_of_memory => Exit::OutOfMemory,
             End::Code(code) if code != 0 && spent.out_of_memory => Exit::OutOfMemory,
+            End::Memory => Exit::OutOfMemory,
+            End::Processes => Exit::Processes,
             End::CpuTime => Exit::CpuTime,
             // Each process has the whole limit besides: one alone can be the first to reach it.
             End::Signal(CPU_TIME_IS_UP) => Exit::CpuTime,
@@ -394,16 +401,33 @@ fn order(
         writable: proof.writable.clone(),
         tmp_bytes: limits.tmp_bytes,
     };
+    let unless = |resource, limit| (!shared.enforced.contains_key(resource)).then_some(limit);
+    let watched = Watched {
+        memory_bytes: unless("memory", limits.memory_bytes),
+        processes: unless("processes", limits.processes),
+    };
     let rlimits = Rlimits {
         cpu_seconds: limits.cpu_seconds,
         open_files: limits.open_files,
         file_bytes: limits.file_bytes,
-        data_bytes: (!shared.cgroups.limits_memory()).then_some(limits.memory_bytes),
+        data_bytes: watched.memory_bytes,
     };
     let daemon = rustix::process::getpid().as_raw_nonzero().get();
     let (wall_ms, cpu_ms) = (limits.wall_ms, limits.cpu_seconds.saturating_mul(1000));
     let (tier, run_as) = (shared.tier, proof.run_as);
-    Order { work, wall_ms, cpu_ms, rlimits, tier, view, run_as, way_out, daemon, descriptors }
+    Order {
+        work,
+        wall_ms,
+        cpu_ms,
+        watched,
+        rlimits,
+        tier,
+        view,
+        run_as,
+        way_out,
+        daemon,
+        descriptors,
+    }
 }
 
 fn way_out(tier: Tier, orders: &Orders) -> WayOut {

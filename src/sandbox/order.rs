@@ -19,8 +19,9 @@ pub const ORDER_BYTES: usize = 4 << 20;
 pub struct Order {
     pub work: Work,
     pub wall_ms: u64,
-    /// CPU time of all processes together, where a cgroup counts it.
+    /// CPU time of all processes together.
     pub cpu_ms: u64,
+    pub watched: Watched,
     pub rlimits: Rlimits,
     pub tier: Tier,
     pub view: View,
@@ -103,6 +104,14 @@ pub struct Rlimits {
     pub data_bytes: Option<u64>,
 }
 
+/// Limits on all processes together that the launcher keeps by looking again and again, since no cgroup does;
+/// none: one does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Watched {
+    pub memory_bytes: Option<u64>,
+    pub processes: Option<u64>,
+}
+
 /// What a descriptor stands for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -145,6 +154,10 @@ pub enum End {
     TimedOut,
     /// All processes together used up their CPU time.
     CpuTime,
+    /// They had more memory together than they may, and no cgroup saw it.
+    Memory,
+    /// There were more of them than there may be, and no cgroup saw it.
+    Processes,
     /// The daemon closed the socket.
     Stopped,
     /// The launcher could not watch it; nobody knows what it did. Nothing of it is left.

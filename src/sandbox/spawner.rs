@@ -26,7 +26,7 @@ use crate::{
     ports::SandboxError,
     sandbox::order::{
         Access, Descriptor, End, MOST_DESCRIPTORS, ORDER_BYTES, Order, Report, Rlimits, RunAs,
-        Tier, View, WayOut, Work,
+        Tier, View, Watched, WayOut, Work,
     },
 };
 
@@ -117,6 +117,7 @@ fn attempt(program: &Path, tier: Tier, workspace: &Path) -> io::Result<()> {
         work: Work::Nothing,
         wall_ms: 5000,
         cpu_ms: 5000,
+        watched: Watched::default(),
         rlimits: Rlimits { cpu_seconds: 5, open_files: 64, file_bytes: 0, data_bytes: None },
         tier,
         view: View {

@@ -65,6 +65,7 @@ enum SchemaName {
 struct LimitsShape {
     wall_seconds: Option<u64>,
     cpu_seconds: Option<u64>,
+    cpu_percent: Option<u64>,
     memory_mib: Option<u64>,
     processes: Option<u64>,
     open_files: Option<u64>,
@@ -223,6 +224,7 @@ impl From<LimitsShape> for LimitsOver {
         Self {
             wall_ms: shape.wall_seconds.map(|seconds| seconds.saturating_mul(1000)),
             cpu_seconds: shape.cpu_seconds,
+            cpu_percent: shape.cpu_percent,
             memory_bytes: mib(shape.memory_mib),
             processes: shape.processes,
             open_files: shape.open_files,

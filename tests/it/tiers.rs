@@ -3,7 +3,7 @@
 
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
-use agentd::scripted::{Script, Turn};
+use agentd::scripted::{Reply, Script, Seen, Turn};
 use serde_json::{Value, json};
 
 use crate::support::{Backend, Story, TestDaemon, not_checked};
@@ -18,10 +18,16 @@ const SCRIPT: &str = "\
 
 async fn story(
     start: impl FnOnce(&TestDaemon, Command) -> Option<Command>,
-) -> Option<(TestDaemon, Story, Vec<String>)> {
-    let turns =
-        vec![Turn::call("shell_exec", json!({"command": ["sh", "script.sh"]})), Turn::say("done")];
-    let backend = Backend::start(Script { turns }).await;
+) -> Option<((TestDaemon, Backend), Story, Vec<String>)> {
+    // The task of a run is the script that is called.
+    let backend = Backend::start(|seen: &Seen| {
+        let script = if seen.task.ends_with(".sh") { &seen.task } else { "script.sh" };
+        Reply::Answer(match seen.turn {
+            1 => Turn::call("shell_exec", json!({"command": ["sh", script]})),
+            _ => Turn::say("done"),
+        })
+    })
+    .await;
     let mut daemon = TestDaemon::start(&backend.url());
     daemon.stop();
     fs::write(daemon.home().join("canary"), "a secret of the machine").unwrap();
@@ -44,7 +50,7 @@ async fn story(
     assert_eq!(outcome, "done", "{output}");
     let said = output["stdout"].as_str().unwrap();
     let lines = [isolation.as_str()].into_iter().chain(said.lines()).map(str::to_owned).collect();
-    Some((daemon, story, lines))
+    Some(((daemon, backend), story, lines))
 }
 
 const KEPT: [&str; 4] =
@@ -90,7 +96,7 @@ async fn without_any_namespace_landlock_and_seccomp_stand_alone_where_the_policy
             fs::write(path, rules.replace(strict, said)).unwrap();
             without(&NONE, &serve)
         };
-        let Some((daemon, story, said)) = story(allowed).await else { return };
+        let Some(((daemon, _backend), story, said)) = story(allowed).await else { return };
         alone(&daemon, &story, &said).await;
     }
 }
@@ -151,19 +157,43 @@ async fn an_ordinary_user_has_every_wall_and_whose_the_workspace_is_can_work_in_
         command.args(serve.get_args());
         Some(command)
     };
-    let Some((_daemon, _, said)) = story(as_nobody).await else { return };
+    let Some(((daemon, _backend), _, said)) = story(as_nobody).await else { return };
     assert_eq!(said[0], "full");
     assert_eq!(said[1..], KEPT);
+    limits_are_kept_without_any_cgroup(&daemon).await;
 
     // The same directory under a daemon that is root: its programs act as the workspace's owner.
     let as_root = |daemon: &TestDaemon, serve: Command| {
         give_away(&daemon.workspace());
         Some(serve)
     };
-    let Some((daemon, _, said)) = story(as_root).await else { return };
+    let Some(((daemon, _backend), _, said)) = story(as_root).await else { return };
     assert_eq!(said[1..], KEPT);
     let made = fs::metadata(daemon.workspace().join("made")).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 65534);
+}
+
+/// That user can make no group: the launcher looks for itself.
+async fn limits_are_kept_without_any_cgroup(daemon: &TestDaemon) {
+    let info = daemon.agentctl(&["info", "-o", "json"]).await;
+    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+    for resource in ["memory", "processes", "cpu"] {
+        assert_eq!(info["sandbox_limits"][resource], "polled", "{info}");
+    }
+    // Each of them is well within the limit on its own.
+    let four = "for i in 1 2 3 4; do (head -c 30000000 /dev/zero | tail -n 1 | (sleep 9; wc -c)) & done; wait";
+    let bash = "for i in $(seq 100); do sleep 50 & done; wait";
+    let spin = "for i in 1 2 3 4; do (while :; do :; done) & done; wait";
+    for (name, script, limit) in
+        [("small.sh", four, "oom"), ("small.sh", bash, "pids"), ("busy.sh", spin, "cpu")]
+    {
+        daemon.put("script.sh", "exit 1");
+        daemon.put(name, script);
+        std::os::unix::fs::chown(daemon.workspace().join(name), Some(65534), Some(65534)).unwrap();
+        let story = daemon.carry_out(name).await;
+        let (_, output) = story.outputs().remove(0);
+        assert_eq!(output["limit"], limit, "{script}: {output}");
+    }
 }
 
 fn give_away(directory: &Path) {

@@ -139,6 +139,8 @@ pub struct DeclaredRule {
 pub struct Limits {
     pub wall_ms: u64,
     pub cpu_seconds: u64,
+    /// Most CPU time at one time, in percent of one CPU; none: all there is.
+    pub cpu_percent: Option<u64>,
     pub memory_bytes: u64,
     pub processes: u64,
     pub open_files: u64,
@@ -153,6 +155,7 @@ pub struct Limits {
 pub struct LimitsOver {
     pub wall_ms: Option<u64>,
     pub cpu_seconds: Option<u64>,
+    pub cpu_percent: Option<u64>,
     pub memory_bytes: Option<u64>,
     pub processes: Option<u64>,
     pub open_files: Option<u64>,
@@ -166,6 +169,7 @@ impl LimitsOver {
         Limits {
             wall_ms: self.wall_ms.unwrap_or(base.wall_ms),
             cpu_seconds: self.cpu_seconds.unwrap_or(base.cpu_seconds),
+            cpu_percent: self.cpu_percent.or(base.cpu_percent),
             memory_bytes: self.memory_bytes.unwrap_or(base.memory_bytes),
             processes: self.processes.unwrap_or(base.processes),
             open_files: self.open_files.unwrap_or(base.open_files),

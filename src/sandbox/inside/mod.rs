@@ -12,6 +12,7 @@ mod receive;
 mod root;
 mod seccomp;
 mod walls;
+mod watch;
 
 use std::{
     fs::{self, File},
@@ -19,17 +20,21 @@ use std::{
     mem::MaybeUninit,
     os::{fd::AsFd as _, unix::net::UnixStream},
     process::ExitCode,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, Timespec},
-    process::{DumpableBehavior, Pid, PidfdFlags, Signal},
+    process::{DumpableBehavior, Pid, Signal},
     thread::UnshareFlags,
 };
 
 use crate::sandbox::{
-    inside::{init::Init, payload::Payload, receive::Held},
+    inside::{
+        init::Init,
+        payload::Payload,
+        receive::Held,
+        watch::{Budget, watch},
+    },
     order::{End, Order, Report, RunAs, Tier},
 };
 
@@ -63,11 +68,9 @@ fn launch(control: &UnixStream) -> io::Result<Report> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     #[expect(clippy::disallowed_methods, reason = "the launcher has no ports; it only measures")]
     let started = Instant::now();
-    let cpu = held.cgroup_cpu.take();
-    let limits =
-        Budget { started, wall: Duration::from_millis(order.wall_ms), cpu, cpu_ms: order.cpu_ms };
+    let budget = Budget::new(&order, started, held.cgroup_cpu.take());
     let Started { child, words, _life } = start(&order, &mut held, control)?;
-    let early = let_go_of_output().and_then(|()| watch(control, child, &limits));
+    let early = let_go_of_output().and_then(|()| watch(control, child, &budget));
     // However that went: nothing may be left when we report.
     reap::kill_all(child, held.cgroup_kill.as_ref());
     let reaped = reap::reap_all(child);
@@ -256,72 +259,6 @@ fn let_go_of_output() -> io::Result<()> {
 
 fn missing() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "descriptors are missing")
-}
-
-/// What the work may use in all.
-struct Budget {
-    started: Instant,
-    wall: Duration,
-    /// Counts the CPU time of all its processes, where a cgroup does.
-    cpu: Option<File>,
-    cpu_ms: u64,
-}
-
-/// How often the CPU time is looked at.
-const LOOK: Duration = Duration::from_millis(100);
-
-impl Budget {
-    /// How long to wait before the next look; or what is used up.
-    fn left(&self) -> Result<Duration, End> {
-        let left = self.wall.saturating_sub(self.started.elapsed());
-        if left.is_zero() {
-            return Err(End::TimedOut);
-        }
-        let Some(used) = self.cpu.as_ref().and_then(cpu_ms) else { return Ok(left) };
-        match used >= self.cpu_ms {
-            true => Err(End::CpuTime),
-            false => Ok(left.min(LOOK)),
-        }
-    }
-}
-
-fn cpu_ms(stat: &File) -> Option<u64> {
-    let mut text = [0; 256];
-    let length = rustix::io::pread(stat, &mut text, 0).ok()?;
-    let text = std::str::from_utf8(text.get(..length)?).ok()?;
-    let micros: u64 =
-        text.lines().find_map(|line| line.strip_prefix("usage_usec "))?.parse().ok()?;
-    Some(micros / 1000)
-}
-
-/// Waits until the work ends, something is used up, or the daemon wants it to stop or is gone.
-fn watch(control: &UnixStream, child: Pid, budget: &Budget) -> io::Result<Option<End>> {
-    let process = rustix::process::pidfd_open(child, PidfdFlags::empty())?;
-    loop {
-        let left = match budget.left() {
-            Ok(left) => left,
-            Err(end) => return Ok(Some(end)),
-        };
-        let timeout = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
-        let mut events = [
-            PollFd::new(&process, PollFlags::IN),
-            PollFd::new(control, PollFlags::IN | PollFlags::RDHUP),
-        ];
-        match rustix::event::poll(&mut events, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if !events[0].revents().is_empty() {
-            return Ok(None);
-        }
-        // The daemon says nothing after its order: anything here is the end of it.
-        if !events[1].revents().is_empty() {
-            return Ok(Some(End::Stopped));
-        }
-    }
 }
 
 /// The first that was said of how it ended: whoever could not begin says so before anybody tells its end.

@@ -45,6 +45,14 @@ const TEST_COMMANDS: &str = r#"
     argv: [sh, busy.sh]
     limits: {wall_seconds: 50, cpu_seconds: 1, memory_mib: 64, processes: 64, open_files: 64, file_mib: 1}
     why: "the test's own script, with little CPU time"
+  - id: test.share
+    argv: [sh, share.sh]
+    limits: {wall_seconds: 3, cpu_seconds: 50, cpu_percent: 5, memory_mib: 64, processes: 64, open_files: 64, file_mib: 1}
+    why: "the test's own script, with a small share of a CPU"
+  - id: test.whole
+    argv: [sh, whole.sh]
+    limits: {wall_seconds: 3, cpu_seconds: 50, memory_mib: 64, processes: 64, open_files: 64, file_mib: 1}
+    why: "the same with all there is"
 "#;
 
 /// A daemon on a state directory and a workspace of its own.

@@ -30,6 +30,10 @@ demo *flags:
     cargo build --release --locked
     "${CARGO_TARGET_DIR:-target}/release/agentctl" demo {{ flags }}
 
+# The limits of cgroup v2, in an emulated machine; takes root, and four minutes
+vm *names:
+    scripts/vm-cgroup-v2.sh {{ names }}
+
 # Benchmarks; with names, only those tables
 bench *tables:
     cargo bench --locked --bench performance -- {{ tables }}

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::{
     budget::{TokenCount, Usage},
     effect::{Effect, EffectResult, Facts, Factual, Unresolved},
-    ids::{Caller, Epoch, Position, RuleId, RunId, Sequence, Timestamp, TreeId},
+    ids::{Caller, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence, Timestamp, TreeId},
     item::Item,
     journal::{AnsweredItem, ChainHash, Entry, NewEntry, Record, Sent, Verdict},
     policy::{Destination, Grant, Limits, Passage, Permit, Ruling},
@@ -170,14 +170,22 @@ pub struct Company<'a> {
 #[async_trait]
 pub trait Door: Send + Sync {
     /// What the policy says that its call was decided under, and the one in force now; the stricter holds.
-    fn ask(&self, grant: &Grant, wanted: Destination) -> Result<Passage, Ruling>;
+    fn ask(&self, grant: &Grant, wanted: Destination) -> Answered;
 
     /// Writes down what was decided. Only once it is on disk, which it is when this returns, may anything be
-    /// dialled. Errors: nothing may.
+    /// looked up or dialled; it will be on disk too if nobody waits for it. Errors: nothing may.
     async fn note(&self, reached: Reached<'_>) -> Result<(), NotNoted>;
 
     /// Changes whenever another policy comes into force: who was let through must ask again.
     fn changes(&self) -> watch::Receiver<u64>;
+}
+
+/// What the policy said about something that a program wants to reach.
+#[derive(Debug, Clone)]
+pub struct Answered {
+    pub ruling: Result<Passage, Ruling>,
+    /// Of the policy that said it; where both let it through, of the one in force.
+    pub revision: PolicyRevision,
 }
 
 /// What was decided about something that a program wanted to reach.
@@ -187,7 +195,9 @@ pub struct Reached<'a> {
     pub decision: Verdict,
     pub rule: &'a RuleId,
     pub why: &'a str,
-    /// What its host stands for, where it was looked up.
+    /// Of the policy that decided.
+    pub revision: &'a PolicyRevision,
+    /// What its host stands for, where that is why.
     pub addresses: &'a [IpAddr],
 }
 

@@ -1,6 +1,6 @@
 //! What agentd costs, as tables: steps a second, one run alone, a long history, memory, cold start, reading
 //! while others write, and other runtimes beside it. `cargo bench --locked --bench performance` prints all of
-//! them; with names behind `--`, only those (throughput alone history memory start reading peers). Other
+//! them; with names behind `--`, only those (throughput alone history memory start reading spawn decision peers). Other
 //! runtimes are compared where AGENTD_REAL_PARTS says where they are: see `peers.rs`.
 //!
 //! The daemon is the real program as a process; the model is `backend.rs`, without latency, in this process:
@@ -19,6 +19,7 @@ mod disk;
 mod figures;
 mod peers;
 mod rest;
+mod sandbox;
 mod steps;
 
 fn main() {
@@ -47,6 +48,12 @@ async fn measure(named: &[String]) {
     }
     if wanted("reading") {
         rest::reading().await;
+    }
+    if wanted("spawn") {
+        sandbox::spawn().await;
+    }
+    if wanted("decision") {
+        sandbox::decision();
     }
     if wanted("peers") {
         peers::compare().await;

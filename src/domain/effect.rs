@@ -244,6 +244,8 @@ pub struct NetworkUse {
     pub received: u64,
     /// Why the first of those that were refused were, one line each.
     pub refusals: Vec<String>,
+    /// The first addresses that were dialled, each with what for.
+    pub dialled: Vec<String>,
 }
 
 /// How a program is kept apart from the machine, weakest first.

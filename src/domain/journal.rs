@@ -289,7 +289,7 @@ pub struct Connection {
     pub decision: Verdict,
     pub rule: RuleId,
     pub why: String,
-    /// What the host stands for, where it was looked up.
+    /// What the host stands for, where that is why it is denied.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<String>,
 }
@@ -337,7 +337,7 @@ pub struct ToolOutput {
 }
 
 /// What a program used, with all that it started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Used {
     pub cpu_ms: u64,
     pub peak_memory_kib: u64,
@@ -349,13 +349,16 @@ pub struct Used {
 }
 
 /// What a program reached, in all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkUsed {
     pub opened: u64,
     pub refused: u64,
     /// Bytes.
     pub sent: u64,
     pub received: u64,
+    /// The first addresses that were dialled, each with what for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dialled: Vec<String>,
 }
 
 /// The files of the workspace, before the first call that may change them or after the last.

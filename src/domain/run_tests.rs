@@ -185,7 +185,13 @@ fn output(call: CallKey) -> Record {
             cpu_ms: 3,
             peak_memory_kib: 512,
             isolation: Isolation::Full,
-            network: Some(NetworkUsed { opened: 1, refused: 0, sent: 5, received: 7 }),
+            network: Some(NetworkUsed {
+                opened: 1,
+                refused: 0,
+                sent: 5,
+                received: 7,
+                dialled: vec!["93.184.215.14 for api.example.com:443".into()],
+            }),
         }),
     }
     .into()

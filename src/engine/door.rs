@@ -8,16 +8,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
     domain::{
-        ids::{CallId, CallKey, PolicyRevision},
+        ids::{CallId, CallKey},
         journal::Connection,
-        policy::{Destination, Grant, Passage, Policy, Ruling},
+        policy::{Destination, Grant, Policy},
     },
     engine::{World, run_log::Noted},
-    ports::{Door, NotNoted, Reached},
+    ports::{Answered, Door, NotNoted, Reached},
 };
 
-/// Notes that may wait for the driver; who finds no room waits.
-pub(super) const NOTES: usize = 16;
+/// Notes that may wait for the driver: more than all calls of a run at one time can have, since each may ask for
+/// 1,000 things. So a note is never lost because its writer went away while it waited for room.
+pub(super) const NOTES: usize = 1 << 14;
 
 /// Something for the driver to write down, and who waits for that.
 pub(super) struct Note {
@@ -35,22 +36,22 @@ pub(super) struct CallDoor {
     pub(super) notes: mpsc::Sender<Note>,
 }
 
-impl CallDoor {
-    fn revision(&self) -> PolicyRevision {
-        self.world.policies.current().revision.clone()
-    }
-}
-
 #[async_trait]
 impl Door for CallDoor {
-    fn ask(&self, grant: &Grant, wanted: Destination) -> Result<Passage, Ruling> {
-        let passage = self.pinned.admit(grant, wanted.clone())?;
+    fn ask(&self, grant: &Grant, wanted: Destination) -> Answered {
+        let said = |policy: &Policy| Answered {
+            ruling: policy.admit(grant, wanted.clone()),
+            revision: policy.revision.clone(),
+        };
+        let pinned = said(&self.pinned);
         let current = self.world.policies.current();
-        match Arc::ptr_eq(&current, &self.pinned) {
-            true => Ok(passage),
-            // What the newer one opens is for calls to come.
-            false => current.admit(grant, wanted),
+        if Arc::ptr_eq(&current, &self.pinned) {
+            return pinned;
         }
+        // What the newer one opens is for calls to come.
+        let Ok(before) = pinned.ruling else { return pinned };
+        let Answered { ruling, revision } = said(&current);
+        Answered { ruling: ruling.map(|now| before.and(now)), revision }
     }
 
     async fn note(&self, reached: Reached<'_>) -> Result<(), NotNoted> {
@@ -65,9 +66,9 @@ impl Door for CallDoor {
             why: reached.why.to_owned(),
             addresses: reached.addresses.iter().map(ToString::to_string).collect(),
         };
-        let noted = Noted { record: connection.into(), policy: Some(self.revision()) };
+        let noted = Noted { record: connection.into(), policy: Some(reached.revision.clone()) };
         let (done, written) = oneshot::channel();
-        self.notes.send(Note { noted, done }).await.map_err(|_| NotNoted)?;
+        self.notes.try_send(Note { noted, done }).map_err(|_| NotNoted)?;
         written.await.map_err(|_| NotNoted)
     }
 

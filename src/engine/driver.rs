@@ -208,18 +208,20 @@ impl Driver {
         let mut failure = None;
         while left > 0 {
             tokio::select! {
+                // What a call's program wanted stands before its output.
+                biased;
+                Some(note) = notes.recv() => self.note(note, &mut notes).await?,
                 Some(finished) = running.next() => {
                     left -= 1;
+                    if let Ok(note) = notes.try_recv() {
+                        self.note(note, &mut notes).await?;
+                    }
                     self.log.stage(finished.output);
                     failure = failure.or(finished.failure);
                     // The last output is written together with what comes next.
                     if left > 0 {
                         self.log.append([]).await?;
                     }
-                }
-                Some(Note { noted, done }) = notes.recv() => {
-                    self.log.append([noted]).await?;
-                    let _ = done.send(());
                 }
                 Some(message) = self.inbox.recv() => {
                     self.hear(message).await?;
@@ -232,6 +234,27 @@ impl Driver {
             // A run that is to stop stops, whatever became of the sandbox.
             (Some(_), Wish::Cancel) | (None, _) => Ok(()),
         }
+    }
+
+    /// Writes a note down, together with all others that wait.
+    async fn note(
+        &mut self,
+        first: Note,
+        others: &mut mpsc::Receiver<Note>,
+    ) -> Result<(), JournalError> {
+        let mut waiting = Vec::new();
+        let mut next = Some(first);
+        while let Some(Note { noted, done }) = next.take() {
+            self.log.stage(noted);
+            waiting.push(done);
+            next = others.try_recv().ok();
+        }
+        self.log.append([]).await?;
+        for done in waiting {
+            // Who asked may be gone.
+            let _ = done.send(());
+        }
+        Ok(())
     }
 
     /// The sandbox itself failed: the run cannot be trusted to go on.

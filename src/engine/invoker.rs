@@ -255,7 +255,8 @@ fn used_by(result: &EffectResult) -> Option<Used> {
 /// None where nothing was asked for.
 fn network_used(used: &NetworkUse) -> Option<NetworkUsed> {
     let NetworkUse { opened, refused, sent, received, .. } = *used;
-    (opened + refused > 0).then_some(NetworkUsed { opened, refused, sent, received })
+    let dialled = used.dialled.clone();
+    (opened + refused > 0).then_some(NetworkUsed { opened, refused, sent, received, dialled })
 }
 
 fn understand(

@@ -33,7 +33,7 @@ use crate::{
     sandbox::{
         capture::capture,
         cgroup::{Cgroups, Group},
-        egress::{self, Egress},
+        egress::{self, Egress, Outside},
         files::hex,
         order::{Access, Descriptor, End, Order, Rlimits, Tier, View, Watched, WayOut, Work},
         placeholders::{Held, Placeholders},
@@ -72,6 +72,7 @@ struct Shared {
     /// What they do here: resources, each with its mechanism.
     enforced: BTreeMap<&'static str, &'static str>,
     placeholders: Placeholders,
+    outside: Outside,
     /// How many launches there were.
     started: AtomicU64,
 }
@@ -88,7 +89,8 @@ impl Launcher {
             .map_err(|source| SandboxError::Io { what: "waiting for leftover programs", source })?;
         let (placeholders, started) = (Placeholders::default(), AtomicU64::default());
         let enforced = cgroups.enforces();
-        let shared = Shared { tier, alive, cgroups, enforced, placeholders, started };
+        let outside = Outside::new();
+        let shared = Shared { tier, alive, cgroups, enforced, placeholders, outside, started };
         Ok(Self { spawner, shared: Arc::new(shared) })
     }
 
@@ -164,7 +166,9 @@ impl Launcher {
         }
         let way_out = way_out(self.shared.tier, &orders);
         let egress = match (way_out, orders.grant.clone(), door) {
-            (WayOut::Proxy, Some(grant), Some(door)) => Some(Egress::new(grant, door)),
+            (WayOut::Proxy, Some(grant), Some(door)) => {
+                Some(Egress::new(grant, door, &self.shared.outside))
+            }
             _ => None,
         };
         // What touches the workspace is done away from the thread that starts all launchers.
@@ -215,7 +219,7 @@ impl Launcher {
             End::Code(code) => Exit::Code(code),
             End::Signal(signal) => Exit::Signal(signal),
         };
-        Ok(Ended::Ran(Ran {
+        Ok(Ended::Ran(Box::new(Ran {
             exit,
             stdout: stdout.map_err(read)?,
             stderr: stderr.map_err(read)?,
@@ -225,13 +229,13 @@ impl Launcher {
             isolation: self.shared.tier,
             network: egress.map(|egress| egress.used()).unwrap_or_default(),
             ran_out_of_memory: spent.out_of_memory,
-        }))
+        })))
     }
 }
 
 /// How a launcher's work ended.
 pub(super) enum Ended {
-    Ran(Ran),
+    Ran(Box<Ran>),
     /// Nothing was done; the text says why.
     NotStarted(String),
     /// The same, since it could not be kept apart as well as it must be.

@@ -264,7 +264,7 @@ fn resolve(
 
 fn program_result(ended: Ended) -> EffectResult {
     match ended {
-        Ended::Ran(ran) => EffectResult::Ran(ran),
+        Ended::Ran(ran) => EffectResult::Ran(*ran),
         Ended::NotStarted(message) => EffectResult::Failed { reason: "NOT_STARTED", message },
         Ended::TooWeak(message) => EffectResult::Failed { reason: "ISOLATION_TOO_WEAK", message },
     }
@@ -293,7 +293,7 @@ fn look_result(ended: Ended) -> EffectResult {
             let words = String::from_utf8_lossy(&ran.stderr.head).trim().to_owned();
             failed("LOOK_FAILED", &format!("the look broke off: {words}"))
         }
-        Exit::Stopped => EffectResult::Ran(ran),
+        Exit::Stopped => EffectResult::Ran(*ran),
     }
 }
 

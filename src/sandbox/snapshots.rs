@@ -186,7 +186,7 @@ fn output(ended: Ended) -> Result<Ran, SnapshotError> {
         Ended::NotStarted(message) | Ended::TooWeak(message) => return failed(message),
     };
     match ran.exit {
-        Exit::Code(0) => Ok(ran),
+        Exit::Code(0) => Ok(*ran),
         Exit::TimedOut => failed("git took too long".into()),
         Exit::OutOfMemory => failed("git wanted too much memory".into()),
         Exit::CpuTime => failed("git took too much CPU time".into()),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Backend, Settings, Story, TestDaemon,
-    internet::{ALLOWED, Internet, Names, OTHER, OWN, PRIVATE},
+    internet::{ALLOWED, Internet, Names, OTHER, OWN, PRIVATE, SECOND},
     wait_until,
 };
 
@@ -46,6 +46,7 @@ pub(crate) fn names() -> Names {
         ("private.example.com", vec![vec![PRIVATE]]),
         ("loopback.example.com", vec![vec![[127, 0, 0, 1].into()]]),
         ("own.example.com", vec![vec![OWN]]),
+        ("second.example.com", vec![vec![SECOND]]),
         ("mixed.example.com", vec![vec![ALLOWED, PRIVATE]]),
         ("rebinding.example.com", vec![vec![ALLOWED], vec![PRIVATE]]),
     ])
@@ -144,8 +145,7 @@ async fn a_program_reaches_what_the_policy_allows_by_requests_tunnels_and_socks(
     let used = &story.payloads("tool_output")[0]["used"]["network"];
     assert_eq!(used["opened"], 6);
     assert!(used["received"].as_u64().unwrap() > 1000, "{used}");
-    let entry = &story.payloads("connection")[0];
-    assert_eq!(entry["addresses"], json!([ALLOWED.to_string()]));
+    assert_eq!(used["dialled"][0], format!("{ALLOWED} for allowed.example.com:80"));
     let noted = story.entries.iter().find(|entry| entry.kind == "connection").unwrap();
     assert!(noted.policy_revision.starts_with("sha256:"));
     assert!(stage.daemon.audit().await.intact);
@@ -213,7 +213,9 @@ async fn a_rule_s_limit_of_bytes_holds_for_all_that_a_call_sends_and_gets() {
     let counts: Vec<&str> = text.lines().collect();
     assert_eq!(counts[0], (1 << 20).to_string());
     let got: u64 = counts[1].parse().unwrap();
-    assert!((1..=65536).contains(&got), "{text}");
+    assert!(got <= 65536, "{text}");
+    let last = reached(&story).pop().unwrap();
+    assert!(last.ends_with("little.example.org:80 deny builtin/bytes"), "{last}");
     assert!(!stage.internet.seen().requests.iter().any(|one| one.contains("/up")), "{text}");
     let used = &story.payloads("tool_output")[0]["used"]["network"];
     assert!(used["sent"].as_u64().unwrap() <= 65536 + 4096, "{used}");
@@ -247,7 +249,10 @@ async fn a_policy_that_closes_what_is_open_cuts_it_off_by_rpc_and_by_signal() {
         assert_eq!(stdout(&story), "hello\nclosed\n", "{by}");
         let (_, output) = story.outputs().remove(0);
         let told = output["network_refused"][0].as_str().unwrap();
-        assert!(told.starts_with("raw.example.com:9000 was cut off by builtin/no-rule"), "{told}");
+        assert!(
+            told.starts_with("raw.example.com:9000 is denied by builtin/no-rule: it was cut off"),
+            "{told}"
+        );
         std::fs::remove_file(daemon.workspace().join("open")).unwrap();
         std::fs::write(daemon.home().join("policies/network.yaml"), NETWORK).unwrap();
         let request = v1::ReloadPolicyRequest::default();
@@ -304,4 +309,55 @@ async fn a_call_that_asks_too_often_reaches_nothing_any_more() {
 
     assert_eq!(stdout(&story), "100\n");
     assert_eq!(reached(&story).len(), 1000);
+}
+
+#[tokio::test]
+async fn a_policy_that_wants_tls_from_now_on_cuts_what_began_without_it() {
+    let Some(stage) = Stage::open("true") else { return };
+    let daemon = &stage.daemon;
+    daemon.put(
+        "net.sh",
+        "exec 3<>/dev/tcp/127.0.0.1/3128\n\
+         printf 'CONNECT raw.example.com:9000 HTTP/1.1\\r\\nHost: raw.example.com:9000\\r\\n\\r\\n' >&3\n\
+         head -2 <&3 >/dev/null; touch open; cat <&3; echo closed\n",
+    );
+    let run = daemon.submit("reach it").await;
+    wait_until("the tunnel is open", || daemon.read("open").is_some()).await;
+
+    let network = NETWORK.replace("tunnels: anything", "tunnels: tls");
+    std::fs::write(daemon.home().join("policies/network.yaml"), network).unwrap();
+    let request = v1::ReloadPolicyRequest::default();
+    daemon.client().await.policy().reload_policy(request).await.unwrap();
+
+    let story = daemon.story(&run.id).await;
+    assert_eq!(stdout(&story), "closed\n");
+    let denied = "CONNECT raw.example.com:9000 deny builtin/tls-name";
+    assert_eq!(reached(&story).last().unwrap(), denied);
+    // Each entry names the policy that decided it.
+    let noted = |kind: &'static str| story.entries.iter().filter(move |entry| entry.kind == kind);
+    let revisions: Vec<_> = noted("connection").map(|entry| &entry.policy_revision).collect();
+    assert_eq!(noted("decision").next().map(|entry| &entry.policy_revision), Some(revisions[0]));
+    assert_ne!(revisions[0], revisions[1]);
+}
+
+#[tokio::test]
+async fn who_asks_and_is_gone_at_once_has_asked_all_the_same() {
+    let Some(stage) = Stage::open("true") else { return };
+
+    let story = stage
+        .carry_out(
+            "for n in $(seq 20); do exec {fd}<>/dev/tcp/127.0.0.1/3128; \
+             printf 'CONNECT x.test:1 HTTP/1.1\\r\\nHost: x.test:1\\r\\n\\r\\n' >&$fd; done\n\
+             read -r line <&$fd; kill -9 $$\n",
+        )
+        .await;
+
+    let used = &story.payloads("tool_output")[0]["used"]["network"];
+    let entries = reached(&story);
+    assert_eq!(used["refused"], entries.len(), "{entries:?}");
+    assert!(!entries.is_empty());
+    let kinds = story.kinds();
+    let last = kinds.iter().rposition(|kind| *kind == "connection").unwrap();
+    let output = kinds.iter().position(|kind| *kind == "tool_output").unwrap();
+    assert!(last < output, "{kinds:?}");
 }

@@ -121,8 +121,9 @@ const SPAWNS: [&str; 7] = [
 ];
 
 /// Who may have a thread of its own, and what it does.
-const THREADS: [(&str, &str); 5] = [
+const THREADS: [(&str, &str); 6] = [
     ("src/daemon.rs", "waits for signals"),
+    ("src/sandbox/egress/names.rs", "looks a name up, which nothing can call off"),
     ("src/sandbox/spawner.rs", "starts launchers, for as long as they live"),
     ("src/sqlite/mod.rs", "makes the key while the store is made"),
     ("src/sqlite/readers.rs", "reads, each with its connection"),

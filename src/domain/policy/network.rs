@@ -35,7 +35,8 @@ pub struct NetworkRule {
     pub hosts: Vec<HostPattern>,
     /// None: any, for a rule that denies.
     pub ports: Option<BTreeSet<u16>>,
-    /// None: any, and tunnels. Within a tunnel no method is seen, so a rule with methods lets none through.
+    /// Requests of plain HTTP with these, at any of the ports, and no tunnels, in which no method is seen. None:
+    /// tunnels, and requests at port 80.
     pub methods: Option<BTreeSet<String>>,
     /// None: any.
     pub roles: Option<BTreeSet<RoleName>>,
@@ -46,6 +47,11 @@ pub struct NetworkRule {
     pub decision: Verdict,
     pub why: String,
 }
+
+/// Where plain HTTP is spoken without being named.
+const PLAIN_PORT: u16 = 80;
+/// Longest list of what may be reached that is told, in characters.
+const TOLD: usize = 300;
 
 /// What a tunnel must begin with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Deserialize)]
@@ -177,17 +183,39 @@ impl Passage {
     }
 }
 
+impl Passage {
+    /// What both let through.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let least = |one: Option<u64>, two: Option<u64>| one.into_iter().chain(two).min();
+        let tunnels = match (self.tunnels, other.tunnels) {
+            (Tunnels::Anything, Tunnels::Anything) => Tunnels::Anything,
+            (Tunnels::Tls, _) | (_, Tunnels::Tls) => Tunnels::Tls,
+        };
+        Self {
+            tunnels,
+            most_sent: least(self.most_sent, other.most_sent),
+            most_received: least(self.most_received, other.most_received),
+            ..other
+        }
+    }
+}
+
 impl NetworkRule {
     fn speaks_of(&self, role: &RoleName, wanted: &Destination) -> bool {
         self.roles.as_ref().is_none_or(|roles| roles.contains(role))
             && self.ports.as_ref().is_none_or(|ports| ports.contains(&wanted.port))
             && self.hosts.iter().any(|host| host.matches(&wanted.host))
-            && self.takes(&wanted.by)
+            && self.takes(wanted)
     }
 
-    fn takes(&self, by: &Passing) -> bool {
-        match (&self.methods, by) {
-            (None, _) => true,
+    fn takes(&self, wanted: &Destination) -> bool {
+        match (&self.methods, &wanted.by) {
+            (None, Passing::Tunnel) => true,
+            // What is meant for TLS is not to be spoken to in the clear; who denies denies that too.
+            (None, Passing::Request { .. }) => {
+                wanted.port == PLAIN_PORT || self.decision == Verdict::Deny
+            }
             // Whatever is denied by method could be done within a tunnel.
             (Some(_), Passing::Tunnel) => self.decision == Verdict::Deny,
             (Some(methods), Passing::Request { method }) => methods.contains(method),
@@ -256,6 +284,10 @@ impl Policy {
         });
         let open: Vec<String> = open.map(told).collect();
         let open = if open.is_empty() { "nothing".into() } else { open.join("; ") };
+        let open = match open.char_indices().nth(TOLD) {
+            Some((end, _)) => format!("{}…", &open[..end]),
+            None => open,
+        };
         let why = format!(
             "no rule lets what {} starts reach {wanted} by {}; it may reach {open}",
             grant.rule,

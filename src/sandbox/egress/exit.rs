@@ -1,9 +1,9 @@
-//! From a destination to a connection: asked about, looked up, looked at, written down, dialled. In this order,
-//! and each once.
+//! From a destination to a connection: asked about, written down, looked up, looked at, dialled. In this order:
+//! a name that is looked up is seen by strangers already.
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, UdpSocket},
+    net::{IpAddr, UdpSocket},
     sync::atomic::Ordering,
     time::Duration,
 };
@@ -13,15 +13,15 @@ use tokio::net::TcpStream;
 use crate::{
     domain::{
         host::{Host, reserved},
-        ids::RuleId,
+        ids::{PolicyRevision, RuleId},
         journal::Verdict,
         policy::{Destination, Passage},
     },
-    ports::Reached,
-    sandbox::egress::{Current, Egress, MOST_DECISIONS, meter::Metered},
+    ports::{Answered, Reached},
+    sandbox::egress::{Current, Egress, MOST_DECISIONS, Open, meter::Metered},
 };
 
-/// How long a name may take to be looked up, and an address to answer.
+/// How long an address may take to answer.
 const DIAL: Duration = Duration::from_secs(10);
 /// Addresses of one name that are tried.
 const TRIED: usize = 4;
@@ -29,6 +29,7 @@ const TRIED: usize = 4;
 /// A connection to what was wanted.
 pub(super) struct Opened {
     pub(super) passage: Passage,
+    pub(super) revision: PolicyRevision,
     pub(super) stream: Metered<TcpStream>,
 }
 
@@ -39,8 +40,16 @@ pub(super) enum Refusal {
     Denied(String),
     /// It may be reached, and cannot be.
     Unreachable(String),
-    /// It is let through as a request, but its bytes are used up, or the journal is not to be written.
+    /// Nothing more is reached: too much was asked for, or the journal is not to be written.
     Unavailable(String),
+}
+
+/// By which rule of ours, and why, something is denied.
+pub(super) struct Denial<'a> {
+    pub(super) rule: &'a RuleId,
+    pub(super) why: &'a str,
+    pub(super) revision: &'a PolicyRevision,
+    pub(super) addresses: &'a [IpAddr],
 }
 
 impl Egress<'_> {
@@ -50,79 +59,72 @@ impl Egress<'_> {
             let message = format!("a call may ask for {MOST_DECISIONS} connections");
             return Err(Refusal::Unavailable(message));
         }
-        let passage = match self.door.ask(&self.grant, wanted.clone()) {
-            Ok(passage) => passage,
-            Err(ruling) => return Err(self.deny(&wanted, &ruling.rule, &ruling.why, &[]).await),
-        };
-        let addresses = match look_up(&wanted).await {
-            Ok(addresses) => addresses,
-            Err(error) => {
-                self.allow(&passage, &[]).await?;
-                return Err(Refusal::Unreachable(format!("{wanted} cannot be found: {error}")));
-            }
+        let (passage, revision) = self.ask(&wanted).await?;
+        self.allow(&passage, &revision).await?;
+        self.opened.fetch_add(1, Ordering::Relaxed);
+        let addresses = match &wanted.host {
+            Host::Address(address) => vec![*address],
+            Host::Name(name) => self.names.look_up(name).await.map_err(|error| {
+                Refusal::Unreachable(format!("{wanted} cannot be found: {error}"))
+            })?,
         };
         // One address of our own among others is enough to mean harm.
         if let Some(what) = addresses.iter().find_map(|address| off_limits(*address)) {
-            let rule = RuleId::new("builtin/not-public");
             let why = format!(
                 "{} stands for an address that is {what}; programs reach only the public internet",
                 wanted.host
             );
-            return Err(self.deny(&wanted, &rule, &why, &addresses).await);
+            let rule = &RuleId::new("builtin/not-public");
+            let denial = Denial { rule, why: &why, revision: &revision, addresses: &addresses };
+            return Err(self.deny(&wanted, denial).await);
         }
-        self.allow(&passage, &addresses).await?;
-        now.set(&wanted);
+        let meter = self.meters.of(&passage, *self.changes.borrow());
+        now.set(Open { wanted: wanted.clone(), tunnels: passage.tunnels(), meter: meter.clone() });
         // Whoever tightened the policy since was not heard by this connection yet.
-        if let Err(ruling) = self.door.ask(&self.grant, wanted.clone()) {
-            return Err(self.deny(&wanted, &ruling.rule, &ruling.why, &addresses).await);
-        }
-        let stream = dial(&addresses, wanted.port).await.map_err(|error| {
+        let (passage, revision) = self.ask(&wanted).await?;
+        meter.lower(&passage);
+        let (stream, address) = dial(&addresses, wanted.port).await.map_err(|error| {
             Refusal::Unreachable(format!("{wanted} cannot be reached: {error}"))
         })?;
+        self.tell_dialled(&format!("{address} for {wanted}"));
         let _ = stream.set_nodelay(true);
-        let meter = self.meters.of(&passage);
-        self.opened.fetch_add(1, Ordering::Relaxed);
-        Ok(Opened { passage, stream: Metered::new(stream, meter) })
+        Ok(Opened { passage, revision, stream: Metered::new(stream, meter) })
+    }
+
+    /// Asks; what is refused is written down.
+    async fn ask(&self, wanted: &Destination) -> Result<(Passage, PolicyRevision), Refusal> {
+        let Answered { ruling, revision } = self.door.ask(&self.grant, wanted.clone());
+        match ruling {
+            Ok(passage) => Ok((passage, revision)),
+            Err(ruling) => {
+                let (rule, why) = (&ruling.rule, ruling.why.as_str());
+                let denial = Denial { rule, why, revision: &revision, addresses: &[] };
+                Err(self.deny(wanted, denial).await)
+            }
+        }
     }
 
     /// Writes down that something is refused, and says so.
-    pub(super) async fn deny(
-        &self,
-        wanted: &Destination,
-        rule: &RuleId,
-        why: &str,
-        addresses: &[IpAddr],
-    ) -> Refusal {
+    pub(super) async fn deny(&self, wanted: &Destination, denial: Denial<'_>) -> Refusal {
+        let Denial { rule, why, revision, addresses } = denial;
         self.refused.fetch_add(1, Ordering::Relaxed);
         let told = format!("{wanted} is denied by {rule}: {why}");
-        self.tell(&told);
+        self.tell_refused(&told);
         let decision = Verdict::Deny;
-        let noted = self.door.note(Reached { wanted, decision, rule, why, addresses }).await;
-        match noted {
+        let reached = Reached { wanted, decision, rule, why, revision, addresses };
+        match self.door.note(reached).await {
             Ok(()) => Refusal::Denied(told),
             Err(error) => Refusal::Unavailable(error.to_string()),
         }
     }
 
-    async fn allow(&self, passage: &Passage, addresses: &[IpAddr]) -> Result<(), Refusal> {
+    async fn allow(&self, passage: &Passage, revision: &PolicyRevision) -> Result<(), Refusal> {
         let (wanted, decision) = (passage.destination(), Verdict::Allow);
         let (rule, why) = (passage.rule(), passage.why());
-        let noted = self.door.note(Reached { wanted, decision, rule, why, addresses }).await;
+        let reached = Reached { wanted, decision, rule, why, revision, addresses: &[] };
+        let noted = self.door.note(reached).await;
         noted.map_err(|error| Refusal::Unavailable(error.to_string()))
     }
-}
-
-/// All that the host stands for, at most [`TRIED`] of them, each looked at before any is dialled.
-async fn look_up(wanted: &Destination) -> io::Result<Vec<IpAddr>> {
-    let name = match &wanted.host {
-        Host::Address(address) => return Ok(vec![*address]),
-        // With a dot at its end, so that no search domain of this machine is put behind it.
-        Host::Name(name) => format!("{name}."),
-    };
-    let found = tokio::time::timeout(DIAL, tokio::net::lookup_host((name, wanted.port)));
-    let found = found.await.map_err(|_| io::ErrorKind::TimedOut)??;
-    let addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
-    if addresses.is_empty() { Err(io::ErrorKind::NotFound.into()) } else { Ok(addresses) }
 }
 
 /// What an address is that no program may reach; none: it may.
@@ -130,25 +132,26 @@ fn off_limits(address: IpAddr) -> Option<&'static str> {
     reserved(address).or_else(|| is_ours(address).then_some("this machine's own"))
 }
 
-/// Whether the kernel would send to an address from that very address, as it does for its own alone. Connecting
-/// a datagram socket sends nothing.
+/// Whether an address is this machine's: then, and only then, a socket can be bound to it. What cannot be told
+/// is taken for ours; so is everything where the system lets sockets be bound to any address.
 fn is_ours(address: IpAddr) -> bool {
-    let any: SocketAddr = match address {
-        IpAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
-        IpAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
-    };
-    let source = UdpSocket::bind(any)
-        .and_then(|socket| socket.connect((address, 9)).and_then(|()| socket.local_addr()));
-    // Without a route nothing can be dialled either.
-    source.is_ok_and(|source| source.ip() == address)
+    match UdpSocket::bind((address, 0)) {
+        Ok(_) => true,
+        Err(error) => {
+            // Where a family is not to be had, nothing of it can be dialled either.
+            let foreign = [libc::EADDRNOTAVAIL, libc::EAFNOSUPPORT];
+            error.raw_os_error().is_none_or(|code| !foreign.contains(&code))
+        }
+    }
 }
 
-async fn dial(addresses: &[IpAddr], port: u16) -> io::Result<TcpStream> {
+/// The first that answers.
+async fn dial(addresses: &[IpAddr], port: u16) -> io::Result<(TcpStream, IpAddr)> {
     let mut last = io::Error::from(io::ErrorKind::NotFound);
     for address in addresses.iter().take(TRIED) {
         let dialled = tokio::time::timeout(DIAL, TcpStream::connect((*address, port)));
         match dialled.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok((stream, *address)),
             Err(error) => last = error,
         }
     }

@@ -17,7 +17,7 @@ use hyper::{
     body::{Body, Frame, Incoming, SizeHint},
     client, header,
     header::{HeaderMap, HeaderName, HeaderValue},
-    http::uri::Scheme,
+    http::uri::{Scheme, Uri},
     server::conn::http1,
     service::service_fn,
     upgrade::OnUpgrade,
@@ -39,6 +39,9 @@ use crate::{
 
 /// Longest head of a request, in bytes.
 const HEAD: usize = 64 << 10;
+
+/// Longest method, in bytes.
+const METHOD: usize = 32;
 
 /// Headers that speak of one connection and not of the request. Those that `Connection` names are too.
 const HOP: [HeaderName; 9] = [
@@ -65,6 +68,7 @@ pub(super) async fn attend(egress: &Egress<'_>, client: TcpStream, now: &Current
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
         .max_buf_size(HEAD)
+        .half_close(true)
         .serve_connection(TokioIo::new(client), serve)
         .with_upgrades();
     // Whatever breaks, the program sees its connection closed.
@@ -117,7 +121,7 @@ fn destination(request: &Request<Incoming>) -> Result<Destination, &'static str>
     let (by, port) = match request.method() {
         &Method::CONNECT => (Passing::Tunnel, None),
         method if uri.scheme() == Some(&Scheme::HTTP) => {
-            (Passing::Request { method: method.as_str().to_owned() }, Some(80))
+            (Passing::Request { method: known_form(method.as_str())? }, Some(80))
         }
         _ => return Err("only http is passed on; make a tunnel with CONNECT for everything else"),
     };
@@ -127,11 +131,27 @@ fn destination(request: &Request<Incoming>) -> Result<Destination, &'static str>
         other == Some((host.clone(), port))
     };
     match hosts.as_slice() {
+        _ if !codings_are_known(request.headers()) => {
+            return Err("of transfer codings only chunked is passed on");
+        }
         [only] if same(only) => {}
         [] if request.version() < Version::HTTP_11 => {}
         _ => return Err("the Host header must name what the URL names, once"),
     }
     Ok(Destination { host, port, by })
+}
+
+fn codings_are_known(headers: &HeaderMap) -> bool {
+    headers.get_all(header::TRANSFER_ENCODING).iter().all(|coding| coding == "chunked")
+}
+
+/// A method as servers are to take it. In another case some would take it for the same, and rules would not.
+fn known_form(method: &str) -> Result<String, &'static str> {
+    let is_fine = |byte: u8| byte.is_ascii_uppercase() || byte == b'-';
+    match method.len() <= METHOD && method.bytes().all(is_fine) {
+        true => Ok(method.to_owned()),
+        false => Err("the method is not one of capital letters"),
+    }
 }
 
 /// A host, and a port unless the scheme has one.
@@ -142,7 +162,7 @@ fn authority(text: &str, port: Option<u16>) -> Result<(Host, u16), &'static str>
     };
     let host = Host::parse(host).map_err(|_| "the host is not one that can be named")?;
     let port = match said {
-        None => port.ok_or("a tunnel needs a port")?,
+        None | Some("") => port.ok_or("a tunnel needs a port")?,
         Some(digits) if digits.bytes().all(|byte| byte.is_ascii_digit()) => {
             digits.parse().map_err(|_| "the port is not one")?
         }
@@ -155,11 +175,19 @@ fn authority(text: &str, port: Option<u16>) -> Result<(Host, u16), &'static str>
 async fn pass_on(request: Request<Incoming>, opened: Opened) -> Result<Answer, hyper::Error> {
     let wanted = opened.passage.destination().clone();
     let (mut head, body) = request.into_parts();
-    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
     // What was asked about is what is named, whatever else was written.
-    head.uri = path.parse().unwrap_or_default();
+    head.uri = match path(&head.uri) {
+        Some(path) => path,
+        None => return Ok(said(StatusCode::BAD_REQUEST, "the path cannot be passed on")),
+    };
     head.version = Version::HTTP_11;
+    let is_chunked = head.headers.contains_key(header::TRANSFER_ENCODING);
     strip(&mut head.headers);
+    if is_chunked {
+        // Else a method that seldom has a body would lose it.
+        let chunked = HeaderValue::from_static("chunked");
+        head.headers.insert(header::TRANSFER_ENCODING, chunked);
+    }
     let named = match wanted.port {
         80 => wanted.host.to_string(),
         _ => wanted.to_string(),
@@ -169,8 +197,10 @@ async fn pass_on(request: Request<Incoming>, opened: Opened) -> Result<Answer, h
         header::HOST,
         HeaderValue::from_str(&named).unwrap_or(HeaderValue::from_static("")),
     );
-    let (mut sender, connection) =
-        client::conn::http1::handshake(TokioIo::new(opened.stream)).await?;
+    let (mut sender, connection) = client::conn::http1::Builder::new()
+        .max_buf_size(HEAD)
+        .handshake(TokioIo::new(opened.stream))
+        .await?;
     let connection: Pin<Box<dyn Future<Output = ()> + Send>> = Box::pin(async {
         // What broke shows in the answer.
         let _ = connection.await;
@@ -182,8 +212,21 @@ async fn pass_on(request: Request<Incoming>, opened: Opened) -> Result<Answer, h
         () = &mut connection => asked.await,
     }?;
     let (mut head, body) = response.into_parts();
+    if head.headers.contains_key(header::TRANSFER_ENCODING) {
+        // Of two lengths it is the one that counts; the other would be taken for ours.
+        head.headers.remove(header::CONTENT_LENGTH);
+    }
     strip(&mut head.headers);
     Ok(Response::from_parts(head, Either::Right(Driven { connection, body })))
+}
+
+/// The path and the query alone.
+fn path(uri: &Uri) -> Option<Uri> {
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    match path.strip_prefix('?') {
+        Some(query) => format!("/?{query}").parse().ok(),
+        None => path.parse().ok(),
+    }
 }
 
 fn strip(headers: &mut HeaderMap) {

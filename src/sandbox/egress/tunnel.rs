@@ -4,7 +4,11 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, copy_bidirectional_wi
 
 use crate::{
     domain::{ids::RuleId, policy::Tunnels},
-    sandbox::egress::{Egress, exit::Opened, tls},
+    sandbox::egress::{
+        Egress,
+        exit::{Denial, Opened},
+        tls,
+    },
 };
 
 /// Bytes under way in each direction.
@@ -16,12 +20,13 @@ pub(super) async fn carry(
     mut client: impl AsyncRead + AsyncWrite + Unpin,
     opened: Opened,
 ) {
-    let Opened { passage, mut stream } = opened;
+    let Opened { passage, revision, mut stream } = opened;
     if passage.tunnels() == Tunnels::Tls {
         let wanted = passage.destination();
         let deny = async |why: &str| {
-            let rule = RuleId::new("builtin/tls-name");
-            egress.deny(wanted, &rule, why, &[]).await;
+            let rule = &RuleId::new("builtin/tls-name");
+            let denial = Denial { rule, why, revision: &revision, addresses: &[] };
+            egress.deny(wanted, denial).await;
         };
         let hello = match tls::hello(&mut client).await {
             Ok(hello) => hello,

@@ -22,7 +22,9 @@ pub(crate) const OTHER: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 15);
 /// A server that is not of the public internet, and can be reached all the same.
 pub(crate) const PRIVATE: Ipv4Addr = Ipv4Addr::new(10, 66, 0, 1);
 /// A public address that is the daemon's own machine's.
-pub(crate) const OWN: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 99);
+pub(crate) const OWN: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 101);
+/// Another one in the same network.
+pub(crate) const SECOND: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 102);
 const RESOLVER: Ipv4Addr = Ipv4Addr::new(93, 184, 215, 53);
 /// The link between the two.
 const INSIDE_END: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
@@ -96,7 +98,7 @@ impl Internet {
         fs::write(files.path().join("resolv.conf"), format!("nameserver {RESOLVER}\n")).unwrap();
         inside.sh(format!(
             "mount --make-rprivate /; mount --bind {}/resolv.conf /etc/resolv.conf
-             ip link set lo up; ip addr add {OWN}/32 dev lo
+             ip link set lo up; ip addr add {OWN}/30 dev lo; ip addr add {SECOND}/30 dev lo
              ip link add out type veth peer name in netns {}
              ip addr add {INSIDE_END}/24 dev out; ip link set out up",
             files.path().display(),

@@ -1,0 +1,169 @@
+//! What a confined program costs beside a plain one, and a decision: in this process, with the real launcher.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use agentd::{
+    domain::{
+        effect::{Effect, EffectResult, Exit, Facts},
+        ids::{RoleName, RuleId, ToolName},
+        policy::{CommandRule, Decision, Policy, Role},
+    },
+    policy_files::{Sources, compile},
+    ports::{Attempt, Company, Sandbox as _, Scene},
+    sandbox::{LocalSandbox, Places, Walls},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::figures::{median, quantile};
+
+const TIMES: usize = 300;
+const PROGRAM: &str = "/bin/true";
+
+/// A sandbox on a scratch directory, and a policy that lets `true` run.
+struct Stage {
+    sandbox: LocalSandbox,
+    policy: Policy,
+    scene: Scene,
+    _scratch: tempfile::TempDir,
+}
+
+fn role() -> RoleName {
+    RoleName::new("bench")
+}
+
+fn tool() -> ToolName {
+    ToolName::new("shell_exec")
+}
+
+/// The policy that comes with agentd, with one more rule, of which there are `count` copies.
+fn policy(count: usize) -> Policy {
+    let tools = ["read_file", "write_file", "edit_file", "list_dir", "search_files", "shell_exec"];
+    let tools: Vec<ToolName> =
+        tools.into_iter().chain(["repo_summarize"]).map(ToolName::new).collect();
+    let policy = compile(&Sources::built_in(), &tools).unwrap();
+    let like = policy.commands.iter().find(|rule| rule.id == RuleId::new("git.status")).unwrap();
+    let rule = |n: usize| CommandRule {
+        id: RuleId::new(format!("rule.{n}")),
+        argv: vec![if n == 0 { "true".into() } else { format!("program{n}") }],
+        inject: Vec::new(),
+        ..like.clone()
+    };
+    Policy {
+        roles: [(role(), Role { tools: [tool()].into() })].into(),
+        commands: (0..count).map(rule).collect(),
+        ..policy
+    }
+}
+
+impl Stage {
+    fn open() -> Self {
+        let scratch = tempfile::tempdir().unwrap();
+        let (state, workspace) = (scratch.path().join("state"), scratch.path().join("workspace"));
+        fs::create_dir(&state).unwrap();
+        fs::create_dir(&workspace).unwrap();
+        let launcher = PathBuf::from(env!("CARGO_BIN_EXE_agentd-sandbox"));
+        let walls = Walls::probe(launcher, &workspace).unwrap();
+        let places = Places { workspace_root: scratch.path().to_owned(), off_limits: Vec::new() };
+        let sandbox = LocalSandbox::open(walls, &state, places).unwrap();
+        let policy = policy(1);
+        let scene = Scene {
+            workspace,
+            program_directories: policy.program_directories.clone(),
+            label: "bench".into(),
+            earlier: None,
+        };
+        Self { sandbox, policy, scene, _scratch: scratch }
+    }
+
+    /// From the decision to the outcome.
+    async fn confined(&self) -> Duration {
+        let effect = Effect::Spawn { argv: vec!["true".into()] };
+        let resolved = self.sandbox.resolve(&self.scene, effect).await.unwrap();
+        let started = Instant::now();
+        let Decision::Allow(permit) = self.policy.decide(&role(), &tool(), resolved) else {
+            panic!("the rule allows it");
+        };
+        let stop = CancellationToken::new();
+        let company = Company { stop: &stop, heard: &|_, _| {}, door: None };
+        let result = self.sandbox.run(permit, Attempt::First, company).await.unwrap();
+        let took = started.elapsed();
+        let EffectResult::Ran(ran) = result else { panic!("{result:?}") };
+        assert_eq!(ran.exit, Exit::Code(0), "{ran:?}");
+        took
+    }
+}
+
+/// The same program by posix_spawn, with the same pipes.
+fn plain() -> Duration {
+    let started = Instant::now();
+    let output = Command::new(PROGRAM).env_clear().stdin(Stdio::null()).output().unwrap();
+    assert!(output.status.success());
+    started.elapsed()
+}
+
+/// Both in turns: medians and 90th percentiles in milliseconds.
+async fn both(stage: &Stage, pause: Duration) -> [(f64, f64); 2] {
+    let (mut plain_ms, mut confined_ms) = (Vec::new(), Vec::new());
+    for n in 0..TIMES + 10 {
+        let pair = (plain(), stage.confined().await);
+        // The first ones warm everything up.
+        if n >= 10 {
+            plain_ms.push(pair.0.as_secs_f64() * 1000.0);
+            confined_ms.push(pair.1.as_secs_f64() * 1000.0);
+        }
+        tokio::time::sleep(pause).await;
+    }
+    [&mut plain_ms, &mut confined_ms].map(|one| (median(one), quantile(one, 0.9)))
+}
+
+pub(crate) async fn spawn() {
+    println!("## A confined program\n");
+    println!(
+        "`{PROGRAM}` from decision to outcome, cgroups included, {TIMES} times each in turns.\n"
+    );
+    println!("| daemon holds | | posix_spawn ms | confined ms | p90 ms | times as long |");
+    println!("|---|---|---|---|---|---|");
+    let mut ballast: Vec<u8> = Vec::new();
+    for mib in [10, 1024] {
+        ballast.resize(mib << 20, 1);
+        for (what, pause) in [("at once, one after the other", 0), ("with 20 ms in between", 20)] {
+            let stage = Stage::open();
+            let [(plain, _), (confined, tail)] = both(&stage, Duration::from_millis(pause)).await;
+            println!(
+                "| {mib} MiB | {what} | {plain:.2} | {confined:.2} | {tail:.2} | {:.1} |",
+                confined / plain
+            );
+        }
+    }
+    std::hint::black_box(&ballast);
+    println!();
+}
+
+pub(crate) fn decision() {
+    println!("## A decision\n");
+    println!("| rules | microseconds |");
+    println!("|---|---|");
+    for count in [50, 500, 5000] {
+        let policy = policy(count);
+        let facts = || Facts::Spawn {
+            argv: vec![format!("program{}", count - 1), "-s".into(), "src".into()],
+            executable: String::new(),
+            sha256: String::new(),
+        };
+        let mut each: Vec<f64> = Vec::new();
+        for _ in 0..2000 {
+            let facts = facts();
+            let started = Instant::now();
+            let decision = std::hint::black_box(policy.decide(&role(), &tool(), facts));
+            each.push(started.elapsed().as_secs_f64() * 1e6);
+            assert!(matches!(decision, Decision::Allow(_)));
+        }
+        println!("| {count} | {:.1} |", median(&mut each));
+    }
+    println!();
+}

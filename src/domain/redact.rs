@@ -3,7 +3,14 @@
 //! Known secrets are found wherever they stand; strangers' secrets by the shapes that vendors give
 //! their tokens. Linear in the length of the text.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::BTreeSet};
+
+use aho_corasick::{AhoCorasick, MatchKind};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{GeneralPurpose, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
+};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 const MARK: &str = "[redacted]";
 /// Shorter secrets would hide ordinary words.
@@ -24,40 +31,47 @@ const SHAPES: [(&str, usize); 9] = [
 /// Replaces secrets by `[redacted]`.
 #[derive(Clone, Default)]
 pub struct Redactor {
-    /// Longest first, so that a secret within another leaves no rest.
-    known: Vec<String>,
+    /// Finds every known secret in all its forms in one pass; none: there is none.
+    known: Option<AhoCorasick>,
+    /// As they are, where they hold white space.
+    spaced: Vec<String>,
+    count: usize,
 }
 
 impl std::fmt::Debug for Redactor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Redactor({} known secrets)", self.known.len())
+        write!(f, "Redactor({} known secrets)", self.count)
     }
 }
 
 impl Redactor {
-    /// Knows `secrets`; those under 8 bytes are left out.
+    /// Knows `secrets`, also in JSON, in base64, in hexadecimal and in a URL; those under 8 bytes are left out.
     pub fn new(secrets: impl IntoIterator<Item = String>) -> Self {
-        let mut known = Vec::new();
-        for secret in secrets.into_iter().filter(|secret| secret.len() >= SHORTEST_SECRET) {
-            // Text is redacted as JSON, where quotes and control characters stand escaped.
-            let escaped = serde_json::Value::from(secret.as_str()).to_string();
-            let inner = escaped.trim_matches('"');
-            if inner != secret {
-                known.push(inner.to_owned());
-            }
-            known.push(secret);
+        let secrets = secrets.into_iter().filter(|secret| secret.len() >= SHORTEST_SECRET);
+        let secrets: BTreeSet<String> = secrets.collect();
+        let forms: BTreeSet<String> = secrets.iter().flat_map(|secret| forms(secret)).collect();
+        // The longest wins, so that a secret within another leaves no rest. What is too much for it is not known.
+        let found = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&forms);
+        let spaced = secrets.iter().filter(|secret| secret.contains(char::is_whitespace));
+        Self {
+            known: found.ok().filter(|_| !forms.is_empty()),
+            spaced: spaced.cloned().collect(),
+            count: secrets.len(),
         }
-        known.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
-        Self { known }
     }
 
     /// The text without secrets; borrowed when it held none.
     pub fn redact<'a>(&self, text: &'a str) -> Cow<'a, str> {
         let mut text = Cow::Borrowed(text);
-        for secret in &self.known {
-            if text.contains(secret.as_str()) {
-                text = Cow::Owned(text.replace(secret.as_str(), MARK));
-            }
+        if let Some(known) = &self.known
+            && known.is_match(text.as_ref())
+        {
+            let mut clean = String::with_capacity(text.len());
+            known.replace_all_with(&text, &mut clean, |_, _, clean| {
+                clean.push_str(MARK);
+                true
+            });
+            text = Cow::Owned(clean);
         }
         for (beginning, least) in SHAPES {
             if let Some(clean) = without_shape(&text, beginning, least) {
@@ -66,6 +80,68 @@ impl Redactor {
         }
         text
     }
+
+    /// Where, at the end of a text that goes on, a secret with white space in it may have begun; the length of the
+    /// text if none has.
+    pub fn unfinished(&self, text: &str) -> usize {
+        let begins = |secret: &String| {
+            let longest = text.len().min(secret.len() - 1);
+            (1..=longest).rev().find(|length| {
+                secret.is_char_boundary(*length) && text.ends_with(&secret[..*length])
+            })
+        };
+        text.len() - self.spaced.iter().filter_map(begins).max().unwrap_or(0)
+    }
+}
+
+/// All that a secret may look like, however it was turned into text.
+fn forms(secret: &str) -> Vec<String> {
+    let bytes = secret.as_bytes();
+    // Text is redacted as JSON, where quotes and control characters stand escaped.
+    let escaped = serde_json::Value::from(secret).to_string();
+    let hexadecimal: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let percent = utf8_percent_encode(secret, IN_A_URL).to_string();
+    // Which digits are capital is the encoder's choice.
+    let small = small_digits(&percent);
+    let mut forms = vec![
+        secret.to_owned(),
+        escaped[1..escaped.len() - 1].to_owned(),
+        hexadecimal.to_ascii_uppercase(),
+        hexadecimal,
+        small,
+        percent,
+    ];
+    for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
+        forms.extend((0..3).map(|before| base64_core(engine, bytes, before)));
+    }
+    forms.retain(|form| form.len() >= SHORTEST_SECRET);
+    forms
+}
+
+/// Characters that do not stand for themselves in a URL's query.
+const IN_A_URL: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+fn small_digits(percent: &str) -> String {
+    let mut parts = percent.split('%');
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |mut text, part| {
+        let (digits, rest) = part.split_at(part.len().min(2));
+        text.push('%');
+        text.push_str(&digits.to_ascii_lowercase());
+        text.push_str(rest);
+        text
+    })
+}
+
+/// The characters of a base64 text that are those of these bytes alone, where so many (0 to 2) stand before them
+/// in their group of three.
+fn base64_core(engine: &GeneralPurpose, bytes: &[u8], before: usize) -> String {
+    let padded = [vec![0; before], bytes.to_vec()].concat();
+    let text = engine.encode(&padded);
+    // Each character has six bits; those that hold a bit of what stands before or after are not sure.
+    let first = (before * 8).div_ceil(6);
+    let last = padded.len() * 8 / 6;
+    text[first..last].to_owned()
 }
 
 /// Whether a token may begin after `before`: at the start, after what is no letter or digit, or after
@@ -115,6 +191,57 @@ mod tests {
         let redactor = Redactor::new(["pass\"word\n1".to_owned(), "tiny".to_owned()]);
         let json = serde_json::json!({ "a": "x pass\"word\n1 y tiny" }).to_string();
         assert_eq!(redactor.redact(&json), r#"{"a":"x [redacted] y tiny"}"#);
+    }
+
+    #[test]
+    fn a_known_secret_goes_in_whatever_it_was_wrapped() {
+        let secret = "s3cret/key+with=~ \u{fc}ml";
+        let redactor = Redactor::new([secret.to_owned()]);
+        let hexadecimal: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+        let percent = utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string();
+        for before in ["", "a", "ab", "abc"] {
+            for after in ["", "x", "xy"] {
+                let text = format!("{before}{secret}{after}");
+                for engine in [&STANDARD_NO_PAD, &URL_SAFE_NO_PAD] {
+                    let clean = redactor.redact(&engine.encode(&text)).into_owned();
+                    assert!(
+                        clean.contains(MARK) && clean.len() < MARK.len() + 12,
+                        "{text}: {clean}"
+                    );
+                }
+            }
+        }
+        assert_eq!(redactor.redact(&hexadecimal), MARK);
+        assert_eq!(redactor.redact(&hexadecimal.to_uppercase()), MARK);
+        let in_a_url = utf8_percent_encode(secret, IN_A_URL).to_string();
+        assert_eq!(redactor.redact(&format!("?k={in_a_url}&x")), format!("?k={MARK}&x"));
+        assert_eq!(redactor.redact(&small_digits(&in_a_url)), MARK);
+        assert_ne!(percent, in_a_url, "control: encoders differ");
+    }
+
+    #[test]
+    fn a_secret_with_spaces_is_held_back_where_it_may_have_begun() {
+        let redactor = Redactor::new(["correct horse battery".to_owned()]);
+        assert_eq!(redactor.unfinished("it is correct horse "), 6);
+        assert_eq!(redactor.unfinished("it is corrected "), 16);
+        assert_eq!(redactor.unfinished("it is c"), 6);
+        assert_eq!(redactor.unfinished(""), 0);
+    }
+
+    #[test]
+    fn of_two_secrets_that_begin_alike_the_longer_goes_whole() {
+        let redactor = Redactor::new(["password".to_owned(), "password-of-the-store".to_owned()]);
+        assert_eq!(redactor.redact("password-of-the-store password"), format!("{MARK} {MARK}"));
+    }
+
+    #[test]
+    fn near_misses_by_the_million_are_one_pass() {
+        let redactor = Redactor::new(["aaaaaaaaaaaaaaab".to_owned(), "x y z x y z!".to_owned()]);
+        for part in ["a", "sk- ", "ghp_aaa ", "x y z ", "\\n"] {
+            let text = part.repeat((4 << 20) / part.len());
+            assert!(redactor.redact(&text) == text.as_str(), "{part:?}");
+            assert!(redactor.unfinished(&text) + 12 > text.len());
+        }
     }
 
     #[test]

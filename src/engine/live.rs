@@ -58,7 +58,7 @@ impl Words {
 
     /// Takes some more words.
     pub(super) fn hear(&self, text: &str) {
-        let whole = lock(&self.held).take(text.as_bytes());
+        let whole = lock(&self.held).take(text.as_bytes(), &self.voice.redactor);
         self.say(whole);
     }
 
@@ -97,7 +97,7 @@ impl Output {
     pub(super) fn hear(&self, stream: OutputStream, bytes: &[u8]) {
         let mut held = lock(self.held(stream));
         if self.voice.live.is_followed(self.voice.run) {
-            let whole = held.take(bytes);
+            let whole = held.take(bytes, &self.voice.redactor);
             self.say(stream, whole);
         } else {
             held.pass_over(bytes);
@@ -160,15 +160,21 @@ enum Start {
 
 impl Held {
     /// Takes more; gives what is whole by now.
-    fn take(&mut self, mut bytes: &[u8]) -> Option<String> {
+    fn take(&mut self, mut bytes: &[u8], redactor: &Redactor) -> Option<String> {
         if self.start == Start::Unknown {
             let end = bytes.iter().position(u8::is_ascii_whitespace)?;
             bytes = &bytes[end..];
             self.start = Start::Known;
         }
         self.bytes.extend_from_slice(bytes);
-        let whole = self.bytes.iter().rposition(u8::is_ascii_whitespace).map(|end| {
-            let rest = self.bytes.split_off(end + 1);
+        let end = self.bytes.iter().rposition(u8::is_ascii_whitespace).map_or(0, |end| end + 1);
+        // A secret may have spaces in it.
+        let end = match std::str::from_utf8(&self.bytes[..end]) {
+            Ok(text) => redactor.unfinished(text),
+            Err(_) => end,
+        };
+        let whole = (end > 0).then(|| {
+            let rest = self.bytes.split_off(end);
             std::mem::replace(&mut self.bytes, rest)
         });
         if self.bytes.len() > HELD {
@@ -232,12 +238,25 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
+    fn redactor() -> Redactor {
+        Redactor::new(["correct horse battery".to_owned()])
+    }
+
+    #[test]
+    fn a_secret_with_spaces_is_held_back_until_it_is_whole_or_something_else() {
+        let mut held = Held::default();
+        assert_eq!(held.take(b"a correct horse ", &redactor()), Some("a ".into()));
+        assert_eq!(held.take(b"battery \n", &redactor()), Some("correct horse battery \n".into()));
+        assert_eq!(held.take(b"correct horse ", &redactor()), None);
+        assert_eq!(held.take(b"and rider ", &redactor()), Some("correct horse and rider ".into()));
+    }
+
     #[test]
     fn a_word_is_held_back_until_it_is_whole() {
         let mut held = Held::default();
-        assert_eq!(held.take(b"one tw"), Some("one ".into()));
-        assert_eq!(held.take(b"o-three"), None);
-        assert_eq!(held.take(b"\nfour"), Some("two-three\n".into()));
+        assert_eq!(held.take(b"one tw", &redactor()), Some("one ".into()));
+        assert_eq!(held.take(b"o-three", &redactor()), None);
+        assert_eq!(held.take(b"\nfour", &redactor()), Some("two-three\n".into()));
         assert_eq!(held.rest(), Some("four".into()));
         assert_eq!(held.rest(), None);
     }
@@ -246,10 +265,10 @@ mod tests {
     fn the_end_of_a_word_whose_beginning_was_dropped_is_never_shown() {
         let mut held = Held::default();
         held.pass_over(b"my secret is sk-0123");
-        assert_eq!(held.take(b"456789"), None);
-        assert_eq!(held.take(b"abc next "), Some(" next ".into()));
+        assert_eq!(held.take(b"456789", &redactor()), None);
+        assert_eq!(held.take(b"abc next ", &redactor()), Some(" next ".into()));
         let mut held = Held::default();
-        assert_eq!(held.take(&vec![b'x'; HELD + 1]), None);
-        assert_eq!(held.take(b"yz "), Some(" ".into()));
+        assert_eq!(held.take(&vec![b'x'; HELD + 1], &redactor()), None);
+        assert_eq!(held.take(b"yz ", &redactor()), Some(" ".into()));
     }
 }

@@ -10,6 +10,7 @@ use crate::{
         ids::{PolicyRevision, RoleName, ToolName},
         journal::Verdict,
         policy::{Candidate, CommandRule, Explanation, FileOperation, Limits, PathRule, Policy},
+        redact::Redactor,
     },
     engine::{Engine, Reload, Standing},
     grpc::{caller, convert},
@@ -68,12 +69,15 @@ impl PolicyService for Policies {
         };
         let revision = policy.revision.to_string();
         Ok(Response::new(match entry.effect(&arguments) {
-            Ok(effect) => explained(&policy.explain(&role, &tool, &effect), revision),
+            Ok(effect) => {
+                let found = explained(&policy.explain(&role, &tool, &effect), revision);
+                masked(found, &world.redactor)
+            }
             // What is no call of this tool is refused before any rule is asked.
             Err(bad) => v1::ExplainDecisionResponse {
                 decision: decision(Verdict::Deny),
                 rule: bad.rule.to_string(),
-                why: bad.message,
+                why: world.redactor.redact(&bad.message).into_owned(),
                 revision,
                 ..Default::default()
             },
@@ -95,6 +99,19 @@ impl PolicyService for Policies {
         let (revision, previous_revision) = (revision.to_string(), previous.to_string());
         Ok(Response::new(v1::ReloadPolicyResponse { revision, previous_revision }))
     }
+}
+
+/// Without secrets: whoever asks about a call may have copied it from somewhere, and shows the answer around.
+fn masked(
+    mut found: v1::ExplainDecisionResponse,
+    redactor: &Redactor,
+) -> v1::ExplainDecisionResponse {
+    let mask = |text: &mut String| *text = redactor.redact(text).into_owned();
+    mask(&mut found.why);
+    mask(&mut found.normalised);
+    found.argv.iter_mut().for_each(mask);
+    found.candidates.iter_mut().for_each(|candidate| mask(&mut candidate.mismatch));
+    found
 }
 
 fn explained(found: &Explanation, revision: String) -> v1::ExplainDecisionResponse {

@@ -315,10 +315,13 @@ async fn an_altered_journal_is_told_by_a_running_daemon_as_well() {
 
 const KEY: &str = "planted-key-4f9a8b7c6d5e";
 const TOKEN: &str = "sk-plantedABCDEFGH0123456789";
+/// The key as programs wrap it.
+const IN_BASE64: &str = "cGxhbnRlZC1rZXktNGY5YThiN2M2ZDVl";
+const IN_HEXADECIMAL: &str = "706c616e7465642d6b65792d346639613862376336643565";
 
 /// Fails if a planted secret stands in `text`.
 fn assert_clean(what: &str, text: &[u8]) {
-    for secret in [KEY, TOKEN] {
+    for secret in [KEY, TOKEN, IN_BASE64, IN_HEXADECIMAL] {
         let found = text.windows(secret.len()).position(|window| window == secret.as_bytes());
         if let Some(place) = found {
             let around = &text[place.saturating_sub(80)..(place + 60).min(text.len())];
@@ -365,7 +368,8 @@ async fn a_secret_reaches_the_model_and_nobody_else() {
     let backend = Backend::start_slow(Script { turns }, std::time::Duration::from_millis(1)).await;
     let mut daemon = with_key(&backend);
     daemon.put("notes", &format!("first {KEY}\n{TOKEN}\tthen \"{TOKEN}\"\n{KEY}"));
-    daemon.put("pure.sh", "until [ -e go ]; do sleep 0.02; done; cat notes; cat notes >&2");
+    daemon.put("pure.sh", "until [ -e go ]; do sleep 0.02; done; cat notes; cat notes >&2\n\
+         head -c 30 notes | tail -c 24 | base64; head -c 30 notes | tail -c 24 | od -An -tx1 | tr -d ' \n'");
     let mut request = daemon.request(&format!("remember {both}"));
     request.labels = [("mine".to_owned(), KEY.to_owned())].into();
     let run = daemon.create(request).await.unwrap().run.unwrap();
@@ -404,6 +408,7 @@ async fn a_secret_reaches_the_model_and_nobody_else() {
         &["run", "follow", id],
         &["run", "wait", id],
         &["info"],
+        &["policy", "explain", &format!("ls {KEY} {TOKEN}")],
     ] {
         let output = daemon.agentctl(arguments).await;
         assert_eq!(output.status.code(), Some(0), "{output:?}");
@@ -415,6 +420,9 @@ async fn a_secret_reaches_the_model_and_nobody_else() {
 
     // The model and the workspace have it all.
     let last = backend.server.requests().pop().unwrap().to_string();
+    for wrapped in [IN_BASE64, IN_HEXADECIMAL] {
+        assert!(last.contains(wrapped), "control: {last}");
+    }
     for secret in [KEY, TOKEN] {
         assert!(last.matches(secret).count() >= 6, "control: {last}");
         assert!(daemon.read("copy").unwrap().contains(secret));

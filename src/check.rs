@@ -279,7 +279,7 @@ async fn probe(sandbox: &LocalSandbox, policy: Policy, scratch: &Path) -> Result
     let shell = ToolName::new("shell_exec");
     let permit = match policy.decide(&RoleName::new("check"), &shell, resolved) {
         Decision::Allow(permit) => permit,
-        Decision::Deny(ruling) => return Err(ruling.why),
+        Decision::Ask(ruling) | Decision::Deny(ruling) => return Err(ruling.why),
     };
     let stop = CancellationToken::new();
     let company = Company { stop: &stop, heard: &|_, _| {}, door: None };

@@ -198,7 +198,11 @@ fn shell_exec(command: &[String]) -> String {
 async fn explain(global: &Global, request: v1::ExplainDecisionRequest) -> Result<Exit, Failure> {
     let mut client = connect::connect(global).await?.policy();
     let found = client.explain_decision(request).await?.into_inner();
-    let exit = if found.decision == "allow" { Exit::Done } else { Exit::Denied };
+    let exit = match found.decision.as_str() {
+        "allow" => Exit::Done,
+        "require_approval" => Exit::Suspended,
+        _ => Exit::Denied,
+    };
     let limits: std::collections::BTreeMap<_, _> = found.limits.iter().collect();
     if global.output == Format::Json {
         let candidate = |one: &v1::PolicyCandidate| {

@@ -112,7 +112,7 @@ impl<W: Write> Timeline<W> {
                 self.line(entry, &format!("→ call {} {again}, attempt {attempt}", text("call")))
             }
             // What is missing is no refusal; its output says it.
-            "decision" if text("decision") == "deny" && text("rule") != "builtin/missing" => {
+            "decision" if text("decision") != "allow" && text("rule") != "builtin/missing" => {
                 let refused = self.colour.paint(Paint::Warning, "✗ refused");
                 self.line(entry, &format!("{refused} by rule {}: {}", text("rule"), text("why")))
             }

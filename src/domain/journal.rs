@@ -319,6 +319,8 @@ pub enum Reloaded {
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     Allow,
+    /// Only with a person's leave.
+    RequireApproval,
     Deny,
 }
 

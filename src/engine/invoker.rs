@@ -137,6 +137,15 @@ async fn first(world: &World, policy: Arc<Policy>, scene: Scene, call: ToolCall)
             let permit = Box::new(permit);
             (facts, ruling, Next::Run { tool, permit, attempt: Attempt::First })
         }
+        Decision::Ask(ruling) => {
+            let message = format!(
+                "{}; a person would have to approve this call, and nobody can be asked yet: do without it, or \
+                 say what it is needed for",
+                ruling.why
+            );
+            let outcome = ToolOutcome::refused(&ruling.rule, &message);
+            (facts.without_content(), ruling, Next::Answer(outcome))
+        }
         Decision::Deny(ruling) => {
             let outcome = ToolOutcome::refused(&ruling.rule, &ruling.why);
             (facts.without_content(), ruling, Next::Answer(outcome))

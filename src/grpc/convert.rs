@@ -320,6 +320,7 @@ fn decision(decided: Decided) -> v1::ToolCallDecision {
     let verdict = match decided.decision {
         Verdict::Allow => v1::Verdict::Allow,
         Verdict::Deny => v1::Verdict::Deny,
+        Verdict::RequireApproval => v1::Verdict::RequireApproval,
     };
     v1::ToolCallDecision {
         verdict: verdict.into(),

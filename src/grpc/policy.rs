@@ -207,6 +207,7 @@ fn decision(verdict: Verdict) -> String {
     match verdict {
         Verdict::Allow => "allow",
         Verdict::Deny => "deny",
+        Verdict::RequireApproval => "require_approval",
     }
     .into()
 }

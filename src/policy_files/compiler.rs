@@ -19,8 +19,8 @@ use crate::{
     policy_files::{
         Sources,
         shapes::{
-            self, CommandShape, FormShape, LimitsShape, OptionShape, PathShape, PathsFile,
-            ToolsFile, ValueShape,
+            CommandShape, FormShape, LimitsShape, OptionShape, PathShape, PathsFile, ToolsFile,
+            ValueShape,
         },
     },
     yaml::Placed,
@@ -52,10 +52,11 @@ impl Compiler {
                 self.fault(file, &format!("roles.{role}.tools"), &message);
             }
         }
-        let role =
-            |shape: &shapes::RoleShape| Role { tools: shape.tools.iter().cloned().collect() };
-        let mut roles: BTreeMap<RoleName, Role> =
-            tools.roles.iter().map(|(name, shape)| (name.clone(), role(shape))).collect();
+        let mut roles: BTreeMap<RoleName, Role> = tools
+            .roles
+            .keys()
+            .map(|name| (name.clone(), Role { tools: self.inherited(file, tools, name) }))
+            .collect();
         for tool in &sources.declared {
             for name in &tool.roles {
                 match roles.get_mut(name) {
@@ -68,6 +69,26 @@ impl Compiler {
             }
         }
         roles
+    }
+
+    /// The tools of a role, and of those that it inherits from.
+    fn inherited(&mut self, file: &str, tools: &ToolsFile, role: &RoleName) -> BTreeSet<ToolName> {
+        let (mut found, mut seen) = (BTreeSet::new(), BTreeSet::new());
+        let mut next = Some(role);
+        while let Some(name) = next {
+            let key = format!("roles.{role}.inherits");
+            if !seen.insert(name) {
+                self.fault(file, &key, "comes back to where it began");
+                break;
+            }
+            let Some(shape) = tools.roles.get(name) else {
+                self.fault(file, &key, &format!("there is no role {name}"));
+                break;
+            };
+            found.extend(shape.tools.iter().cloned());
+            next = shape.inherits.as_ref();
+        }
+        found
     }
 
     pub(super) fn directories(&mut self, sources: &Sources, tools: &ToolsFile) -> Vec<String> {

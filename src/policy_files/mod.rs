@@ -337,6 +337,27 @@ mod tests {
     }
 
     #[test]
+    fn a_role_has_the_tools_of_the_one_that_it_inherits_from() {
+        let with = |roles: &str| {
+            let mut sources = Sources::built_in();
+            sources.tools.text =
+                sources.tools.text.replace("roles:\n", &format!("roles:\n{roles}"));
+            compile(&sources, &tools())
+        };
+        let policy = with(
+            "  reader: {tools: [read_file]}\n  writer: {inherits: reader, tools: [write_file]}\n",
+        );
+        let policy = policy.unwrap();
+        let of = |role| policy.roles[&crate::domain::ids::RoleName::new(role)].tools.len();
+        assert_eq!((of("reader"), of("writer")), (1, 2));
+        let circle = with("  a: {inherits: b}\n  b: {inherits: a}\n  c: {inherits: nobody}\n");
+        let PolicyErrors(faults) = circle.unwrap_err();
+        assert_eq!(faults.len(), 3, "{faults:#?}");
+        assert!(faults[0].contains("roles.a.inherits: comes back"), "{faults:#?}");
+        assert!(faults[2].contains("roles.c.inherits: there is no role nobody"), "{faults:#?}");
+    }
+
+    #[test]
     fn extra_commands_allow_exactly_their_words_and_count_as_non_idempotent() {
         let mut sources = Sources::built_in();
         sources.extra_commands = Some("just test, cargo vendor".into());

@@ -144,6 +144,10 @@ impl Compiler {
                 self.fault(&at, &key, &message);
             }
         }
+        if shape.decision == Verdict::RequireApproval {
+            let message = "decision: a connection cannot wait for a person; say allow or deny";
+            self.fault(&at, &key, message);
+        }
         for role in shape.roles.iter().flatten().filter(|role| !tools.roles.contains_key(role)) {
             self.fault(&at, &key, &format!("roles: tools.yaml has no role {role}"));
         }

@@ -73,6 +73,9 @@ fn tmp_mib() -> u64 {
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RoleShape {
+    /// A role that has these tools too.
+    pub(super) inherits: Option<RoleName>,
+    #[serde(default)]
     pub(super) tools: Vec<ToolName>,
 }
 

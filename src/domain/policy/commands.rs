@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::domain::{
     ids::RuleId,
     journal::Verdict,
-    policy::{Limits, Place, Ruling, deny},
+    policy::{Limits, Place, Ruling, deny, refuse, strictest},
     tool::EffectClass,
 };
 
@@ -204,9 +204,9 @@ pub(super) fn judge<'a>(
     rules: &'a [CommandRule],
     argv: &[String],
 ) -> Result<(&'a CommandRule, Parsed), Ruling> {
-    let matching = || rules.iter().filter(|rule| rule.check(argv).is_ok());
-    if let Some(rule) = matching().find(|rule| rule.decision == Verdict::Deny) {
-        return Err(deny(rule.id.clone(), rule.why.clone()));
+    let matching = rules.iter().filter(|rule| rule.check(argv).is_ok());
+    if let Some(rule) = strictest(matching, |rule| rule.decision) {
+        return Err(refuse(&rule.id, rule.decision, rule.why.clone()));
     }
     let allowed = rules.iter().find_map(|rule| Some((rule, rule.check(argv).ok()?)));
     allowed.ok_or_else(|| no_rule(rules, argv))
@@ -319,7 +319,16 @@ mod tests {
     }
 
     #[test]
-    fn deny_beats_allow_and_nothing_matching_is_deny() {
+    fn deny_beats_approval_that_beats_allow_and_nothing_matching_is_deny() {
+        let asking = [
+            rule("ok", "git push", Verdict::Allow),
+            rule("ask", "git push", Verdict::RequireApproval),
+        ];
+        let ruling = judge(&asking, &words("git push")).unwrap_err();
+        assert_eq!((ruling.rule, ruling.verdict), (RuleId::new("ask"), Verdict::RequireApproval));
+        let never = [asking, [rule("never", "git", Verdict::Deny), rule("x", "x", Verdict::Allow)]];
+        let ruling = judge(&never.concat(), &words("git push")).unwrap_err();
+        assert_eq!((ruling.rule, ruling.verdict), (RuleId::new("never"), Verdict::Deny));
         let rules = [
             rule("ok", "git status", Verdict::Allow),
             rule("never", "git status -s", Verdict::Deny),

@@ -1,7 +1,7 @@
 //! What may be done: one immutable set of rules, and the only place where permission is made.
 //!
 //! Invariant: a [`Permit`] has private fields and no constructor; [`Policy::decide`] alone makes one.
-//! Every matching rule is collected; deny beats allow; nothing matching is deny.
+//! Every matching rule is collected; deny beats require_approval, and that beats allow; nothing matching is deny.
 //!
 //! Permission cannot be made up elsewhere. This compiles, since it asks the policy:
 //!
@@ -10,7 +10,7 @@
 //! fn ask(policy: &Policy, facts: Facts) -> Option<Permit<Facts>> {
 //!     match policy.decide(&RoleName::new("executor"), &ToolName::new("read_file"), facts) {
 //!         Decision::Allow(permit) => Some(permit),
-//!         Decision::Deny(_) => None,
+//!         Decision::Ask(_) | Decision::Deny(_) => None,
 //!     }
 //! }
 //! ```
@@ -183,6 +183,8 @@ impl LimitsOver {
 #[derive(Debug)]
 pub enum Decision<T> {
     Allow(Permit<T>),
+    /// A person has to say so first.
+    Ask(Ruling),
     Deny(Ruling),
 }
 
@@ -243,6 +245,7 @@ impl Policy {
             Ok((ruling, orders)) => {
                 Decision::Allow(Permit { subject, orders: Box::new(orders), ruling })
             }
+            Err(ruling) if ruling.verdict == Verdict::RequireApproval => Decision::Ask(ruling),
             Err(ruling) => Decision::Deny(ruling),
         }
     }
@@ -354,6 +357,20 @@ impl Policy {
 
 fn allow(rule: &RuleId, why: &str, class: EffectClass) -> Ruling {
     Ruling { verdict: Verdict::Allow, rule: rule.clone(), why: why.to_owned(), class }
+}
+
+/// What a rule says that does not allow.
+fn refuse(rule: &RuleId, verdict: Verdict, why: String) -> Ruling {
+    Ruling { verdict, ..deny(rule.clone(), why) }
+}
+
+/// Of the rules that match, the one that does not allow, the strictest first.
+fn strictest<'a, R>(
+    matching: impl Iterator<Item = &'a R> + Clone,
+    decision: impl Fn(&R) -> Verdict,
+) -> Option<&'a R> {
+    let of = |verdict| matching.clone().find(|rule| decision(rule) == verdict);
+    of(Verdict::Deny).or_else(|| of(Verdict::RequireApproval))
 }
 
 fn deny(rule: RuleId, why: String) -> Ruling {

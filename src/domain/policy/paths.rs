@@ -7,7 +7,7 @@ use crate::domain::{
     effect::WorkspacePath,
     ids::RuleId,
     journal::Verdict,
-    policy::{Place, Ruling, deny},
+    policy::{Place, Ruling, deny, refuse, strictest},
 };
 
 /// What is to be done with a file.
@@ -72,11 +72,11 @@ pub fn judge<'a>(
     operation: FileOperation,
     path: &WorkspacePath,
 ) -> Result<&'a PathRule, Ruling> {
-    let matching = || rules.iter().filter(|rule| rule.matches(operation, path));
-    if let Some(rule) = matching().find(|rule| rule.decision == Verdict::Deny) {
-        return Err(deny(rule.id.clone(), format!("{path}: {}", rule.why)));
+    let mut matching = rules.iter().filter(|rule| rule.matches(operation, path));
+    if let Some(rule) = strictest(matching.clone(), |rule| rule.decision) {
+        return Err(refuse(&rule.id, rule.decision, format!("{path}: {}", rule.why)));
     }
-    matching().next().ok_or_else(|| {
+    matching.next().ok_or_else(|| {
         let verb = match operation {
             FileOperation::Read => "read",
             FileOperation::Write => "written",

@@ -1,10 +1,10 @@
-//! What the daemon and `agentd-sandbox` say to each other. Shapes only.
+//! What the daemon and `agentd-sandbox` say to each other. Shapes, and how they are read.
 //!
 //! The launcher's standard input is a socket. The daemon sends one order: its length (4 bytes, little
 //! endian), then JSON, with descriptors beside the first byte. The launcher answers with one JSON
 //! report and exits. If the daemon closes the socket, or dies, the launcher kills everything.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +13,19 @@ use crate::sandbox::walk::Look;
 
 /// Longest order, in bytes.
 pub const ORDER_BYTES: usize = 4 << 20;
+
+/// Reads one order. Errors: it is too long, breaks off, or is none.
+pub fn read(mut from: impl io::Read) -> io::Result<Order> {
+    let mut length = [0; 4];
+    from.read_exact(&mut length)?;
+    let length = u32::from_le_bytes(length) as usize;
+    if length > ORDER_BYTES {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the order is too long"));
+    }
+    let mut order = vec![0; length];
+    from.read_exact(&mut order)?;
+    Ok(serde_json::from_slice(&order)?)
+}
 
 /// What to do, and within which limits.
 #[derive(Debug, Serialize, Deserialize)]

@@ -5,7 +5,9 @@
 //!
 //! A case: `setup` (a script outside, in the workspace), `call` and what to `expect` of it; `attack` (a script
 //! whose success is that the attack got through) and what it is `held_by`; `absent` (a file of the workspace
-//! that must not be there afterwards); `reach` (a script that runs where there is an internet of the test's own,
+//! that must not be there afterwards); `under` (the script's name, which brings its limits) and the `limit` that
+//! ends it; `broken` (a change of a policy file, after which a reload must say what it `says` and change nothing);
+//! `reach` (a script that runs where there is an internet of the test's own,
 //! under a policy that lets it reach a part of that, and through the proxy; its `control` is run outside of the
 //! sandbox, by default the same; what is `decided` about each thing it wants); `note`. In braces: OUT, a directory outside with a file `canary`; REL,
 //! the same seen from the workspace; STATE, DAEMON and PORT of agentd;
@@ -41,9 +43,22 @@ struct Case {
     expect: Option<Expected>,
     attack: Option<String>,
     held_by: Option<String>,
+    under: Option<String>,
+    limit: Option<String>,
+    broken: Option<Broken>,
     reach: Option<Reach>,
     absent: Option<String>,
     note: Option<String>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Broken {
+    file: String,
+    /// Empty: the whole file.
+    replace: String,
+    by: String,
+    says: String,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -249,8 +264,8 @@ async fn each_call_of_the_corpus_is_decided_as_expected_and_nothing_gets_out() {
 async fn with_the_allowlist_off_the_sandbox_holds_each_attack_of_the_corpus_alone() {
     let cases: Vec<_> = corpus().into_iter().filter(|case| case.attack.is_some()).collect();
     let settings = Settings { paths: Some(ALL_FILES.into()), ..Settings::default() };
-    let script = |_: &Case| {
-        let arguments = json!({"command": ["sh", "script.sh"]});
+    let script = |case: &Case| {
+        let arguments = json!({"command": ["sh", case.script()]});
         Some(Call { tool: "shell_exec".into(), arguments })
     };
     let stage = Stage::open(&cases, settings, script).await;
@@ -274,12 +289,17 @@ async fn with_the_allowlist_off_the_sandbox_holds_each_attack_of_the_corpus_alon
         fs::remove_dir_all(stage.out(case)).unwrap();
 
         let workspace = stage.set(case, "cases");
-        fs::write(workspace.join("script.sh"), &script).unwrap();
+        fs::write(workspace.join(case.script()), &script).unwrap();
         let story = stage.carry_out(case, &workspace).await;
 
         let (outcome, output) = &story.outputs()[0];
         assert_eq!(outcome, "done", "{}: {output}", case.id);
-        if !output["stdout"].as_str().unwrap().ends_with("out\n") {
+        let said = output["stdout"].as_str().unwrap();
+        let held = match &case.limit {
+            Some(limit) => output["limit"] == limit.as_str() && !said.ends_with("in\n"),
+            None => said.ends_with("out\n"),
+        };
+        if !held {
             through.push(format!("{}: {output}", case.id));
         }
         stage.judge(case, &story, &workspace);
@@ -287,6 +307,61 @@ async fn with_the_allowlist_off_the_sandbox_holds_each_attack_of_the_corpus_alon
     assert!(powerless.is_empty(), "control: without walls these fail:\n{}", powerless.join("\n"));
     assert!(through.is_empty(), "these got through:\n{}", through.join("\n"));
     assert!(stage.daemon.audit().await.intact);
+}
+
+impl Case {
+    /// Name of the script that tries it; the rule for it brings its limits.
+    fn script(&self) -> &str {
+        self.under.as_deref().unwrap_or("script.sh")
+    }
+}
+
+#[tokio::test]
+async fn no_broken_policy_of_the_corpus_comes_into_force_or_takes_anything_out_of_it() {
+    let cases: Vec<_> = corpus().into_iter().filter(|case| case.broken.is_some()).collect();
+    let stage = Stage::open(&[], Settings::default(), |_| None).await;
+    let daemon = &stage.daemon;
+    let policies = daemon.home().join("policies");
+    let revision = async || {
+        let request = v1::GetPolicyRequest {};
+        let answer = daemon.client().await.policy().get_policy(request).await.unwrap();
+        answer.into_inner().policy.unwrap().revision
+    };
+    let before = revision().await;
+    let mut otherwise = Vec::new();
+    for case in &cases {
+        let broken = case.broken.as_ref().unwrap();
+        let path = policies.join(&broken.file);
+        let text = fs::read_to_string(&path).ok();
+        let by = stage.words().text(&case.id, &broken.by);
+        let changed = match broken.replace.as_str() {
+            "" => by,
+            part => text.as_ref().unwrap().replacen(part, &by, 1),
+        };
+        assert_ne!(Some(&changed), text.as_ref(), "{}: control: it changes the file", case.id);
+        fs::write(&path, changed).unwrap();
+
+        let request = v1::ReloadPolicyRequest::default();
+        let answer = daemon.client().await.policy().reload_policy(request).await;
+
+        match answer {
+            Err(refused) if refused.message().contains(&broken.says) => {}
+            answer => otherwise.push(format!("{}: {answer:?}", case.id)),
+        }
+        assert_eq!(revision().await, before, "{}", case.id);
+        match text {
+            Some(text) => fs::write(&path, text).unwrap(),
+            None => fs::remove_file(&path).unwrap(),
+        }
+    }
+    assert!(otherwise.is_empty(), "{}", otherwise.join("\n"));
+    let request = v1::ReloadPolicyRequest::default();
+    let answer = daemon.client().await.policy().reload_policy(request).await;
+    assert_eq!(
+        answer.unwrap().into_inner().revision,
+        before,
+        "control: as they were, they are fine"
+    );
 }
 
 /// What the scripts that reach for something are written with: a request to the proxy, and one over SOCKS (an
@@ -367,7 +442,8 @@ fn each_case_is_complete_and_the_report_says_what_stops_it() {
     ids.dedup();
     assert_eq!(ids.len(), cases.len(), "an id is used twice");
     for case in &cases {
-        let tried = case.call.is_some() || case.attack.is_some() || case.reach.is_some();
+        let by_reader = case.reach.is_some() || case.broken.is_some();
+        let tried = case.call.is_some() || case.attack.is_some() || by_reader;
         assert!(tried, "{}: nothing is tried", case.id);
         assert_eq!(case.call.is_some(), case.expect.is_some(), "{}: call and expect", case.id);
         let by_force = case.attack.is_some() || case.reach.is_some();
@@ -384,15 +460,16 @@ fn each_case_is_complete_and_the_report_says_what_stops_it() {
 
 fn told(cases: &[Case]) -> String {
     let row = |case: &Case| {
-        let policy = match &case.expect {
-            Some(expected) => format!("{} by `{}`", expected.decision, expected.rule),
-            None => case.reach.iter().flat_map(|reach| reach.decided.last()).next().map_or(
-                "-".into(),
-                |decided| match decided.rsplit_once(' ') {
-                    Some((_, rule)) => format!("deny by `{rule}`"),
-                    None => decided.clone(),
-                },
-            ),
+        let policy = match (&case.expect, &case.broken) {
+            (Some(expected), _) => format!("{} by `{}`", expected.decision, expected.rule),
+            (None, Some(_)) => "is not taken".into(),
+            (None, None) => match case.reach.as_ref().and_then(|reach| reach.decided.last()) {
+                Some(decided) => {
+                    let rule = decided.rsplit(' ').next().unwrap_or_default();
+                    format!("deny by `{rule}`")
+                }
+                None => "-".into(),
+            },
         };
         let held = case.held_by.as_deref().unwrap_or("-");
         let no_control = case.reach.as_ref().and_then(|reach| reach.no_control.as_ref());

@@ -9,7 +9,7 @@ use std::{
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 
-use crate::sandbox::order::{Descriptor, MOST_DESCRIPTORS, ORDER_BYTES, Order};
+use crate::sandbox::order::{self, Descriptor, MOST_DESCRIPTORS, Order};
 
 /// What the daemon's descriptors are for.
 #[derive(Default)]
@@ -39,7 +39,7 @@ impl Held {
 }
 
 /// Reads the order and the descriptors that come with its first byte.
-pub(super) fn receive(mut control: &UnixStream) -> io::Result<(Order, Held)> {
+pub(super) fn receive(control: &UnixStream) -> io::Result<(Order, Held)> {
     let mut length = [0; 4];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
@@ -55,15 +55,8 @@ pub(super) fn receive(mut control: &UnixStream) -> io::Result<(Order, Held)> {
             descriptors.extend(received);
         }
     }
-    let rest = length.get_mut(received.bytes..).unwrap_or_default();
-    control.read_exact(rest)?;
-    let length = u32::from_le_bytes(length) as usize;
-    if length > ORDER_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the order is too long"));
-    }
-    let mut order = vec![0; length];
-    control.read_exact(&mut order)?;
-    let order: Order = serde_json::from_slice(&order)?;
+    let first = length.get(..received.bytes).unwrap_or_default();
+    let order = order::read(first.chain(control))?;
     if order.descriptors.len() != descriptors.len() {
         return Err(super::missing());
     }

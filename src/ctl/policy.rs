@@ -92,6 +92,7 @@ async fn show(global: &Global) -> Result<Exit, Failure> {
     let mut rows = vec![
         row("revision", policy.revision.clone()),
         row("in force since", policy.since_time.map(output::time).unwrap_or_default()),
+        row("ALLOW_NET", if policy.allow_net { "on" } else { "off" }.into()),
     ];
     rows.extend(policy.faults.iter().map(|fault| row("files refused", fault.clone())));
     rows.extend(policy.roles.iter().map(|role| {
@@ -113,6 +114,7 @@ fn subject(rule: &v1::PolicyRule) -> &'static str {
     match rule.subject() {
         PolicySubject::Path => "path",
         PolicySubject::Command => "command",
+        PolicySubject::Network => "network",
         PolicySubject::Unspecified => "-",
     }
 }
@@ -127,6 +129,7 @@ fn as_json(policy: &v1::Policy) -> serde_json::Value {
     json!({
         "revision": policy.revision,
         "since": policy.since_time.map(output::time),
+        "allow_net": policy.allow_net,
         "faults": policy.faults,
         "roles": policy.roles.iter()
             .map(|role| json!({"name": role.name, "tools": role.tools}))
@@ -214,7 +217,7 @@ async fn explain(global: &Global, request: v1::ExplainDecisionRequest) -> Result
         output::json_line(&json!({
             "decision": found.decision, "rule": found.rule, "why": found.why,
             "revision": found.revision, "normalised": found.normalised, "argv": found.argv,
-            "limits": limits, "nearest_rule": found.nearest_rule,
+            "limits": limits, "reaches": found.reaches, "nearest_rule": found.nearest_rule,
             "candidates": found.candidates.iter().map(candidate).collect::<Vec<_>>(),
         }))?;
         return Ok(exit);
@@ -236,6 +239,7 @@ async fn explain(global: &Global, request: v1::ExplainDecisionRequest) -> Result
     if !limits.is_empty() {
         rows.push(row("limits", limits));
     }
+    rows.extend(found.reaches.iter().map(|line| row("may reach", line.clone())));
     rows.push(row("revision", found.revision.clone()));
     output::table(&rows)?;
     if !found.candidates.is_empty() {

@@ -9,7 +9,10 @@ use crate::{
     domain::{
         ids::{PolicyRevision, RoleName, ToolName},
         journal::Verdict,
-        policy::{Candidate, CommandRule, Explanation, FileOperation, Limits, PathRule, Policy},
+        policy::{
+            Candidate, CommandRule, Explanation, FileOperation, Gate, Limits, NetworkRule,
+            PathRule, Policy,
+        },
         redact::Redactor,
     },
     engine::{Engine, Reload, Standing},
@@ -130,6 +133,7 @@ fn explained(found: &Explanation, revision: String) -> v1::ExplainDecisionRespon
         argv: found.argv.clone(),
         limits: found.limits.map(limits).unwrap_or_default(),
         candidates: found.candidates.iter().map(candidate).collect(),
+        reaches: found.reaches.clone(),
         nearest_rule: found.nearest.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
 }
@@ -174,7 +178,9 @@ fn shown(standing: &Standing) -> v1::Policy {
             .iter()
             .map(path_rule)
             .chain(policy.commands.iter().map(command_rule))
+            .chain(policy.network.rules.iter().map(network_rule))
             .collect(),
+        allow_net: policy.network.gate == Gate::Open,
     }
 }
 
@@ -198,6 +204,16 @@ fn command_rule(rule: &CommandRule) -> v1::PolicyRule {
         id: rule.id.to_string(),
         subject: v1::PolicySubject::Command.into(),
         pattern: rule.argv.join(" "),
+        decision: decision(rule.decision),
+        why: rule.why.clone(),
+    }
+}
+
+fn network_rule(rule: &NetworkRule) -> v1::PolicyRule {
+    v1::PolicyRule {
+        id: rule.id.to_string(),
+        subject: v1::PolicySubject::Network.into(),
+        pattern: rule.speaks_of_what(),
         decision: decision(rule.decision),
         why: rule.why.clone(),
     }

@@ -361,3 +361,19 @@ async fn who_asks_and_is_gone_at_once_has_asked_all_the_same() {
     let output = kinds.iter().position(|kind| *kind == "tool_output").unwrap();
     assert!(last < output, "{kinds:?}");
 }
+
+#[tokio::test]
+async fn what_a_command_may_reach_is_shown_and_explained() {
+    let Some(stage) = Stage::open("true") else { return };
+
+    let shown = stage.daemon.agentctl(&["policy", "show"]).await;
+    let shown = String::from_utf8(shown.stdout).unwrap();
+    for part in ["ALLOW_NET", "network *.example.com, 93.184.215.14 at port 80, 443", "never"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let explained = stage.daemon.agentctl(&["policy", "explain", "bash net.sh"]).await;
+    let explained = String::from_utf8(explained.stdout).unwrap();
+    for part in ["may reach", "raw: raw.example.com at port 9000", "by GET of plain http"] {
+        assert!(explained.contains(part), "{part}: {explained}");
+    }
+}

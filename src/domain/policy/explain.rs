@@ -21,6 +21,8 @@ pub struct Explanation {
     pub argv: Vec<String>,
     /// For what is allowed.
     pub limits: Option<Limits>,
+    /// For a program that is allowed: what it may reach, one line for each rule.
+    pub reaches: Vec<String>,
     /// Every rule about the same program, or about files, in the order of the files.
     pub candidates: Vec<Candidate>,
     /// The rule that came nearest to allowing what is denied.
@@ -64,9 +66,12 @@ impl Policy {
             (Facts::Spawn { argv, .. }, Verdict::Deny) => self.nearest(argv),
             _ => None,
         };
+        let grant = orders.as_ref().and_then(|orders| orders.grant.as_ref());
+        let reaches = grant.map(|grant| self.reaches(grant)).unwrap_or_default();
         let (argv, limits) =
             orders.map_or((Vec::new(), None), |orders| (orders.argv, Some(orders.limits)));
-        Explanation { ruling, normalised: normalised(&facts), argv, limits, candidates, nearest }
+        let normalised = normalised(&facts);
+        Explanation { ruling, normalised, argv, limits, reaches, candidates, nearest }
     }
 
     /// As far as they can be told without a look at the world.

@@ -202,6 +202,25 @@ impl Passage {
 }
 
 impl NetworkRule {
+    /// Hosts, ports and methods, for people.
+    pub fn speaks_of_what(&self) -> String {
+        let list = |parts: Vec<String>| parts.join(", ");
+        let hosts = list(self.hosts.iter().map(ToString::to_string).collect());
+        let ports = match &self.ports {
+            Some(ports) => {
+                format!(" at port {}", list(ports.iter().map(ToString::to_string).collect()))
+            }
+            None => String::new(),
+        };
+        let methods = match &self.methods {
+            Some(methods) => {
+                format!(" by {} of plain http", list(methods.iter().cloned().collect()))
+            }
+            None => String::new(),
+        };
+        format!("{hosts}{ports}{methods}")
+    }
+
     fn speaks_of(&self, role: &RoleName, wanted: &Destination) -> bool {
         self.roles.as_ref().is_none_or(|roles| roles.contains(role))
             && self.ports.as_ref().is_none_or(|ports| ports.contains(&wanted.port))
@@ -261,6 +280,16 @@ impl Policy {
         }
     }
 
+    /// What a program that was started under `grant` may reach, one line for each rule.
+    pub(super) fn reaches(&self, grant: &Grant) -> Vec<String> {
+        if self.network.gate == Gate::Shut {
+            return vec!["nothing, since ALLOW_NET is off".into()];
+        }
+        let granted = self.granted(&grant.rule);
+        let rules = self.network.rules.iter().filter(|rule| granted.contains(&rule.id));
+        rules.map(|rule| format!("{}: {}", rule.id, rule.speaks_of_what())).collect()
+    }
+
     /// Rules about the network that a rule about a program names.
     fn granted(&self, rule: &RuleId) -> &[RuleId] {
         let command = self.commands.iter().find(|command| command.id == *rule);
@@ -282,7 +311,7 @@ impl Policy {
                 && rule.decision == Verdict::Allow
                 && rule.roles.as_ref().is_none_or(|roles| roles.contains(&grant.role))
         });
-        let open: Vec<String> = open.map(told).collect();
+        let open: Vec<String> = open.map(NetworkRule::speaks_of_what).collect();
         let open = if open.is_empty() { "nothing".into() } else { open.join("; ") };
         let open = match open.char_indices().nth(TOLD) {
             Some((end, _)) => format!("{}…", &open[..end]),
@@ -300,19 +329,6 @@ impl Policy {
 /// The id under which a declared tool is allowed.
 pub(super) fn declared_rule(tool: &ToolName) -> RuleId {
     RuleId::new(format!("tools.declared/{tool}"))
-}
-
-fn told(rule: &NetworkRule) -> String {
-    let list = |parts: Vec<String>| parts.join(", ");
-    let hosts = list(rule.hosts.iter().map(ToString::to_string).collect());
-    let ports = rule.ports.iter().flatten().map(ToString::to_string).collect();
-    let methods = match &rule.methods {
-        Some(methods) => {
-            format!(" by {} of plain http", list(methods.iter().cloned().collect()))
-        }
-        None => String::new(),
-    };
-    format!("{hosts} at port {}{methods}", list(ports))
 }
 
 #[cfg(test)]

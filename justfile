@@ -30,6 +30,17 @@ demo *flags:
     cargo build --release --locked
     "${CARGO_TARGET_DIR:-target}/release/agentctl" demo {{ flags }}
 
+# Hostile input for what reads it: ten seconds each, or as its flags say (scripts/fuzz.sh)
+fuzz *flags:
+    scripts/fuzz.sh {{ flags }}
+
+# What takes too long for the gate: every bug planted for the fuzzers found, a million inputs for each, and all
+# tests of cgroup v2
+nightly:
+    scripts/fuzz.sh --planted
+    scripts/fuzz.sh --runs 1000000
+    scripts/vm-cgroup-v2.sh
+
 # The limits of cgroup v2, in an emulated machine; takes root, and four minutes
 vm *names:
     scripts/vm-cgroup-v2.sh {{ names }}

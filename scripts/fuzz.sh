@@ -19,8 +19,6 @@ cd "$(dirname "$0")/.."
 readonly TARGETS='policy_files commands hosts redactor orders'
 # Longest input, in bytes: enough for a whole tools.yaml.
 readonly LONGEST=16384
-# More at once is a finding, in MiB: nothing that is read here is larger than a few.
-readonly MEMORY=256
 
 # What cargo-fuzz sets too: counters at every edge and comparison.
 instrumented() {
@@ -53,7 +51,7 @@ fuzz() { # programs, target, libFuzzer's limit of time or runs
   local work status=0
   work=$(mktemp -d)
   seeds "$2" "$work/corpus"
-  "$1/$2" -max_len=$LONGEST -malloc_limit_mb=$MEMORY -timeout=20 -print_final_stats=1 \
+  "$1/$2" -max_len=$LONGEST -timeout=20 -print_final_stats=1 \
     -artifact_prefix="$work/" "$3" "$work/corpus" >"$work/log" 2>&1 || status=$?
   local runs
   runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$work/log")
@@ -88,10 +86,10 @@ readonly DIRECTORY
 limit=-max_total_time=10
 case ${1:-} in
 --planted)
-  tree=$(mktemp -d)
-  # shellcheck disable=SC2064 # the directory of now
-  trap "rm -rf '$tree'" EXIT
-  planted "$tree"
+  # Always the same place: what is built there is not built from nothing again.
+  rm -rf "$DIRECTORY/tree"
+  mkdir -p "$DIRECTORY/tree"
+  planted "$DIRECTORY/tree"
   exit
   ;;
 --seconds) limit=-max_total_time=$2 && shift 2 ;;

@@ -17,8 +17,10 @@ use libfuzzer_sys::fuzz_target;
 fn policy() -> &'static Policy {
     static POLICY: OnceLock<Policy> = OnceLock::new();
     POLICY.get_or_init(|| {
-        let tools = ["read_file", "write_file", "edit_file", "list_dir", "search_files", "shell_exec"];
-        let tools: Vec<_> = tools.into_iter().chain(["repo_summarize"]).map(ToolName::new).collect();
+        let tools =
+            ["read_file", "write_file", "edit_file", "list_dir", "search_files", "shell_exec"];
+        let tools: Vec<_> =
+            tools.into_iter().chain(["repo_summarize"]).map(ToolName::new).collect();
         compile(&Sources::built_in(), &tools).unwrap()
     })
 }
@@ -49,7 +51,8 @@ fn judge(rule: &CommandRule, argv: &[String]) {
         } else {
             assert!(!word.starts_with('-'), "{}: a positional is {word:?}", rule.id);
             if rule.positionals == Positionals::WorkspacePaths {
-                let leads_out = word.starts_with(['/', '~']) || word.split('/').any(|name| name == "..");
+                let leads_out =
+                    word.starts_with(['/', '~']) || word.split('/').any(|name| name == "..");
                 assert!(!leads_out, "{}: a path is {word:?}", rule.id);
             }
         }

@@ -29,7 +29,9 @@ fuzz_target!(|text: &str| {
         Host::Name(name) => {
             let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
             assert!(name.bytes().all(|byte| plain(byte) || b"-.".contains(&byte)), "{name:?}");
-            assert!(name.len() <= 253 && name.split('.').all(|label| (1..=63).contains(&label.len())));
+            assert!(
+                name.len() <= 253 && name.split('.').all(|label| (1..=63).contains(&label.len()))
+            );
             let last = name.rsplit('.').next().unwrap();
             assert!(last.parse::<u64>().is_err(), "a resolver takes {name:?} for a number");
         }

@@ -18,7 +18,7 @@ use crate::{
         effect::{Effect, EffectResult, Exit, Facts},
         ids::{RoleName, RuleId, ToolName},
         journal::Verdict,
-        policy::{CommandRule, Decision, Policy, Positionals, Role},
+        policy::{CommandRule, Commands, Decision, Policy, Positionals, Role},
         tool::EffectClass,
     },
     ports::{Attempt, Company, Sandbox as _, Scene},
@@ -242,7 +242,7 @@ fn probe_policy(config: &Config) -> Result<Policy, ()> {
     let shell = ToolName::new("shell_exec");
     Ok(Policy {
         roles: [(RoleName::new("check"), Role { tools: [shell].into() })].into(),
-        commands: vec![CommandRule {
+        commands: Commands::from(vec![CommandRule {
             id: RuleId::new("check"),
             place: None,
             argv: vec![PROBE.into()],
@@ -257,7 +257,7 @@ fn probe_policy(config: &Config) -> Result<Policy, ()> {
             limits: None,
             network: Vec::new(),
             why: "the sandbox is tried".into(),
-        }],
+        }]),
         ..policy
     })
 }

@@ -55,7 +55,7 @@ fn policy(count: usize) -> Policy {
     };
     Policy {
         roles: [(role(), Role { tools: [tool()].into() })].into(),
-        commands: (0..count).map(rule).collect(),
+        commands: (0..count).map(rule).collect::<Vec<_>>().into(),
         ..policy
     }
 }

@@ -243,7 +243,7 @@ pub fn compile(sources: &Sources, known_tools: &[ToolName]) -> Result<Policy, Po
         roles: compiler.roles(sources, &tools, known_tools),
         paths: compiler.paths(&sources.paths.name, &paths),
         network: compiler.network(sources, network.as_ref(), &tools),
-        commands: compiler.commands(sources, &tools),
+        commands: compiler.commands(sources, &tools).into(),
         declared: declared(sources, &tools),
         program_directories: compiler.directories(sources, &tools),
         isolation: IsolationRule {

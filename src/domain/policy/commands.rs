@@ -1,6 +1,6 @@
 //! Rules about programs. A rule names the first words of a command and lists all that may follow.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::domain::{
     ids::RuleId,
@@ -33,6 +33,41 @@ pub struct CommandRule {
     /// Rules of `network.yaml` that say what it may reach.
     pub network: Vec<RuleId>,
     pub why: String,
+}
+
+/// All rules about programs, found by the program: a decision takes no longer for the rules about others.
+#[derive(Debug, Clone, Default)]
+pub struct Commands {
+    rules: Vec<CommandRule>,
+    /// Places in `rules`, in order.
+    by_program: HashMap<String, Vec<usize>>,
+}
+
+impl From<Vec<CommandRule>> for Commands {
+    fn from(rules: Vec<CommandRule>) -> Self {
+        let mut by_program: HashMap<String, Vec<usize>> = HashMap::new();
+        for (place, rule) in rules.iter().enumerate() {
+            let program = rule.argv.first().cloned().unwrap_or_default();
+            by_program.entry(program).or_default().push(place);
+        }
+        Self { rules, by_program }
+    }
+}
+
+impl std::ops::Deref for Commands {
+    type Target = [CommandRule];
+
+    fn deref(&self) -> &[CommandRule] {
+        &self.rules
+    }
+}
+
+impl Commands {
+    /// Those about the program that a command begins with, in the order of the file.
+    fn about(&self, argv: &[String]) -> impl Iterator<Item = &CommandRule> + Clone {
+        let places = argv.first().and_then(|program| self.by_program.get(program));
+        places.into_iter().flatten().map(|place| &self.rules[*place])
+    }
 }
 
 /// What an option's value may be, and how it is written.
@@ -201,14 +236,14 @@ impl ValueRule {
 
 /// The rule that allows it, with what its words stand for; or the ruling that does not.
 pub(super) fn judge<'a>(
-    rules: &'a [CommandRule],
+    rules: &'a Commands,
     argv: &[String],
 ) -> Result<(&'a CommandRule, Parsed), Ruling> {
-    let matching = rules.iter().filter(|rule| rule.check(argv).is_ok());
+    let matching = rules.about(argv).filter(|rule| rule.check(argv).is_ok());
     if let Some(rule) = strictest(matching, |rule| rule.decision) {
         return Err(refuse(&rule.id, rule.decision, rule.why.clone()));
     }
-    let allowed = rules.iter().find_map(|rule| Some((rule, rule.check(argv).ok()?)));
+    let allowed = rules.about(argv).find_map(|rule| Some((rule, rule.check(argv).ok()?)));
     allowed.ok_or_else(|| no_rule(rules, argv))
 }
 
@@ -241,6 +276,11 @@ fn no_rule(rules: &[CommandRule], argv: &[String]) -> Ruling {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn judge(rules: &[CommandRule], argv: &[String]) -> Result<RuleId, Ruling> {
+        let rules = Commands::from(rules.to_vec());
+        super::judge(&rules, argv).map(|(rule, _)| rule.id.clone())
+    }
 
     fn words(line: &str) -> Vec<String> {
         line.split(' ').map(str::to_owned).collect()
@@ -333,7 +373,7 @@ mod tests {
             rule("ok", "git status", Verdict::Allow),
             rule("never", "git status -s", Verdict::Deny),
         ];
-        assert_eq!(judge(&rules, &words("git status")).unwrap().0.id, RuleId::new("ok"));
+        assert_eq!(judge(&rules, &words("git status")).unwrap(), RuleId::new("ok"));
         assert_eq!(judge(&rules, &words("git status -s")).unwrap_err().rule, RuleId::new("never"));
         let ruling = judge(&rules, &words("curl example.test")).unwrap_err();
         assert_eq!(ruling.rule, RuleId::new("builtin/no-rule"));

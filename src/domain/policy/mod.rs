@@ -39,7 +39,7 @@ mod explain;
 mod network;
 mod paths;
 
-pub use commands::{CommandRule, OptionForm, OptionRule, Positionals, ValueRule};
+pub use commands::{CommandRule, Commands, OptionForm, OptionRule, Positionals, ValueRule};
 pub use explain::{Candidate, Explanation};
 pub use network::{
     Destination, Gate, Grant, HostPattern, Network, NetworkRule, Passage, Passing, Tunnels,
@@ -62,7 +62,7 @@ pub struct Policy {
     pub revision: PolicyRevision,
     pub roles: BTreeMap<RoleName, Role>,
     pub paths: Vec<PathRule>,
-    pub commands: Vec<CommandRule>,
+    pub commands: Commands,
     /// Tools that the operator declared: to declare one is to allow it to the roles that have it.
     pub declared: BTreeMap<ToolName, DeclaredRule>,
     /// Limits of a call whose rule sets none.

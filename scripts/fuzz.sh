@@ -10,8 +10,8 @@
 #       the same on a copy with a bug planted for each target, by the
 #       patches in fuzz/planted: each has to be found, within two minutes
 #
-# Inputs begin with fuzz/seeds and, for the policy, with policies/. What is
-# found on the way is forgotten.
+# Inputs begin with fuzz/seeds and, for the policy, with policies/. An input
+# that makes a finding is kept, and named; what was tried on the way is not.
 set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
@@ -52,11 +52,14 @@ fuzz() { # programs, target, libFuzzer's limit of time or runs
   work=$(mktemp -d)
   seeds "$2" "$work/corpus"
   "$1/$2" -max_len=$LONGEST -timeout=20 -print_final_stats=1 \
-    -artifact_prefix="$work/" "$3" "$work/corpus" >"$work/log" 2>&1 || status=$?
+    -artifact_prefix="$DIRECTORY/found-$2-" "$3" "$work/corpus" >"$work/log" 2>&1 || status=$?
   local runs
   runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$work/log")
   if [[ $status != 0 ]]; then
     grep -a -m1 -A2 'panicked at\|ERROR: libFuzzer' "$work/log" || tail -5 "$work/log"
+    grep -a 'Test unit written to' "$work/log" || true
+    # Whatever else went wrong is no finding.
+    grep -aq 'panicked at targets/\|ERROR: libFuzzer' "$work/log" || status=2
   fi
   echo "$2: ${runs:-some} executions, $([[ $status == 0 ]] && echo 'no finding' || echo 'A FINDING')"
   rm -rf "$work"
@@ -72,7 +75,9 @@ planted() {
   local programs
   programs=$(build "$tree" "$DIRECTORY/planted")
   for target in $TARGETS; do
-    if fuzz "$programs" "$target" -max_total_time=120; then
+    local status=0
+    fuzz "$programs" "$target" -max_total_time=120 || status=$?
+    if [[ $status == 0 || $status == 2 ]]; then
       echo "$target: the planted bug was not found" >&2
       missed=1
     fi

@@ -224,6 +224,10 @@ async fn sandbox(config: &Config, launcher: PathBuf, scratch: &Path) -> Vec<Find
                 what,
                 "is looked at ten times a second; give agentd a writable cgroup, or run it as root",
             ),
+            "rlimit" if limit == "memory" || limit == "cpu" => Finding::warning(
+                what,
+                "counts each process alone; give agentd a writable cgroup, or a /proc that hides nobody",
+            ),
             // Who sets none misses none.
             "none" if limit == "cpu_share" => Finding::fine(what),
             "none" => Finding::warning(what, "give agentd a writable cgroup, or run it as root"),

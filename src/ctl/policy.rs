@@ -62,7 +62,7 @@ Examples:
   agentctl policy explain 'git log -p'         one word is a line, split as shell_exec would
   agentctl policy explain -- git log -p        several are the command's words
   agentctl policy explain --tool write_file --arguments '{\"path\": \".git/config\", \"content\": \"\"}'
-The exit code is 0 if it would be allowed, 4 if not.";
+The exit code is 0 if it would be allowed, 4 if not, 6 if a person would have to approve it.";
 
 pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
     match verb {

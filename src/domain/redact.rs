@@ -33,7 +33,7 @@ const SHAPES: [(&str, usize); 9] = [
 pub struct Redactor {
     /// Finds every known secret in all its forms in one pass; none: there is none.
     known: Option<AhoCorasick>,
-    /// As they are, where they hold white space.
+    /// Forms of secrets that hold white space.
     spaced: Vec<String>,
     count: usize,
 }
@@ -52,7 +52,7 @@ impl Redactor {
         let forms: BTreeSet<String> = secrets.iter().flat_map(|secret| forms(secret)).collect();
         // The longest wins, so that a secret within another leaves no rest. What is too much for it is not known.
         let found = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(&forms);
-        let spaced = secrets.iter().filter(|secret| secret.contains(char::is_whitespace));
+        let spaced = forms.iter().filter(|form| form.contains(char::is_whitespace));
         Self {
             known: found.ok().filter(|_| !forms.is_empty()),
             spaced: spaced.cloned().collect(),
@@ -83,14 +83,20 @@ impl Redactor {
 
     /// Where, at the end of a text that goes on, a secret with white space in it may have begun; the length of the
     /// text if none has.
-    pub fn unfinished(&self, text: &str) -> usize {
+    pub fn unfinished(&self, text: &[u8]) -> usize {
         let begins = |secret: &String| {
             let longest = text.len().min(secret.len() - 1);
-            (1..=longest).rev().find(|length| {
-                secret.is_char_boundary(*length) && text.ends_with(&secret[..*length])
-            })
+            (1..=longest).rev().find(|length| text.ends_with(&secret.as_bytes()[..*length]))
         };
         text.len() - self.spaced.iter().filter_map(begins).max().unwrap_or(0)
+    }
+}
+
+impl Redactor {
+    /// Bytes of the longest secret with white space in it: so much after something that was missed may be the rest
+    /// of one.
+    pub fn longest_spaced(&self) -> usize {
+        self.spaced.iter().map(String::len).max().unwrap_or(0)
     }
 }
 
@@ -222,10 +228,10 @@ mod tests {
     #[test]
     fn a_secret_with_spaces_is_held_back_where_it_may_have_begun() {
         let redactor = Redactor::new(["correct horse battery".to_owned()]);
-        assert_eq!(redactor.unfinished("it is correct horse "), 6);
-        assert_eq!(redactor.unfinished("it is corrected "), 16);
-        assert_eq!(redactor.unfinished("it is c"), 6);
-        assert_eq!(redactor.unfinished(""), 0);
+        assert_eq!(redactor.unfinished(b"it is correct horse "), 6);
+        assert_eq!(redactor.unfinished(b"it is corrected "), 16);
+        assert_eq!(redactor.unfinished(b"it is c"), 6);
+        assert_eq!(redactor.unfinished(b""), 0);
     }
 
     #[test]
@@ -240,7 +246,7 @@ mod tests {
         for part in ["a", "sk- ", "ghp_aaa ", "x y z ", "\\n"] {
             let text = part.repeat((4 << 20) / part.len());
             assert!(redactor.redact(&text) == text.as_str(), "{part:?}");
-            assert!(redactor.unfinished(&text) + 12 > text.len());
+            assert!(redactor.unfinished(text.as_bytes()) + 12 > text.len());
         }
     }
 

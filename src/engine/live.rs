@@ -100,7 +100,7 @@ impl Output {
             let whole = held.take(bytes, &self.voice.redactor);
             self.say(stream, whole);
         } else {
-            held.pass_over(bytes);
+            held.pass_over(bytes, &self.voice.redactor);
         }
     }
 
@@ -147,6 +147,8 @@ impl Voice {
 struct Held {
     bytes: Vec<u8>,
     start: Start,
+    /// Bytes to be dropped yet: they may be the rest of a secret that was missed.
+    missed: usize,
 }
 
 /// Whether what comes next begins a word that was seen from its beginning.
@@ -161,6 +163,9 @@ enum Start {
 impl Held {
     /// Takes more; gives what is whole by now.
     fn take(&mut self, mut bytes: &[u8], redactor: &Redactor) -> Option<String> {
+        let missed = self.missed.min(bytes.len());
+        bytes = &bytes[missed..];
+        self.missed -= missed;
         if self.start == Start::Unknown {
             let end = bytes.iter().position(u8::is_ascii_whitespace)?;
             bytes = &bytes[end..];
@@ -169,10 +174,7 @@ impl Held {
         self.bytes.extend_from_slice(bytes);
         let end = self.bytes.iter().rposition(u8::is_ascii_whitespace).map_or(0, |end| end + 1);
         // A secret may have spaces in it.
-        let end = match std::str::from_utf8(&self.bytes[..end]) {
-            Ok(text) => redactor.unfinished(text),
-            Err(_) => end,
-        };
+        let end = redactor.unfinished(&self.bytes[..end]);
         let whole = (end > 0).then(|| {
             let rest = self.bytes.split_off(end);
             std::mem::replace(&mut self.bytes, rest)
@@ -180,15 +182,17 @@ impl Held {
         if self.bytes.len() > HELD {
             self.bytes.clear();
             self.start = Start::Unknown;
+            self.missed = redactor.longest_spaced();
         }
         whole.map(text)
     }
 
     /// Nobody looks: nothing is kept but whether a word has begun.
-    fn pass_over(&mut self, bytes: &[u8]) {
+    fn pass_over(&mut self, bytes: &[u8], redactor: &Redactor) {
         self.bytes.clear();
+        self.missed = redactor.longest_spaced();
         self.start = match bytes.last() {
-            Some(last) if last.is_ascii_whitespace() => Start::Known,
+            Some(last) if last.is_ascii_whitespace() && self.missed == 0 => Start::Known,
             Some(_) | None => Start::Unknown,
         };
     }
@@ -245,6 +249,14 @@ mod tests {
     #[test]
     fn a_secret_with_spaces_is_held_back_until_it_is_whole_or_something_else() {
         let mut held = Held::default();
+        held.pass_over(b"it is correct ", &redactor());
+        assert_eq!(
+            held.take(b"horse battery or so it goes on ", &redactor()),
+            Some(" goes on ".into())
+        );
+        let mut held = Held::default();
+        assert_eq!(held.take(b"\xff correct horse ", &redactor()), Some("\u{fffd} ".into()));
+        let mut held = Held::default();
         assert_eq!(held.take(b"a correct horse ", &redactor()), Some("a ".into()));
         assert_eq!(held.take(b"battery \n", &redactor()), Some("correct horse battery \n".into()));
         assert_eq!(held.take(b"correct horse ", &redactor()), None);
@@ -264,11 +276,11 @@ mod tests {
     #[test]
     fn the_end_of_a_word_whose_beginning_was_dropped_is_never_shown() {
         let mut held = Held::default();
-        held.pass_over(b"my secret is sk-0123");
-        assert_eq!(held.take(b"456789", &redactor()), None);
-        assert_eq!(held.take(b"abc next ", &redactor()), Some(" next ".into()));
+        held.pass_over(b"my secret is sk-0123", &Redactor::default());
+        assert_eq!(held.take(b"456789", &Redactor::default()), None);
+        assert_eq!(held.take(b"abc next ", &Redactor::default()), Some(" next ".into()));
         let mut held = Held::default();
-        assert_eq!(held.take(&vec![b'x'; HELD + 1], &redactor()), None);
-        assert_eq!(held.take(b"yz ", &redactor()), Some(" ".into()));
+        assert_eq!(held.take(&vec![b'x'; HELD + 1], &Redactor::default()), None);
+        assert_eq!(held.take(b"yz ", &Redactor::default()), Some(" ".into()));
     }
 }

@@ -52,15 +52,13 @@ impl Compiler {
                 self.fault(file, &format!("roles.{role}.tools"), &message);
             }
         }
-        let mut roles: BTreeMap<RoleName, Role> = tools
-            .roles
-            .keys()
-            .map(|name| (name.clone(), Role { tools: self.inherited(file, tools, name) }))
-            .collect();
+        let own =
+            tools.roles.iter().map(|(name, shape)| (name, shape.tools.iter().cloned().collect()));
+        let mut own: BTreeMap<&RoleName, BTreeSet<ToolName>> = own.collect();
         for tool in &sources.declared {
             for name in &tool.roles {
-                match roles.get_mut(name) {
-                    Some(role) => drop(role.tools.insert(tool.spec.name.clone())),
+                match own.get_mut(name) {
+                    Some(role) => drop(role.insert(tool.spec.name.clone())),
                     None => {
                         let message = format!("the policy has no role {name}");
                         self.fault(&tool.source, &format!("{}.roles", tool.spec.name), &message);
@@ -68,11 +66,19 @@ impl Compiler {
                 }
             }
         }
-        roles
+        let inherited = |role: &RoleName| Role { tools: self.inherited(file, tools, &own, role) };
+        let names: Vec<RoleName> = tools.roles.keys().cloned().collect();
+        names.iter().cloned().zip(names.iter().map(inherited)).collect()
     }
 
     /// The tools of a role, and of those that it inherits from.
-    fn inherited(&mut self, file: &str, tools: &ToolsFile, role: &RoleName) -> BTreeSet<ToolName> {
+    fn inherited(
+        &mut self,
+        file: &str,
+        tools: &ToolsFile,
+        own: &BTreeMap<&RoleName, BTreeSet<ToolName>>,
+        role: &RoleName,
+    ) -> BTreeSet<ToolName> {
         let (mut found, mut seen) = (BTreeSet::new(), BTreeSet::new());
         let mut next = Some(role);
         while let Some(name) = next {
@@ -85,7 +91,7 @@ impl Compiler {
                 self.fault(file, &key, &format!("there is no role {name}"));
                 break;
             };
-            found.extend(shape.tools.iter().cloned());
+            found.extend(own.get(name).into_iter().flatten().cloned());
             next = shape.inherits.as_ref();
         }
         found
@@ -162,7 +168,7 @@ impl Compiler {
             let (found, rule) =
                 match crate::domain::policy::judge_path(&rules, test.operation.into(), &path) {
                     Ok(rule) => (Verdict::Allow, rule.id.clone()),
-                    Err(ruling) => (Verdict::Deny, ruling.rule),
+                    Err(ruling) => (ruling.verdict, ruling.rule),
                 };
             if found != test.expect || rule != test.rule {
                 let message = format!(

@@ -165,6 +165,21 @@ fn settled(
     for variable in shape.environment.keys().filter(|name| name.is_empty() || name.contains('=')) {
         fault("environment", format!("{variable:?} is not the name of a variable"));
     }
+    let limits = &shape.limits;
+    for (name, limit) in [
+        ("wall_seconds", limits.wall_seconds),
+        ("cpu_seconds", limits.cpu_seconds),
+        ("cpu_percent", limits.cpu_percent),
+        ("memory_mib", limits.memory_mib),
+        ("processes", limits.processes),
+        ("open_files", limits.open_files),
+        ("file_mib", limits.file_mib),
+        ("tmp_mib", limits.tmp_mib),
+    ] {
+        if limit == Some(0) {
+            fault("limits", format!("{name} is 0; give at least 1"));
+        }
+    }
     let mut command = shape.command.iter();
     let program = command.next().map_or(String::new(), |word| program(directory, word));
     if program.is_empty() || (program.contains('/') && !program.starts_with('/')) {

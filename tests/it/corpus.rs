@@ -274,7 +274,7 @@ async fn with_the_allowlist_off_the_sandbox_holds_each_attack_of_the_corpus_alon
     if info["sandbox_limits"]["isolation"] == "landlock" {
         return not_checked(&format!("{} attacks (isolation=landlock here)", cases.len()));
     }
-    let (mut through, mut powerless) = (Vec::new(), Vec::new());
+    let (mut through, mut powerless, mut places) = (Vec::new(), Vec::new(), Vec::new());
     for case in &cases {
         let attack = stage.words().text(&case.id, case.attack.as_ref().unwrap());
         let script = format!("if {{ {attack}\n}} 2>/dev/null; then echo in; else echo out; fi\n");
@@ -303,6 +303,11 @@ async fn with_the_allowlist_off_the_sandbox_holds_each_attack_of_the_corpus_alon
             through.push(format!("{}: {output}", case.id));
         }
         stage.judge(case, &story, &workspace);
+        places.push((case, story, workspace));
+    }
+    // What was to come later has had its time: the last of them is seconds ago.
+    for (case, story, workspace) in &places {
+        stage.judge(case, story, workspace);
     }
     assert!(powerless.is_empty(), "control: without walls these fail:\n{}", powerless.join("\n"));
     assert!(through.is_empty(), "these got through:\n{}", through.join("\n"));

@@ -351,10 +351,7 @@ async fn a_decision_is_explained_with_every_rule_that_was_asked_and_its_place() 
 #[tokio::test]
 async fn what_wants_a_person_s_leave_is_not_done_and_says_so() {
     let (_backend, daemon) = daemon().await;
-    append(
-        &daemon,
-        "  - {id: test.ask, argv: [sh], positionals: any, decision: require_approval, why: scripts}\n",
-    );
+    append(&daemon, "  - {id: test.ask, argv: [sh], decision: require_approval, why: scripts}\n");
     daemon.put("pure.sh", "touch ran");
     reload(&daemon, "").await.unwrap();
 

@@ -132,11 +132,11 @@ pub struct Parsed {
 }
 
 impl CommandRule {
-    /// Whether the rule speaks of this command. A rule that denies speaks of whatever follows its words.
+    /// Whether the rule speaks of this command. A rule that does not allow speaks of whatever follows its words.
     pub fn check(&self, argv: &[String]) -> Result<Parsed, Mismatch> {
         let rest = argv.strip_prefix(self.argv.as_slice()).ok_or(Mismatch::OtherCommand)?;
         let mut parsed = Parsed::default();
-        if self.decision == Verdict::Deny {
+        if self.decision != Verdict::Allow {
             return Ok(parsed);
         }
         let mut only_positionals = false;
@@ -364,8 +364,11 @@ mod tests {
             rule("ok", "git push", Verdict::Allow),
             rule("ask", "git push", Verdict::RequireApproval),
         ];
-        let ruling = judge(&asking, &words("git push")).unwrap_err();
-        assert_eq!((ruling.rule, ruling.verdict), (RuleId::new("ask"), Verdict::RequireApproval));
+        for line in ["git push", "git push origin", "git push -s", "git push --force"] {
+            let ruling = judge(&asking, &words(line)).unwrap_err();
+            let asked = (RuleId::new("ask"), Verdict::RequireApproval);
+            assert_eq!((ruling.rule, ruling.verdict), asked, "{line}");
+        }
         let never = [asking, [rule("never", "git", Verdict::Deny), rule("x", "x", Verdict::Allow)]];
         let ruling = judge(&never.concat(), &words("git push")).unwrap_err();
         assert_eq!((ruling.rule, ruling.verdict), (RuleId::new("never"), Verdict::Deny));

@@ -271,8 +271,12 @@ impl Policy {
             }
             Facts::EditFile { path, .. } => {
                 // Whether an edit fits tells what stands in the file: it must be readable too.
-                paths::judge(&self.paths, FileOperation::Read, path)?;
-                let rule = paths::judge(&self.paths, FileOperation::Write, path)?;
+                let readable = paths::judge(&self.paths, FileOperation::Read, path);
+                let rule = match (paths::judge(&self.paths, FileOperation::Write, path), readable) {
+                    (Err(ruling), _) if ruling.verdict == Verdict::Deny => return Err(ruling),
+                    (_, Err(ruling)) | (Err(ruling), Ok(_)) => return Err(ruling),
+                    (Ok(rule), Ok(_)) => rule,
+                };
                 Ok((allow(&rule.id, &rule.why, EffectClass::Reconcilable), self.plain_orders()))
             }
             Facts::Look { path, .. } => {

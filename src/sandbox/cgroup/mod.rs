@@ -17,7 +17,10 @@ use std::{
 use crate::{
     domain::policy::Limits,
     sandbox::{
-        cgroup::trees::{Tree, V1},
+        cgroup::{
+            place::{InUnified, Moved},
+            trees::{Tree, V1},
+        },
         order::Descriptor,
     },
 };
@@ -29,6 +32,8 @@ pub(super) struct Cgroups {
     prefix: String,
     /// Each with the group beneath which ours are made.
     trees: Vec<(Arc<dyn Tree>, PathBuf)>,
+    /// Held for as long as groups are made.
+    _moved: Option<Moved>,
 }
 
 /// The groups of one call. Removed by [`Group::remove`], which must be called when all is over.
@@ -59,13 +64,16 @@ impl Cgroups {
                 trees.push((Arc::new(controller), place));
             }
         }
+        let mut in_leaf = None;
         if let Some(own) = place::own_group(&mounts, &own, None) {
-            let (place, tree) = place::in_unified(&own, &format!("{prefix}daemon"));
+            let InUnified { place, tree, moved } =
+                place::in_unified(&own, &format!("{prefix}daemon"));
+            in_leaf = moved;
             if is_usable(&place, &prefix) {
                 trees.push((Arc::new(tree), place));
             }
         }
-        Self { prefix, trees }
+        Self { prefix, trees, _moved: in_leaf }
     }
 
     /// What enforces or counts each resource, where a group does.
@@ -129,8 +137,11 @@ fn is_usable(place: &Path, prefix: &str) -> bool {
         return false;
     }
     let writable = OpenOptions::new().write(true).open(probe.join("cgroup.procs")).is_ok();
+    // Of v2 alone: what is "domain invalid" takes no process.
+    let kind = fs::read_to_string(probe.join("cgroup.type"));
     let _ = fs::remove_dir(&probe);
-    writable
+    // The trees of v1 have no such file.
+    writable && kind.map_or(true, |kind| kind.trim() == "domain")
 }
 
 /// Removes every group whose name begins with `prefix`: nobody alive owns it, but for the one that we are in.

@@ -43,16 +43,45 @@ pub(super) fn own_group(mounts: &str, own: &str, controller: Option<&str>) -> Op
 /// A group whose children have controllers holds no process itself. So the daemon has to go to a leaf, and it does
 /// so where its group was given to it alone: a unit with `Delegate=`, or a container. A leaf that systemd made for
 /// it (`DelegateSubgroup=`) lies below such a group already.
-pub(super) fn in_unified(own: &Path, leaf: &str) -> (PathBuf, V2) {
+pub(super) fn in_unified(own: &Path, leaf: &str) -> InUnified {
     if let Some(parent) = own.parent().filter(|parent| is_delegated(parent))
         && switch_on(parent).is_ok()
     {
-        return (parent.to_owned(), controllers(parent));
+        return InUnified { place: parent.to_owned(), tree: controllers(parent), moved: None };
     }
-    if switch_on(own).is_ok() || (may_move(own) && move_to(own, leaf).is_ok()) {
-        return (own.to_owned(), controllers(own));
+    // Of all groups with processes in them, only the root of the machine's tree may do this.
+    let is_root = !own.join("cgroup.type").exists();
+    if is_root && switch_on(own).is_ok() {
+        return InUnified { place: own.to_owned(), tree: controllers(own), moved: None };
     }
-    (own.to_owned(), V2::default())
+    let moved = (!is_root && may_move(own)).then(|| move_to(own, leaf).ok()).flatten();
+    let tree = if moved.is_some() { controllers(own) } else { V2::default() };
+    InUnified { place: own.to_owned(), tree, moved }
+}
+
+/// What was found in the tree of v2.
+pub(super) struct InUnified {
+    pub(super) place: PathBuf,
+    pub(super) tree: V2,
+    pub(super) moved: Option<Moved>,
+}
+
+/// The daemon is in a leaf below its own group, until this is dropped: whoever starts it again must find its group
+/// as it was.
+#[derive(Debug)]
+pub(super) struct Moved {
+    own: PathBuf,
+    leaf: PathBuf,
+}
+
+impl Drop for Moved {
+    fn drop(&mut self) {
+        let on = fs::read_to_string(self.own.join("cgroup.subtree_control")).unwrap_or_default();
+        let off: Vec<String> = on.split_whitespace().map(|name| format!("-{name}")).collect();
+        let _ = fs::write(self.own.join("cgroup.subtree_control"), off.join(" "));
+        let _ = fs::write(self.own.join("cgroup.procs"), std::process::id().to_string());
+        let _ = fs::remove_dir(&self.leaf);
+    }
 }
 
 /// What children of a group have.
@@ -85,7 +114,7 @@ fn is_delegated(group: &Path) -> bool {
 }
 
 /// Moves the daemon to a leaf below its group, if it is alone there. Errors: the daemon is where it was.
-fn move_to(own: &Path, leaf: &str) -> io::Result<()> {
+fn move_to(own: &Path, leaf: &str) -> io::Result<Moved> {
     let us = std::process::id().to_string();
     let members = fs::read_to_string(own.join("cgroup.procs"))?;
     if members.lines().any(|member| member != us) {
@@ -96,12 +125,11 @@ fn move_to(own: &Path, leaf: &str) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         Ok(()) | Err(_) => {}
     }
-    let moved = fs::write(leaf.join("cgroup.procs"), &us).and_then(|()| switch_on(own));
-    if moved.is_err() {
-        let _ = fs::write(own.join("cgroup.procs"), &us);
-        let _ = fs::remove_dir(&leaf);
-    }
-    moved
+    // Dropped where it goes wrong.
+    let moved = Moved { own: own.to_owned(), leaf };
+    fs::write(moved.leaf.join("cgroup.procs"), &us)?;
+    switch_on(own)?;
+    Ok(moved)
 }
 
 #[cfg(test)]

@@ -85,7 +85,11 @@ impl Tree for V1 {
             Self::Cpu => {
                 let Some(quota) = quota(limits) else { return Ok(()) };
                 fs::write(group.join("cpu.cfs_period_us"), PERIOD.to_string())?;
-                fs::write(group.join("cpu.cfs_quota_us"), quota.to_string())
+                match fs::write(group.join("cpu.cfs_quota_us"), quota.to_string()) {
+                    // A group above has less: that is the share then.
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+                    written => written,
+                }
             }
         }
     }

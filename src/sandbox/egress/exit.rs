@@ -129,7 +129,8 @@ impl Egress<'_> {
 
 /// What an address is that no program may reach; none: it may.
 fn off_limits(address: IpAddr) -> Option<&'static str> {
-    reserved(address).or_else(|| is_ours(address).then_some("this machine's own"))
+    reserved(address)
+        .or_else(|| is_ours(address).then_some("this machine's own, or not to be told from those"))
 }
 
 /// Whether an address is this machine's: then, and only then, a socket can be bound to it. What cannot be told

@@ -26,7 +26,7 @@ use std::{
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::{Semaphore, watch},
 };
 
 use crate::{
@@ -47,7 +47,7 @@ use crate::{
 };
 
 /// Connections of one call that are open at the same time; more wait in the kernel.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 24;
 /// Decisions that one call may ask for; then it reaches nothing any more.
 const MOST_DECISIONS: u64 = 1000;
 /// How long a program may take to say what it wants.
@@ -58,7 +58,7 @@ const TOLD_CHARACTERS: usize = 600;
 /// Addresses that are told with the outcome.
 const DIALLED: usize = 32;
 /// Connections that are open at the same time, of all calls; less where the process may have few descriptors.
-const IN_ALL: usize = 512;
+const IN_ALL: usize = 1024;
 /// How long to wait where there is no descriptor for another connection.
 const BREATH: Duration = Duration::from_millis(100);
 
@@ -139,28 +139,19 @@ impl<'a> Egress<'a> {
         let mut open = FuturesUnordered::new();
         loop {
             tokio::select! {
-                accepted = self.accept(&listener), if open.len() < AT_ONCE => match accepted {
-                    Ok((client, room)) => open.push(async move {
+                accepted = accept(&listener), if open.len() < AT_ONCE => match accepted {
+                    Ok(client) => open.push(async {
+                        // Nobody closes it.
+                        let Ok(_room) = self.connections.acquire().await else { return };
                         self.attend(client).await;
-                        drop(room);
                     }),
                     // It went away before it was let in.
                     Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
-                    Err(error) if is_want_of_room(&error) => tokio::time::sleep(BREATH).await,
                     Err(error) => return error,
                 },
                 Some(()) = open.next(), if !open.is_empty() => {}
             }
         }
-    }
-
-    /// The next connection, once there is room for it among those of all calls.
-    async fn accept(
-        &self,
-        listener: &TcpListener,
-    ) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-        let room = self.connections.clone().acquire_owned().await.map_err(io::Error::other)?;
-        Ok((listener.accept().await?.0, room))
     }
 
     /// What has been done by now.
@@ -245,6 +236,15 @@ impl<'a> Egress<'a> {
         let mut dialled = lock(&self.dialled);
         if dialled.len() < DIALLED && !dialled.iter().any(|known| known == what) {
             dialled.push(what.to_owned());
+        }
+    }
+}
+
+async fn accept(listener: &TcpListener) -> io::Result<TcpStream> {
+    loop {
+        match listener.accept().await {
+            Err(error) if is_want_of_room(&error) => tokio::time::sleep(BREATH).await,
+            accepted => return Ok(accepted?.0),
         }
     }
 }

@@ -12,7 +12,7 @@ use std::{
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 /// Lookups at one time, of all calls.
-const IN_ALL: usize = 16;
+const IN_ALL: usize = 64;
 /// Lookups at one time, of one call.
 const OF_A_CALL: usize = 2;
 /// How long a program waits for one.

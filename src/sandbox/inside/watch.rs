@@ -64,8 +64,9 @@ impl Budget {
 /// What all processes below us use at one moment, as the kernel tells it of each.
 #[derive(Debug, Clone, Copy, Default)]
 struct Seen {
+    /// Threads count, as they do for a cgroup.
     processes: u64,
-    /// Of their own, without what they have of files.
+    /// Of their own and shared, without what they have of files. What several share counts for each.
     memory_bytes: u64,
     /// With that of children that have ended and were waited for.
     cpu_ms: u64,
@@ -76,7 +77,7 @@ impl Seen {
         let mut seen = Self::default();
         let mut pending = children(std::process::id());
         while let Some(process) = pending.pop() {
-            seen.processes += 1;
+            seen.processes += threads(process);
             if seen.processes > MOST_PROCESSES {
                 break;
             }
@@ -100,12 +101,18 @@ fn children(process: u32) -> Vec<u32> {
         .collect()
 }
 
+fn threads(process: u32) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{process}/task"));
+    threads.map_or(1, |threads| threads.count() as u64).max(1)
+}
+
 fn memory(process: u32) -> Option<u64> {
-    let statm = fs::read_to_string(format!("/proc/{process}/statm")).ok()?;
-    let mut pages = numbers(&statm).skip(1);
-    let (resident, shared) = (pages.next()?, pages.next()?);
-    let page = u64::try_from(rustix::param::page_size()).ok()?;
-    Some(resident.saturating_sub(shared).saturating_mul(page))
+    let status = fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let kib = |line: &str| {
+        let value = line.strip_prefix("RssAnon:").or(line.strip_prefix("RssShmem:"))?;
+        numbers(value).next()
+    };
+    Some(status.lines().filter_map(kib).sum::<u64>().saturating_mul(1024))
 }
 
 fn cpu_time(process: u32) -> Option<u64> {

@@ -88,12 +88,17 @@ pub(crate) struct Internet {
 impl Internet {
     /// None: this machine does not let the test have one. Says so.
     pub(crate) fn open(names: Names) -> Option<Self> {
-        let has_ip = Command::new("ip").arg("-V").output().is_ok_and(|done| done.status.success());
-        if !rustix::process::geteuid().is_root() || !has_ip {
-            super::not_checked("attacks on the network (they take root, and ip of iproute2)");
+        let is_there = |program: &str, flag| Command::new(program).arg(flag).output().is_ok();
+        let tools = [("ip", "-V"), ("curl", "-V"), ("openssl", "version"), ("bash", "--version")];
+        let places = (Place::open(), Place::open());
+        let (true, (Ok(inside), Ok(outside))) =
+            (tools.iter().all(|(program, flag)| is_there(program, flag)), places)
+        else {
+            super::not_checked(
+                "attacks on the network (they take root that may make namespaces, ip, curl, openssl and bash)",
+            );
             return None;
-        }
-        let (inside, outside) = (Place::open().unwrap(), Place::open().unwrap());
+        };
         let files = tempfile::Builder::new().prefix("agentd-it-").tempdir().unwrap();
         fs::write(files.path().join("resolv.conf"), format!("nameserver {RESOLVER}\n")).unwrap();
         inside.sh(format!(

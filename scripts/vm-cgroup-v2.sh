@@ -160,6 +160,8 @@ boot() {
     while read -r _ place _; do
       [[ $(printf %b "$place") == "$1" ]] || mount -o remount,bind,ro "$(printf %b "$place")" || true
     done <<<"$(cat /proc/self/mounts)" 2>/dev/null
+    # It leaves a lock there.
+    mount -t tmpfs none /run
     ! touch "$3" 2>/dev/null || exit 1
     exec "$2" --socket-path="$1/files" -o source=/ -o cache=auto -o sandbox=chroot' \
     - "$work" "$root/usr/lib/qemu/virtiofsd" "$CACHE/written" >"$work/virtiofsd.log" 2>&1 &
@@ -168,6 +170,7 @@ boot() {
   trap "kill $files 2>/dev/null || true; rm -rf '$work'" EXIT
   local n
   for ((n = 0; n < 100; n++)); do [[ -S $work/files ]] && break || sleep 0.1; done
+  [[ -S $work/files ]] || die "the server of this machine's files does not start: $(cat "$work/virtiofsd.log")"
   timeout 900 "$root/usr/bin/qemu-system-x86_64" -accel tcg,thread=multi -M q35 -cpu max -smp 2 -m 2G \
     -object memory-backend-memfd,id=memory,size=2G,share=on -numa node,memdev=memory \
     -chardev "socket,id=files,path=$work/files" -device vhost-user-fs-pci,chardev=files,tag=host \

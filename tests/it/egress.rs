@@ -221,16 +221,16 @@ async fn a_rule_s_limit_of_bytes_holds_for_all_that_a_call_sends_and_gets() {
     assert!(used["sent"].as_u64().unwrap() <= 65536 + 4096, "{used}");
 }
 
+/// Says when its tunnel is open, and when it is closed.
+const HOLDS_A_TUNNEL: &str = "exec 3<>/dev/tcp/127.0.0.1/3128\n\
+     printf 'CONNECT raw.example.com:9000 HTTP/1.1\\r\\nHost: raw.example.com:9000\\r\\n\\r\\n' >&3\n\
+     head -2 <&3 >/dev/null; echo hello >&3; head -1 <&3; touch open; cat <&3; echo closed\n";
+
 #[tokio::test]
 async fn a_policy_that_closes_what_is_open_cuts_it_off_by_rpc_and_by_signal() {
     let Some(stage) = Stage::open("true") else { return };
     let daemon = &stage.daemon;
-    daemon.put(
-        "net.sh",
-        "exec 3<>/dev/tcp/127.0.0.1/3128\n\
-         printf 'CONNECT raw.example.com:9000 HTTP/1.1\\r\\nHost: raw.example.com:9000\\r\\n\\r\\n' >&3\n\
-         head -2 <&3 >/dev/null; echo hello >&3; head -1 <&3; touch open; cat <&3; echo closed\n",
-    );
+    daemon.put("net.sh", HOLDS_A_TUNNEL);
     for by in ["rpc", "signal"] {
         let run = daemon.submit("reach it").await;
         wait_until("the tunnel is open", || daemon.read("open").is_some()).await;
@@ -315,12 +315,7 @@ async fn a_call_that_asks_too_often_reaches_nothing_any_more() {
 async fn a_policy_that_wants_tls_from_now_on_cuts_what_began_without_it() {
     let Some(stage) = Stage::open("true") else { return };
     let daemon = &stage.daemon;
-    daemon.put(
-        "net.sh",
-        "exec 3<>/dev/tcp/127.0.0.1/3128\n\
-         printf 'CONNECT raw.example.com:9000 HTTP/1.1\\r\\nHost: raw.example.com:9000\\r\\n\\r\\n' >&3\n\
-         head -2 <&3 >/dev/null; touch open; cat <&3; echo closed\n",
-    );
+    daemon.put("net.sh", HOLDS_A_TUNNEL);
     let run = daemon.submit("reach it").await;
     wait_until("the tunnel is open", || daemon.read("open").is_some()).await;
 
@@ -330,7 +325,7 @@ async fn a_policy_that_wants_tls_from_now_on_cuts_what_began_without_it() {
     daemon.client().await.policy().reload_policy(request).await.unwrap();
 
     let story = daemon.story(&run.id).await;
-    assert_eq!(stdout(&story), "closed\n");
+    assert_eq!(stdout(&story), "hello\nclosed\n");
     let denied = "CONNECT raw.example.com:9000 deny builtin/tls-name";
     assert_eq!(reached(&story).last().unwrap(), denied);
     // Each entry names the policy that decided it.

@@ -9,10 +9,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::domain::{
     budget::{TokenCount, Usage},
+    chain::ChainHash,
     effect::{Effect, EffectResult, Facts, Factual, Unresolved},
     ids::{Caller, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence, Timestamp, TreeId},
     item::Item,
-    journal::{AnsweredItem, ChainHash, Entry, NewEntry, Record, Sent, Verdict},
+    journal::{AnsweredItem, Entry, NewEntry, Record, Sent, Verdict},
     policy::{Destination, Grant, Limits, Passage, Permit, Ruling},
     run::Failure,
     status::StateName,

@@ -1,23 +1,21 @@
-//! What the journal remembers: kinds of entries with versioned shapes, and the hash chain over them.
-//! The only serde shapes of the domain. Where they are kept: `ports::Journal`. What they mean:
-//! [`crate::domain::run::fold`].
+//! What the journal remembers: kinds of entries with versioned shapes. Where they are kept: `ports::Journal`. How
+//! they are chained: [`crate::domain::chain`]. What they mean: [`crate::domain::run::fold`].
 //!
 //! Invariant: a shape that has been released never changes. A new shape gets a new version, and
 //! [`Record::decode`] reads both.
 
-use std::{collections::BTreeMap, fmt, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sha2::{Digest as _, Sha256};
 
 use crate::domain::{
     budget::{Budget, TokenCount},
     effect::{Facts, Isolation},
     host::Host,
     ids::{
-        CallId, CallKey, Caller, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence,
-        Timestamp, ToolName, TreeId,
+        CallId, CallKey, Caller, Epoch, PolicyRevision, RuleId, RunId, Sequence, Timestamp,
+        ToolName, TreeId,
     },
     item::RawJson,
     redact::Redactor,
@@ -520,114 +518,9 @@ impl ModelResponse {
     }
 }
 
-/// SHA-256 of an entry and of all before it in its chain.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct ChainHash(pub [u8; 32]);
-
-impl ChainHash {
-    /// What the first entry of a chain names as its predecessor.
-    pub const START: Self = Self([0; 32]);
-}
-
-impl fmt::Display for ChainHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for ChainHash {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ChainHash({self})")
-    }
-}
-
-/// Everything of an entry that its hash covers.
-#[derive(Debug, Clone, Copy)]
-pub struct Linked<'a> {
-    /// None: the daemon's own chain.
-    pub run: Option<RunId>,
-    pub sequence: Sequence,
-    pub position: Position,
-    pub time: Timestamp,
-    pub kind: &'a str,
-    pub version: u32,
-    pub view: &'a str,
-    /// SHA-256 of the sealed body, where there is one: an auditor checks it without the key.
-    pub body_digest: Option<&'a [u8]>,
-    pub policy_revision: Option<&'a str>,
-}
-
-impl Linked<'_> {
-    /// Hash of this entry after `previous`.
-    ///
-    /// SHA-256 over `agentd/entry/1`, then each field as its length (8 bytes, little endian) and its
-    /// bytes, in the order of this struct, `previous` last; numbers are 8 bytes, little endian; an
-    /// absent field has length 2^64 - 1 and no bytes. See docs/journal.md.
-    pub fn hash(&self, previous: ChainHash) -> ChainHash {
-        let run = self.run.map(|run| run.to_string());
-        let mut hasher = Sha256::new();
-        hasher.update(b"agentd/entry/1");
-        field(&mut hasher, run.as_deref().map(str::as_bytes));
-        field(&mut hasher, Some(&self.sequence.0.to_le_bytes()));
-        field(&mut hasher, Some(&self.position.0.to_le_bytes()));
-        field(&mut hasher, Some(&self.time.0.to_le_bytes()));
-        field(&mut hasher, Some(self.kind.as_bytes()));
-        field(&mut hasher, Some(&u64::from(self.version).to_le_bytes()));
-        field(&mut hasher, Some(self.view.as_bytes()));
-        field(&mut hasher, self.body_digest);
-        field(&mut hasher, self.policy_revision.map(str::as_bytes));
-        field(&mut hasher, Some(&previous.0));
-        ChainHash(hasher.finalize().into())
-    }
-}
-
-fn field(hasher: &mut Sha256, bytes: Option<&[u8]>) {
-    match bytes {
-        Some(bytes) => {
-            hasher.update((bytes.len() as u64).to_le_bytes());
-            hasher.update(bytes);
-        }
-        None => hasher.update(u64::MAX.to_le_bytes()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn entry() -> Linked<'static> {
-        Linked {
-            run: None,
-            sequence: Sequence(1),
-            position: Position(7),
-            time: Timestamp(3),
-            kind: "daemon_stopped",
-            version: 1,
-            view: "{}",
-            body_digest: None,
-            policy_revision: None,
-        }
-    }
-
-    #[test]
-    fn every_field_of_an_entry_changes_its_hash() {
-        let plain = entry().hash(ChainHash::START);
-        let others = [
-            Linked { run: Some(RunId::new(uuid::Uuid::nil())), ..entry() }.hash(ChainHash::START),
-            Linked { sequence: Sequence(2), ..entry() }.hash(ChainHash::START),
-            Linked { position: Position(8), ..entry() }.hash(ChainHash::START),
-            Linked { time: Timestamp(4), ..entry() }.hash(ChainHash::START),
-            Linked { kind: "daemon_started", ..entry() }.hash(ChainHash::START),
-            Linked { version: 2, ..entry() }.hash(ChainHash::START),
-            Linked { view: "{ }", ..entry() }.hash(ChainHash::START),
-            Linked { body_digest: Some(&[]), ..entry() }.hash(ChainHash::START),
-            Linked { policy_revision: Some(""), ..entry() }.hash(ChainHash::START),
-            entry().hash(ChainHash([1; 32])),
-        ];
-        for (n, other) in others.iter().enumerate() {
-            assert_ne!(plain, *other, "field {n} is not covered");
-        }
-    }
 
     #[test]
     fn a_record_without_secrets_is_stored_once_and_one_with_secrets_keeps_a_sealed_body() {

@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod budget;
+pub mod chain;
 pub mod effect;
 pub mod host;
 pub mod ids;

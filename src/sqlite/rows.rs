@@ -8,8 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::{
     domain::{
         budget::Usage,
+        chain::ChainHash,
         ids::{Caller, Position, RunId, Sequence, Timestamp},
-        journal::{ChainHash, DecodeError, Entry, Record},
+        journal::{DecodeError, Entry, Record},
         run::Failure,
         status::StateName,
     },

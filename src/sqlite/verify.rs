@@ -9,8 +9,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     domain::{
+        chain::{ChainHash, Linked},
         ids::{Position, RunId, Sequence, Timestamp},
-        journal::{ChainHash, Linked, RunAnchored},
+        journal::RunAnchored,
         status::StateName,
     },
     ports::{AuditFault, AuditReport, EntryView, JournalError},

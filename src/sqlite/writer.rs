@@ -12,8 +12,9 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::{
     domain::{
+        chain::{ChainHash, Linked},
         ids::{Epoch, Position, RunId, Sequence},
-        journal::{ChainHash, Linked, NewEntry, Record, RunAnchored, RunCreated},
+        journal::{NewEntry, Record, RunAnchored, RunCreated},
         redact::Redactor,
     },
     ports::{Admission, Append, Created, JournalError, Progress},

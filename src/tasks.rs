@@ -56,3 +56,9 @@ pub async fn blocking<T: Send + 'static>(
     #[expect(clippy::disallowed_methods, reason = "this is the one place that may spawn")]
     tokio::task::spawn_blocking(work).await
 }
+
+/// The same, where nobody waits for it. The runtime's end does.
+pub fn in_background(work: impl FnOnce() + Send + 'static) {
+    #[expect(clippy::disallowed_methods, reason = "this is the one place that may spawn")]
+    drop(tokio::task::spawn_blocking(work));
+}

@@ -3,7 +3,7 @@
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-use agentd::sandbox::order::{self, ORDER_BYTES};
+use agentd::sandbox::order::{self, ORDER_BYTES, Order};
 use libfuzzer_sys::fuzz_target;
 
 /// The system's, for whoever asks for a reasonable amount at once.
@@ -41,10 +41,10 @@ fn bounded(layout: Layout) {
 static ALLOCATOR: Bounded = Bounded;
 
 fuzz_target!(|input: &[u8]| {
-    let Ok(order) = order::read(input) else { return };
+    let Ok(order) = order::read::<Order>(input) else { return };
     let text = serde_json::to_vec(&order).expect("an order can be written");
     let length = u32::try_from(text.len()).expect("an order is short").to_le_bytes();
     let again =
-        order::read([length.as_slice(), &text].concat().as_slice()).expect("and read again");
+        order::read::<Order>([length.as_slice(), &text].concat().as_slice()).expect("and read again");
     assert_eq!(serde_json::to_vec(&again).unwrap(), text);
 });

@@ -232,7 +232,12 @@ impl Driver {
         match (failure, self.log.state().wish) {
             (Some(error), Wish::GoOn) => self.fail(&error).await,
             // A run that is to stop stops, whatever became of the sandbox.
-            (Some(_), Wish::Cancel) | (None, _) => Ok(()),
+            (Some(error), Wish::Cancel) => {
+                let message = crate::telemetry::chain(&error);
+                tracing::warn!(run = %self.log.state().id, %message, "the sandbox failed");
+                Ok(())
+            }
+            (None, _) => Ok(()),
         }
     }
 

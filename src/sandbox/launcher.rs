@@ -1,18 +1,15 @@
-//! Starts `agentd-sandbox` for one program, hands it its order and its descriptors, reads what comes
-//! out, and sees to it that nothing of it is left. Never starts a program itself, never uses pre_exec.
+//! Has one program, or one look, done by `agentd-sandbox`, from the order to what came of it, and sees to it that
+//! nothing of it is left. Never starts a program itself, never uses pre_exec. Which launcher does it: one that has
+//! waited for it (`pool`), or a new one (`framed`); what it is told: `brief`.
 
 use std::{
     collections::BTreeMap,
     fs::{File, OpenOptions},
     io,
-    os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
-        unix::{fs::OpenOptionsExt as _, net::UnixStream as StdUnixStream},
-    },
-    path::Path,
-    process::{Child, Stdio},
+    os::{fd::AsFd, unix::fs::OpenOptionsExt as _},
+    path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -20,29 +17,31 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest as _, Sha256};
-use tokio::net::{UnixStream, unix::pipe};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::{
         budget,
         effect::{Exit, Ran},
-        policy::Orders,
+        policy::{Grant, Limits, Orders},
     },
     ports::{Company, OutputStream, SandboxError},
     sandbox::{
+        brief::{Call, way_out},
         capture::capture,
-        cgroup::{Cgroups, Group},
-        egress::{self, Egress, Outside},
+        cgroup::{Cgroups, Group, Spent},
+        egress::{Egress, Outside},
         files::hex,
-        order::{Access, Descriptor, End, Order, Rlimits, Tier, View, Watched, WayOut, Work},
+        framed::{Framed, Kind, Started},
+        order::{Access, End, Tier, WayOut},
         placeholders::{Held, Placeholders},
+        pool::{Keeper, Pool},
         programs::{Job, LaunchProof},
         report::report,
-        spawner::{self, Spawner, input_file, send},
-        walk::Look,
+        spawner::Spawner,
     },
-    tasks,
+    tasks::{self, Tasks},
 };
 
 /// How long leftovers of a dead daemon may take to die.
@@ -55,47 +54,94 @@ const CPU_TIME_IS_UP: i32 = libc::SIGXCPU;
 /// Longest answer of a look that is read, in bytes.
 const LOOK_BYTES: usize = 1 << 20;
 
-/// Starts launchers.
+/// Starts launchers, and keeps some ready.
 #[derive(Debug)]
 pub(super) struct Launcher {
-    spawner: Spawner,
-    shared: Arc<Shared>,
+    spawner: Arc<Spawner>,
+    ground: Arc<Ground>,
+    /// What the groups do here: resources, each with its mechanism.
+    enforced: BTreeMap<&'static str, &'static str>,
+    placeholders: Arc<Placeholders>,
+    outside: Outside,
+    /// The directory above all workspaces.
+    root: PathBuf,
+    ready: Option<Ready>,
+    tasks: Tasks,
 }
 
-/// What every start needs.
+/// Launchers that are made beforehand, and what whoever makes them has to hear.
 #[derive(Debug)]
-struct Shared {
+struct Ready {
+    pool: Arc<Pool>,
+    unheard: Mutex<Option<mpsc::Receiver<Kind>>>,
+}
+
+/// What every launcher is started with.
+#[derive(Debug)]
+pub(super) struct Ground {
     tier: Tier,
     /// Locked by every launcher for as long as a process of it lives.
     alive: File,
     cgroups: Cgroups,
-    /// What they do here: resources, each with its mechanism.
-    enforced: BTreeMap<&'static str, &'static str>,
-    placeholders: Placeholders,
-    outside: Outside,
-    /// How many launches there were.
+    /// How many launchers there were.
     started: AtomicU64,
 }
 
+impl Ground {
+    /// Groups of their own for a launcher: the first of two looks at one run must not end the other.
+    pub(super) fn group(&self, label: &str, limits: Option<&Limits>) -> io::Result<Group> {
+        let number = self.started.fetch_add(1, Ordering::Relaxed);
+        self.cgroups.create(&format!("{label}-{number}"), limits)
+    }
+
+    /// Starts a launcher, on the thread for it.
+    pub(super) fn frame(
+        &self,
+        program: &Path,
+        kind: Kind,
+        start: impl AsFd,
+        group: Group,
+    ) -> Result<Framed, SandboxError> {
+        Framed::start(program, (self.tier, kind), start.as_fd(), &self.alive, group)
+    }
+}
+
 impl Launcher {
-    /// Blocking. `spawner` and the tier that it can reach have been found out before.
+    /// Blocking. `spawner` and the tier that it can reach have been found out before. All workspaces lie below
+    /// `root`.
     pub(super) fn open(
         (spawner, tier): (Spawner, Tier),
         state_directory: &Path,
+        root: PathBuf,
     ) -> Result<Self, SandboxError> {
+        let io = |what| move |source| SandboxError::Io { what, source };
         let instance = hex(&Sha256::digest(state_directory.as_os_str().as_encoded_bytes())[..4]);
         let cgroups = Cgroups::discover(format!("agentd-{instance}-"));
         let alive = wait_for_leftovers(&state_directory.join("sandbox.lock"))
-            .map_err(|source| SandboxError::Io { what: "waiting for leftover programs", source })?;
-        let (placeholders, started) = (Placeholders::default(), AtomicU64::default());
+            .map_err(io("waiting for leftover programs"))?;
         let enforced = cgroups.enforces();
-        let outside = Outside::new();
-        let shared = Shared { tier, alive, cgroups, enforced, placeholders, outside, started };
-        Ok(Self { spawner, shared: Arc::new(shared) })
+        // In the machine's own namespaces there is little to be made beforehand.
+        let ready = match tier {
+            Tier::Full | Tier::Root => {
+                let (pool, wanted) = Pool::new().map_err(io("listing mounts"))?;
+                Some(Ready { pool: Arc::new(pool), unheard: Mutex::new(Some(wanted)) })
+            }
+            Tier::Landlock => None,
+        };
+        Ok(Self {
+            spawner: Arc::new(spawner),
+            ground: Arc::new(Ground { tier, alive, cgroups, started: AtomicU64::default() }),
+            enforced,
+            placeholders: Arc::default(),
+            outside: Outside::new(),
+            root,
+            ready,
+            tasks: Tasks::default(),
+        })
     }
 
     pub(super) fn mechanisms(&self) -> BTreeMap<String, String> {
-        let Shared { tier, enforced, .. } = &*self.shared;
+        let (tier, enforced) = (self.ground.tier, &self.enforced);
         let by =
             |resource, otherwise| enforced.get(resource).copied().unwrap_or(otherwise).to_owned();
         let kill = match (enforced.contains_key("cpu"), tier) {
@@ -154,84 +200,208 @@ impl Launcher {
         proof: LaunchProof,
         orders: Orders,
         keep: usize,
-        Company { stop, heard, door }: Company<'_>,
+        company: Company<'_>,
     ) -> Result<Ended, SandboxError> {
-        let wall = Duration::from_millis(orders.limits.wall_ms);
-        if self.shared.tier < orders.least_isolation {
+        let tier = self.ground.tier;
+        if tier < orders.least_isolation {
             return Ok(Ended::TooWeak(format!(
                 "the policy wants isolation {} and this machine has {}; the operator can allow agentd user \
                  namespaces, or say less in tools.yaml",
                 orders.least_isolation.as_str(),
-                self.shared.tier.as_str()
+                tier.as_str()
             )));
         }
-        let way_out = way_out(self.shared.tier, &orders);
-        let egress = match (way_out, orders.grant.clone(), door) {
-            (WayOut::Proxy, Some(grant), Some(door)) => {
-                Some(Egress::new(grant, door, &self.shared.outside))
-            }
-            _ => None,
+        let grant = match way_out(tier, &orders) {
+            WayOut::Proxy => orders.grant.clone(),
+            WayOut::None => None,
         };
-        // What touches the workspace is done away from the thread that starts all launchers.
-        let shared = self.shared.clone();
-        let prepared = tasks::blocking(move || prepare(&shared, proof, orders));
-        let prepared = prepared.await.map_err(|error| lost(error.to_string()))??;
-        let shared = self.shared.clone();
-        let started = self.spawner.run(move |program| start(program, &shared, prepared));
-        let Started { mut child, group, held, control, stdout, stderr } = started.await??;
+        let call = Arc::new(self.call(proof, orders).await?);
+        let sight = Sight { grant, keep, company };
+        if let Some(started) = self.ready(&call).await? {
+            let ended = self.see_through(started, &call, &sight).await?;
+            // It has not begun. A launcher of our own starts in the workspace itself, from the machine as it is now,
+            // and may do better.
+            if !matches!(ended, Ended::NotStarted(_)) {
+                return Ok(ended);
+            }
+        }
+        let started = self.fresh(&call).await?;
+        self.see_through(started, &call, &sight).await
+    }
+
+    /// What touches the workspace is done away from the thread that starts all launchers.
+    async fn call(&self, proof: LaunchProof, orders: Orders) -> Result<Call, SandboxError> {
+        let placeholders = self.placeholders.clone();
+        blocking(move || {
+            let io = |what| move |source| SandboxError::Io { what, source };
+            let (held, protected) = match proof.access {
+                // Nothing can be made in it.
+                Access::ReadOnly => (Held::default(), Vec::new()),
+                Access::ReadWrite => placeholders
+                    .hold(&proof.workspace, &orders.protected)
+                    .map_err(io("protecting names of the workspace"))?,
+            };
+            let kind = Kind::of(&proof).map_err(io("looking at the workspace"))?;
+            Ok(Call { proof, orders: Orders { protected, ..orders }, kind, _held: held })
+        })
+        .await
+    }
+
+    /// One that has waited for this call; none: there is none, or it takes no order.
+    async fn ready(&self, call: &Arc<Call>) -> Result<Option<Started>, SandboxError> {
+        let Some(pool) = self.pool() else { return Ok(None) };
+        let below = Path::new(&call.proof.path).strip_prefix(&self.root);
+        let Some(below) = below.ok().and_then(Path::to_str) else { return Ok(None) };
+        let brief = call.brief(self.ground.tier, &self.enforced, below).map_err(ordering)?;
+        let (ground, call) = (self.ground.clone(), call.clone());
+        blocking(move || {
+            let limits = &call.orders.limits;
+            let Some(framed) = pool.take(call.kind, limits, &ground.cgroups) else {
+                return Ok(None);
+            };
+            match framed.group().limit(limits) {
+                Ok(()) => Ok(brief.give(&call, framed).ok()),
+                Err(error) => {
+                    framed.dismiss();
+                    Err(limiting(error))
+                }
+            }
+        })
+        .await
+    }
+
+    /// A new one, for this call alone.
+    async fn fresh(&self, call: &Arc<Call>) -> Result<Started, SandboxError> {
+        let (ground, of) = (self.ground.clone(), call.clone());
+        let group = blocking(move || {
+            let limits = &of.orders.limits;
+            let group = ground.group(&of.proof.label, Some(limits)).map_err(limiting)?;
+            match group.limit(limits) {
+                Ok(()) => Ok(group),
+                Err(error) => {
+                    group.remove();
+                    Err(limiting(error))
+                }
+            }
+        })
+        .await?;
+        let brief = call.brief(self.ground.tier, &self.enforced, "").map_err(ordering)?;
+        let (ground, call) = (self.ground.clone(), call.clone());
+        let started = self.spawner.run(move |program| {
+            let framed = ground.frame(program, call.kind, &call.proof.workspace, group)?;
+            brief.give(&call, framed).map_err(ordering)
+        });
+        started.await?
+    }
+
+    /// Those that wait; whoever makes them is started with the first call.
+    fn pool(&self) -> Option<Arc<Pool>> {
+        let Ready { pool, unheard } = self.ready.as_ref()?;
+        let unheard = unheard.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(wanted) = unheard {
+            let (ground, spawner) = (self.ground.clone(), self.spawner.clone());
+            let keeper = Keeper { pool: pool.clone(), ground, spawner, root: self.root.clone() };
+            self.tasks.spawn("launchers", keeper.keep(wanted, self.tasks.token()));
+        }
+        Some(pool.clone())
+    }
+
+    /// From the order to what came of it.
+    async fn see_through(
+        &self,
+        started: Started,
+        call: &Call,
+        sight: &Sight<'_>,
+    ) -> Result<Ended, SandboxError> {
+        let Started { mut child, group, control, stdout, stderr } = started;
+        let Sight { grant, keep, company: Company { stop, heard, door } } = sight;
+        let egress = grant.clone().zip(*door);
+        let egress = egress.map(|(grant, door)| Egress::new(grant, door, &self.outside));
         let hear_stdout = |bytes: &[u8]| heard(OutputStream::Stdout, bytes);
         let hear_stderr = |bytes: &[u8]| heard(OutputStream::Stderr, bytes);
         let streams = async {
-            tokio::join!(capture(stdout, keep, &hear_stdout), capture(stderr, keep, &hear_stderr))
+            tokio::join!(capture(stdout, *keep, &hear_stdout), capture(stderr, *keep, &hear_stderr))
         };
-        let report = tokio::time::timeout(wall + GRACE, async {
+        let wall = Duration::from_millis(call.orders.limits.wall_ms);
+        let heard = tokio::time::timeout(wall + GRACE, async {
             tokio::join!(report(control, stop, egress.as_ref()), streams)
         })
         .await;
-        // Nothing may be left, however it went: the launcher is dead and its groups are gone after this.
-        let cleaned = tasks::blocking(move || {
-            let killed = if report.is_err() { child.kill() } else { Ok(()) };
-            let waited = killed.and_then(|()| child.wait());
-            let spent = group.spent();
-            group.remove();
-            drop(held);
-            (report, waited, spent)
-        });
-        let (report, waited, spent) = cleaned.await.map_err(|error| lost(error.to_string()))?;
-        waited.map_err(|source| SandboxError::Io { what: "waiting for the launcher", source })?;
-        let (report, (stdout, stderr)) =
-            report.map_err(|_| lost("it did not end in time and was killed".into()))?;
-        let read = |source| SandboxError::Io { what: "reading a program's output", source };
-        let ran = report?;
-        let exit = match ran.end {
-            End::NotStarted(message) => return Ok(Ended::NotStarted(message)),
-            End::Lost(message) => return Err(lost(message)),
-            End::TimedOut => Exit::TimedOut,
-            End::Stopped => Exit::Stopped,
-            // A program that copes with the death of one of its processes has ended well.
-            End::Signal(_) if spent.out_of_memory => Exit::OutOfMemory,
-            End::Code(code) if code != 0 && spent.out_of_memory => Exit::OutOfMemory,
-            End::Memory => Exit::OutOfMemory,
-            End::Processes => Exit::Processes,
-            End::CpuTime => Exit::CpuTime,
-            // Each process has the whole limit besides: one alone can be the first to reach it.
-            End::Signal(CPU_TIME_IS_UP) => Exit::CpuTime,
-            End::Code(code) if code != 0 && spent.refused_processes => Exit::Processes,
-            End::Code(code) => Exit::Code(code),
-            End::Signal(signal) => Exit::Signal(signal),
+        let Ok((report, (stdout, stderr))) = heard else {
+            // Nothing may be left, however it went.
+            blocking(move || {
+                let _ = child.kill();
+                let _ = child.wait();
+                group.remove();
+                Ok(())
+            })
+            .await?;
+            return Err(lost("it did not end in time and was killed".into()));
         };
+        let spent = group.spent();
+        // What was reported on is dead; the launcher itself is at its end, and so are its groups.
+        tasks::in_background(move || {
+            if let Err(error) = child.wait() {
+                tracing::warn!(%error, "a launcher cannot be waited for");
+            }
+            group.remove();
+        });
+        let report = report?;
+        let exit = match exit(report.end, &spent) {
+            Ok(exit) => exit,
+            Err(ended) => return ended,
+        };
+        let read = |source| SandboxError::Io { what: "reading a program's output", source };
         Ok(Ended::Ran(Box::new(Ran {
             exit,
             stdout: stdout.map_err(read)?,
             stderr: stderr.map_err(read)?,
-            cpu_ms: spent.cpu_ms.unwrap_or(ran.cpu_ms),
-            peak_memory_kib: spent.peak_memory_kib.unwrap_or(ran.peak_memory_kib),
-            wall_ms: ran.wall_ms,
-            isolation: self.shared.tier,
+            cpu_ms: spent.cpu_ms.unwrap_or(report.cpu_ms),
+            peak_memory_kib: spent.peak_memory_kib.unwrap_or(report.peak_memory_kib),
+            wall_ms: report.wall_ms,
+            isolation: self.ground.tier,
             network: egress.map(|egress| egress.used()).unwrap_or_default(),
             ran_out_of_memory: spent.out_of_memory,
         })))
     }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        self.tasks.token().cancel();
+        if let Some(Ready { pool, .. }) = &self.ready {
+            pool.close();
+        }
+    }
+}
+
+/// How a call is seen, whichever launcher does it.
+struct Sight<'a> {
+    grant: Option<Grant>,
+    /// So much of each stream.
+    keep: usize,
+    company: Company<'a>,
+}
+
+/// How the program ended; or that it did not run.
+fn exit(end: End, spent: &Spent) -> Result<Exit, Result<Ended, SandboxError>> {
+    Ok(match end {
+        End::NotStarted(message) => return Err(Ok(Ended::NotStarted(message))),
+        End::Lost(message) => return Err(Err(lost(message))),
+        End::TimedOut => Exit::TimedOut,
+        End::Stopped => Exit::Stopped,
+        // A program that copes with the death of one of its processes has ended well.
+        End::Signal(_) if spent.out_of_memory => Exit::OutOfMemory,
+        End::Code(code) if code != 0 && spent.out_of_memory => Exit::OutOfMemory,
+        End::Memory => Exit::OutOfMemory,
+        End::Processes => Exit::Processes,
+        End::CpuTime => Exit::CpuTime,
+        // Each process has the whole limit besides: one alone can be the first to reach it.
+        End::Signal(CPU_TIME_IS_UP) => Exit::CpuTime,
+        End::Code(code) if code != 0 && spent.refused_processes => Exit::Processes,
+        End::Code(code) => Exit::Code(code),
+        End::Signal(signal) => Exit::Signal(signal),
+    })
 }
 
 /// How a launcher's work ended.
@@ -265,176 +435,6 @@ fn wait_for_leftovers(path: &Path) -> io::Result<File> {
     ))
 }
 
-/// A launcher under way.
-struct Started {
-    child: Child,
-    group: Group,
-    held: Held,
-    control: UnixStream,
-    stdout: pipe::Receiver,
-    stderr: pipe::Receiver,
-}
-
-/// All that a start needs, made.
-struct Prepared {
-    proof: LaunchProof,
-    orders: Orders,
-    group: Group,
-    held: Held,
-}
-
-fn prepare(shared: &Shared, proof: LaunchProof, orders: Orders) -> Result<Prepared, SandboxError> {
-    let io = |what| move |source| SandboxError::Io { what, source };
-    let (held, protected) = match proof.access {
-        // Nothing can be made in it.
-        Access::ReadOnly => (Held::default(), Vec::new()),
-        Access::ReadWrite => shared
-            .placeholders
-            .hold(&proof.workspace, &orders.protected)
-            .map_err(io("protecting names of the workspace"))?,
-    };
-    let orders = Orders { protected, ..orders };
-    // Two looks at one run are two groups: the first to end must not end the other.
-    let number = shared.started.fetch_add(1, Ordering::Relaxed);
-    let group = shared
-        .cgroups
-        .create(&format!("{}-{number}", proof.label), &orders.limits)
-        .map_err(io("making a cgroup for a program"))?;
-    Ok(Prepared { proof, orders, group, held })
-}
-
-fn start(program: &Path, shared: &Shared, prepared: Prepared) -> Result<Started, SandboxError> {
-    let Prepared { proof, orders, group, held } = prepared;
-    match start_in(program, shared, &proof, orders, &group) {
-        Ok((child, control, stdout, stderr)) => {
-            Ok(Started { child, group, held, control, stdout, stderr })
-        }
-        Err(error) => {
-            group.remove();
-            Err(error)
-        }
-    }
-}
-
-type Ends = (Child, UnixStream, pipe::Receiver, pipe::Receiver);
-
-fn start_in(
-    program: &Path,
-    shared: &Shared,
-    proof: &LaunchProof,
-    orders: Orders,
-    group: &Group,
-) -> Result<Ends, SandboxError> {
-    let io = |what| move |source: io::Error| SandboxError::Io { what, source };
-    let (mut child, control) = spawner::spawn(program, Stdio::piped)?;
-    let ends = hand_over(&control, &mut child, shared, proof, orders, group)
-        .and_then(|(stdout, stderr)| {
-            control.set_nonblocking(true)?;
-            Ok((UnixStream::from_std(control)?, stdout, stderr))
-        })
-        .map_err(io("handing an order to the launcher"));
-    match ends {
-        Ok((control, stdout, stderr)) => Ok((child, control, stdout, stderr)),
-        Err(error) => {
-            let _ = child.kill();
-            let _ = child.wait();
-            Err(error)
-        }
-    }
-}
-
-fn hand_over(
-    control: &StdUnixStream,
-    child: &mut Child,
-    shared: &Shared,
-    proof: &LaunchProof,
-    orders: Orders,
-    group: &Group,
-) -> io::Result<(pipe::Receiver, pipe::Receiver)> {
-    let groups = group.open()?;
-    let input = match &proof.job {
-        Job::Program { input: Some(input), .. } => Some(input_file(input)?),
-        Job::Program { input: None, .. } | Job::Look { .. } => None,
-    };
-    let executable = match &proof.job {
-        Job::Program { executable, .. } => Some(executable),
-        Job::Look { git, .. } => git.as_ref(),
-    };
-    let mut descriptors: Vec<(Descriptor, BorrowedFd<'_>)> = vec![
-        (Descriptor::Workspace, proof.workspace.as_fd()),
-        (Descriptor::Alive, shared.alive.as_fd()),
-    ];
-    descriptors.extend(executable.map(|file| (Descriptor::Executable, file.as_fd())));
-    descriptors.extend(input.as_ref().map(|file| (Descriptor::Input, file.as_fd())));
-    descriptors.extend(groups.iter().map(|(kind, file)| (*kind, file.as_fd())));
-    let order = order(shared, proof, orders, descriptors.iter().map(|(kind, _)| *kind).collect());
-    send(control, &order, &descriptors.iter().map(|(_, fd)| *fd).collect::<Vec<_>>())?;
-    let gone = || io::Error::other("a pipe of the launcher is missing");
-    let stdout = child.stdout.take().ok_or_else(gone)?;
-    let stderr = child.stderr.take().ok_or_else(gone)?;
-    Ok((
-        pipe::Receiver::from_owned_fd(OwnedFd::from(stdout))?,
-        pipe::Receiver::from_owned_fd(OwnedFd::from(stderr))?,
-    ))
-}
-
-fn order(
-    shared: &Shared,
-    proof: &LaunchProof,
-    orders: Orders,
-    descriptors: Vec<Descriptor>,
-) -> Order {
-    let limits = orders.limits;
-    let way_out = way_out(shared.tier, &orders);
-    let mut environment = orders.environment;
-    if way_out == WayOut::Proxy {
-        environment.extend(egress::environment());
-    }
-    let work = match &proof.job {
-        Job::Program { .. } => Work::Program { argv: orders.argv, environment },
-        Job::Look { path, query, .. } => {
-            Work::Look(Look { path: path.clone(), query: query.clone(), rules: orders.paths })
-        }
-    };
-    // Those of the system are there without being named.
-    let program = proof.program.iter().filter(|path| !path.starts_with("/usr/"));
-    let view = View {
-        workspace: proof.path.clone(),
-        access: proof.access,
-        protected: orders.protected,
-        read_only: orders.read_only.into_iter().chain(program.cloned()).collect(),
-        writable: proof.writable.clone(),
-        tmp_bytes: limits.tmp_bytes,
-    };
-    let unless = |resource, limit| (!shared.enforced.contains_key(resource)).then_some(limit);
-    let watched = Watched {
-        memory_bytes: unless("memory", limits.memory_bytes),
-        processes: unless("processes", limits.processes),
-    };
-    let rlimits = Rlimits {
-        cpu_seconds: limits.cpu_seconds,
-        open_files: limits.open_files,
-        file_bytes: limits.file_bytes,
-        data_bytes: watched.memory_bytes,
-    };
-    let daemon = rustix::process::getpid().as_raw_nonzero().get();
-    let (wall_ms, cpu_ms) = (limits.wall_ms, limits.cpu_seconds.saturating_mul(1000));
-    let (tier, run_as) = (shared.tier, proof.run_as);
-    Order {
-        work,
-        wall_ms,
-        cpu_ms,
-        watched,
-        rlimits,
-        tier,
-        view,
-        run_as,
-        way_out,
-        daemon,
-        descriptors,
-    }
-}
-
 /// Whether launchers see what processes use: the kernel lists children, and `/proc` hides nobody.
 fn can_look() -> bool {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
@@ -445,12 +445,19 @@ fn can_look() -> bool {
     !hides && Path::new("/proc/thread-self/children").exists()
 }
 
-fn way_out(tier: Tier, orders: &Orders) -> WayOut {
-    match (tier, &orders.grant) {
-        (Tier::Full | Tier::Root, Some(_)) => WayOut::Proxy,
-        // In the machine's own network no socket is its alone.
-        (Tier::Landlock, _) | (_, None) => WayOut::None,
-    }
+/// Blocking work, whose own failure is one to tell.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, SandboxError> + Send + 'static,
+) -> Result<T, SandboxError> {
+    tasks::blocking(work).await.map_err(|error| lost(error.to_string()))?
+}
+
+fn limiting(source: io::Error) -> SandboxError {
+    SandboxError::Io { what: "making a cgroup for a program", source }
+}
+
+fn ordering(source: io::Error) -> SandboxError {
+    SandboxError::Io { what: "handing an order to the launcher", source }
 }
 
 pub(super) fn lost(message: String) -> SandboxError {

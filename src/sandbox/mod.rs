@@ -3,22 +3,26 @@
 //!
 //! What it cannot do: docs/security.md.
 
+mod brief;
 mod capture;
 mod cgroup;
 mod edits;
 mod egress;
 mod files;
+mod framed;
 pub mod inside;
 mod launcher;
 mod lines;
 pub mod order;
 mod placeholders;
+mod pool;
 mod programs;
 mod reads;
 mod report;
 mod snapshots;
 mod spawner;
 pub mod walk;
+mod wire;
 
 use std::{
     collections::BTreeMap,
@@ -148,7 +152,8 @@ impl LocalSandbox {
         places: Places,
     ) -> Result<Self, SandboxError> {
         let places = Arc::new(places.resolve()?);
-        let launcher = launcher::Launcher::open((walls.spawner, walls.tier), state_directory)?;
+        let (strongest, root) = ((walls.spawner, walls.tier), places.workspace_root.clone());
+        let launcher = launcher::Launcher::open(strongest, state_directory, root)?;
         let snapshots = Arc::new(snapshots::Snapshots::new(state_directory));
         Ok(Self { launcher, programs: Arc::default(), places, snapshots })
     }

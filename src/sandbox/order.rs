@@ -1,21 +1,22 @@
 //! What the daemon and `agentd-sandbox` say to each other. Shapes, and how they are read.
 //!
-//! The launcher's standard input is a socket. The daemon sends one order: its length (4 bytes, little
-//! endian), then JSON, with descriptors beside the first byte. The launcher answers with one JSON
-//! report and exits. If the daemon closes the socket, or dies, the launcher kills everything.
+//! The launcher's standard input is a socket. The daemon sends a frame, from which a world is built that fits any
+//! work of its kind, and then, at once or much later, one order. Each is its length (4 bytes, little endian),
+//! then JSON, with descriptors beside the first byte. The launcher answers with one JSON report and exits. If the
+//! daemon closes the socket, or dies, the launcher kills everything.
 
 use std::{collections::BTreeMap, io};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 pub use crate::domain::effect::Isolation as Tier;
 use crate::sandbox::walk::Look;
 
-/// Longest order, in bytes.
+/// Longest order, and longest frame, in bytes.
 pub const ORDER_BYTES: usize = 4 << 20;
 
-/// Reads one order. Errors: it is too long, breaks off, or is none.
-pub fn read(mut from: impl io::Read) -> io::Result<Order> {
+/// Reads one order, or frame. Errors: it is too long, breaks off, or is none.
+pub fn read<T: DeserializeOwned>(mut from: impl io::Read) -> io::Result<T> {
     let mut length = [0; 4];
     from.read_exact(&mut length)?;
     let length = u32::from_le_bytes(length) as usize;
@@ -27,31 +28,75 @@ pub fn read(mut from: impl io::Read) -> io::Result<Order> {
     Ok(serde_json::from_slice(&order)?)
 }
 
+/// What comes with descriptors.
+pub trait Message: Serialize + DeserializeOwned {
+    /// What the descriptors stand for, in the order they are sent.
+    fn descriptors(&self) -> &[Descriptor];
+}
+
+/// What a launcher is told first: what work it is for, of which it can do one.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Frame {
+    pub tier: Tier,
+    pub access: Access,
+    /// Whom the work acts as; none: the daemon's user.
+    pub owner: Option<Owner>,
+    /// Process id of the daemon: whoever else is our parent, that one has died.
+    pub daemon: i32,
+    pub descriptors: Vec<Descriptor>,
+}
+
+/// A user and its group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owner {
+    pub user: u32,
+    pub group: u32,
+}
+
 /// What to do, and within which limits.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Order {
     pub work: Work,
+    /// Where the executable lay when it was opened.
+    pub executable: Option<String>,
+    pub terms: Terms,
+    pub rlimits: Rlimits,
+    pub view: View,
+    pub way_out: WayOut,
+    pub descriptors: Vec<Descriptor>,
+}
+
+/// Limits that the launcher keeps itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
     pub wall_ms: u64,
     /// CPU time of all processes together.
     pub cpu_ms: u64,
     pub watched: Watched,
-    pub rlimits: Rlimits,
-    pub tier: Tier,
-    pub view: View,
-    pub run_as: RunAs,
-    pub way_out: WayOut,
-    /// Process id of the daemon: whoever else is our parent, that one has died.
-    pub daemon: i32,
-    /// What the descriptors stand for, in the order they are sent.
-    pub descriptors: Vec<Descriptor>,
+}
+
+impl Message for Frame {
+    fn descriptors(&self) -> &[Descriptor] {
+        &self.descriptors
+    }
+}
+
+impl Message for Terms {
+    fn descriptors(&self) -> &[Descriptor] {
+        &[Descriptor::Mounts]
+    }
+}
+
+impl Message for Order {
+    fn descriptors(&self) -> &[Descriptor] {
+        &self.descriptors
+    }
 }
 
 /// What the work sees of the machine besides the system's own directories. Everything else is not there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct View {
-    /// Absolute path of the workspace, here as there.
-    pub workspace: String,
-    pub access: Access,
+    pub workspace: Workspace,
     /// Names in the workspace, without `/`, that nothing may make, change or move away.
     pub protected: Vec<String>,
     /// Absolute paths, to be read; what is not there is left out.
@@ -62,22 +107,23 @@ pub struct View {
     pub tmp_bytes: u64,
 }
 
+/// A directory, found by its path below [`Descriptor::Start`] and known by its inode.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Workspace {
+    /// Absolute, here as there.
+    pub path: String,
+    /// Empty: it is where one starts.
+    pub below_start: String,
+    pub device: u64,
+    pub inode: u64,
+}
+
 /// What may be done with the workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
     ReadOnly,
     ReadWrite,
-}
-
-/// Whose files the work may touch, where the daemon is root; any other daemon has only its own user.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RunAs {
-    /// The daemon's user, for work of its own.
-    Daemon,
-    /// Whoever owns the workspace.
-    WorkspaceOwner,
 }
 
 /// Whether the work can reach anything outside.
@@ -129,8 +175,8 @@ pub struct Watched {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Descriptor {
-    /// The directory to start in.
-    Workspace,
+    /// The workspace, or a directory above it.
+    Start,
     /// The program; for a look, git, where there is one.
     Executable,
     /// What the program reads from its standard input.
@@ -144,6 +190,8 @@ pub enum Descriptor {
     CgroupKill,
     /// A `cpu.stat` that counts all within.
     CgroupCpu,
+    /// The work's mount namespace, among the launcher's own processes: whoever holds it puts off its end.
+    Mounts,
 }
 
 /// Most descriptors of an order.

@@ -22,7 +22,7 @@ use crate::{
     ports::{ResolveError, SandboxError, Scene},
     sandbox::{
         files::{HashWriter, hex, missing, refused, reopen},
-        order::{Access, RunAs},
+        order::Access,
     },
 };
 
@@ -36,7 +36,9 @@ pub(super) struct LaunchProof {
     pub(super) program: Option<String>,
     /// Absolute paths of our own that may be written.
     pub(super) writable: Vec<String>,
-    pub(super) run_as: RunAs,
+    /// Whether it acts as whoever owns the workspace, where the daemon is root; any other daemon has only its own
+    /// user.
+    pub(super) as_owner: bool,
     pub(super) label: String,
     pub(super) job: Job,
 }
@@ -44,9 +46,25 @@ pub(super) struct LaunchProof {
 /// What a launcher is to do.
 pub(super) enum Job {
     /// Run a program, which reads `input`.
-    Program { executable: OwnedFd, input: Option<Arc<str>> },
+    Program { executable: Executable, input: Option<Arc<str>> },
     /// Look at a directory; git tells of its history.
-    Look { path: WorkspacePath, query: TreeQuery, git: Option<OwnedFd> },
+    Look { path: WorkspacePath, query: TreeQuery, git: Option<Executable> },
+}
+
+impl Job {
+    /// The program; for a look, git, where there is one.
+    pub(super) fn executable(&self) -> Option<&Executable> {
+        match self {
+            Self::Program { executable, .. } => Some(executable),
+            Self::Look { git, .. } => git.as_ref(),
+        }
+    }
+}
+
+/// A program, open, and its real path.
+pub(super) struct Executable {
+    pub(super) open: OwnedFd,
+    pub(super) path: String,
 }
 
 /// Hashes of programs that were hashed before.
@@ -78,8 +96,9 @@ impl Programs {
     ) -> Result<(Facts, LaunchProof), ResolveError> {
         let name = program_name(scene, argv.first().map_or("", String::as_str))?;
         let found = find(scene, &name)?;
-        let Vouched { executable, path, sha256 } = self.vouch(scene, &name, found)?;
+        let (executable, sha256) = self.vouch(scene, &name, found)?;
         argv[0] = name;
+        let path = executable.path.clone();
         let facts = Facts::Spawn { argv, executable: path.clone(), sha256 };
         let proof = launch(scene, workspace, Job::Program { executable, input: None });
         Ok((facts, LaunchProof { program: Some(path), ..proof }))
@@ -100,7 +119,8 @@ impl Programs {
                 missing("NO_SUCH_PROGRAM", format!("{program} is not a program that can be run"))
             })?,
         };
-        let Vouched { executable, path, sha256 } = self.vouch(scene, program, found)?;
+        let (executable, sha256) = self.vouch(scene, program, found)?;
+        let path = executable.path.clone();
         let facts = Facts::RunDeclared { argv, executable: path.clone(), sha256 };
         let proof = launch(scene, workspace, Job::Program { executable, input: Some(input) });
         Ok((facts, LaunchProof { program: Some(path), ..proof }))
@@ -122,30 +142,30 @@ impl Programs {
     }
 
     /// The program of that name, for our own use; none if there is none.
-    pub(super) fn find(scene: &Scene, name: &str) -> Option<OwnedFd> {
-        find(scene, name).ok().map(|(program, _)| program)
+    pub(super) fn find(scene: &Scene, name: &str) -> Option<Executable> {
+        find(scene, name).ok()
     }
 
-    /// The program with its hash, unless the agent itself could have written it.
+    /// The program, and its hash, unless the agent itself could have written it.
     fn vouch(
         &self,
         scene: &Scene,
         name: &str,
-        (executable, path): (OwnedFd, String),
-    ) -> Result<Vouched, ResolveError> {
-        if Path::new(&path).starts_with(&scene.workspace) {
+        executable: Executable,
+    ) -> Result<(Executable, String), ResolveError> {
+        if Path::new(&executable.path).starts_with(&scene.workspace) {
             return Err(refused(
                 "builtin/program",
                 format!("{name} lies in the workspace, which the agent itself can write"),
             ));
         }
-        let sha256 = self.hash(&executable).map_err(|error| {
+        let sha256 = self.hash(&executable.open).map_err(|error| {
             refused(
                 "builtin/program",
                 format!("{name} cannot be read, and so not vouched for: {error}"),
             )
         })?;
-        Ok(Vouched { executable, path, sha256 })
+        Ok((executable, sha256))
     }
 
     fn hash(&self, executable: &OwnedFd) -> io::Result<String> {
@@ -177,12 +197,6 @@ impl Programs {
     }
 }
 
-struct Vouched {
-    executable: OwnedFd,
-    path: String,
-    sha256: String,
-}
-
 fn launch(scene: &Scene, workspace: OwnedFd, job: Job) -> LaunchProof {
     let access = match &job {
         Job::Program { .. } => Access::ReadWrite,
@@ -194,7 +208,7 @@ fn launch(scene: &Scene, workspace: OwnedFd, job: Job) -> LaunchProof {
         access,
         program: None,
         writable: Vec::new(),
-        run_as: RunAs::WorkspaceOwner,
+        as_owner: true,
         label: scene.label.clone(),
         job,
     }
@@ -218,7 +232,7 @@ fn program_name(scene: &Scene, word: &str) -> Result<String, ResolveError> {
     }
 }
 
-fn find(scene: &Scene, name: &str) -> Result<(OwnedFd, String), ResolveError> {
+fn find(scene: &Scene, name: &str) -> Result<Executable, ResolveError> {
     for directory in &scene.program_directories {
         if let Some(found) = open_program(&Path::new(directory).join(name))? {
             return Ok(found);
@@ -231,15 +245,15 @@ fn find(scene: &Scene, name: &str) -> Result<(OwnedFd, String), ResolveError> {
 }
 
 /// The program at a path with its real path; none if there is none that may be run.
-fn open_program(path: &Path) -> Result<Option<(OwnedFd, String)>, ResolveError> {
+fn open_program(path: &Path) -> Result<Option<Executable>, ResolveError> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let Ok(file) = rustix::fs::open(path, flags, Mode::empty()) else { return Ok(None) };
-    let Ok(stat) = rustix::fs::fstat(&file) else { return Ok(None) };
+    let Ok(open) = rustix::fs::open(path, flags, Mode::empty()) else { return Ok(None) };
+    let Ok(stat) = rustix::fs::fstat(&open) else { return Ok(None) };
     let is_file = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
     if !is_file || stat.st_mode & 0o111 == 0 {
         return Ok(None);
     }
-    let real = rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())
+    let real = rustix::fs::readlink(format!("/proc/self/fd/{}", open.as_raw_fd()), Vec::new())
         .map_err(|error| SandboxError::Io { what: "looking up a program", source: error.into() })?;
-    Ok(Some((file, real.to_string_lossy().into_owned())))
+    Ok(Some(Executable { open, path: real.to_string_lossy().into_owned() }))
 }

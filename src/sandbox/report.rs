@@ -14,7 +14,7 @@ use crate::{
         egress::Egress,
         launcher::lost,
         order::{LISTENING, Report},
-        spawner::receive_one,
+        wire::receive_one,
     },
 };
 

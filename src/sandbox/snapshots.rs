@@ -25,7 +25,7 @@ use crate::{
     sandbox::{
         files::hex,
         launcher::Ended,
-        order::{Access, RunAs},
+        order::Access,
         programs::{Job, LaunchProof, Programs},
     },
 };
@@ -101,7 +101,7 @@ impl Snapshots {
             access: Access::ReadOnly,
             program: None,
             writable: vec![self.repository.display().to_string()],
-            run_as: RunAs::Daemon,
+            as_owner: false,
             label: format!("{}-snapshot", scene.label),
             job: Job::Program { executable: shell, input: None },
         };

@@ -3,11 +3,10 @@
 
 use std::{
     fs::File,
-    io::{self, IoSlice, IoSliceMut, Read as _},
-    mem::MaybeUninit,
+    io::{self, Read as _},
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
-        unix::net::UnixStream,
+        fd::{AsFd as _, OwnedFd},
+        unix::{fs::MetadataExt as _, net::UnixStream},
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -16,17 +15,16 @@ use std::{
     time::Duration,
 };
 
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
-};
 use tokio::sync::oneshot;
 
 use crate::{
     ports::SandboxError,
-    sandbox::order::{
-        Access, Descriptor, End, MOST_DESCRIPTORS, ORDER_BYTES, Order, Report, Rlimits, RunAs,
-        Tier, View, Watched, WayOut, Work,
+    sandbox::{
+        order::{
+            Access, Descriptor, End, Frame, Order, Owner, Report, Rlimits, Terms, Tier, View,
+            Watched, WayOut, Work, Workspace,
+        },
+        wire,
     },
 };
 
@@ -113,28 +111,39 @@ fn ended() -> SandboxError {
 /// Puts up the walls of a tier around nothing.
 fn attempt(program: &Path, tier: Tier, workspace: &Path) -> io::Result<()> {
     let place = File::open(workspace)?;
+    let metadata = place.metadata()?;
+    let daemon = rustix::process::getpid().as_raw_nonzero().get();
+    let owner = Owner { user: metadata.uid(), group: metadata.gid() };
+    let frame = Frame {
+        tier,
+        access: Access::ReadOnly,
+        owner: (rustix::process::geteuid().is_root() && owner.user != 0).then_some(owner),
+        daemon,
+        descriptors: vec![Descriptor::Start],
+    };
     let order = Order {
         work: Work::Nothing,
-        wall_ms: 5000,
-        cpu_ms: 5000,
-        watched: Watched::default(),
+        executable: None,
+        terms: Terms { wall_ms: 5000, cpu_ms: 5000, watched: Watched::default() },
         rlimits: Rlimits { cpu_seconds: 5, open_files: 64, file_bytes: 0, data_bytes: None },
-        tier,
         view: View {
-            workspace: workspace.display().to_string(),
-            access: Access::ReadOnly,
+            workspace: Workspace {
+                path: workspace.display().to_string(),
+                below_start: String::new(),
+                device: metadata.dev(),
+                inode: metadata.ino(),
+            },
             protected: Vec::new(),
             read_only: Vec::new(),
             writable: Vec::new(),
             tmp_bytes: 1 << 20,
         },
-        run_as: RunAs::WorkspaceOwner,
         way_out: WayOut::None,
-        daemon: rustix::process::getpid().as_raw_nonzero().get(),
-        descriptors: vec![Descriptor::Workspace],
+        descriptors: Vec::new(),
     };
     let (mut child, control) = spawn(program, Stdio::null).map_err(io::Error::other)?;
-    let said = send(&control, &order, &[place.as_fd()]).and_then(|()| {
+    let sent = wire::send(&control, &frame, &[place.as_fd()]);
+    let said = sent.and_then(|()| wire::send(&control, &order, &[])).and_then(|()| {
         control.set_read_timeout(Some(TRIAL))?;
         let mut text = Vec::new();
         (&control).take(64 << 10).read_to_end(&mut text)?;
@@ -151,7 +160,7 @@ fn attempt(program: &Path, tier: Tier, workspace: &Path) -> io::Result<()> {
     }
 }
 
-/// Starts a launcher, which waits for its order at the other end of the socket.
+/// Starts a launcher, which waits for its frame at the other end of the socket.
 pub(super) fn spawn(
     program: &Path,
     output: impl Fn() -> Stdio,
@@ -169,50 +178,4 @@ pub(super) fn spawn(
             source,
         })?;
     Ok((child, control))
-}
-
-/// The next byte of a socket, and a descriptor where one came with it; no byte: the other end is closed.
-pub(super) fn receive_one(socket: impl AsFd) -> io::Result<(Option<u8>, Option<OwnedFd>)> {
-    let mut byte = [0];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let parts = &mut [IoSliceMut::new(&mut byte)];
-    let received = recvmsg(&socket, parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
-    let descriptor = ancillary.drain().find_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(mut descriptors) => descriptors.next(),
-        _ => None,
-    });
-    Ok(((received.bytes == 1).then_some(byte[0]), descriptor))
-}
-
-/// A file in memory that the program reads its input from.
-pub(super) fn input_file(input: &str) -> io::Result<File> {
-    let file = rustix::fs::memfd_create("input", rustix::fs::MemfdFlags::CLOEXEC)?;
-    let file = File::from(file);
-    io::Write::write_all(&mut &file, input.as_bytes())?;
-    io::Seek::rewind(&mut &file)?;
-    Ok(file)
-}
-
-/// Says the order, with its descriptors beside the first byte.
-pub(super) fn send(
-    control: &UnixStream,
-    order: &Order,
-    descriptors: &[BorrowedFd<'_>],
-) -> io::Result<()> {
-    let order = serde_json::to_vec(order)?;
-    if order.len() > ORDER_BYTES {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the command is too long"));
-    }
-    let length = u32::try_from(order.len()).unwrap_or(u32::MAX).to_le_bytes();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::other("too many descriptors"));
-    }
-    let sent = sendmsg(control, &[IoSlice::new(&length)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    if sent != length.len() {
-        return Err(io::ErrorKind::WriteZero.into());
-    }
-    io::Write::write_all(&mut &*control, &order)
 }

@@ -183,18 +183,38 @@ async fn who_kills_the_launcher_kills_the_program_and_what_it_started() {
     daemon.put("script.sh", &script);
     let run = daemon.submit("run it").await;
     wait_until("it has started", || daemon.read("started").is_some()).await;
-    let threads = fs::read_dir(format!("/proc/{}/task", daemon.pid().as_raw_nonzero())).unwrap();
-    let lists = threads.map(|task| fs::read_to_string(task.unwrap().path().join("children")));
-    let launchers: Vec<i32> = lists
-        .flat_map(|list| list.unwrap().split_whitespace().map(str::to_owned).collect::<Vec<_>>())
-        .map(|pid| pid.parse().unwrap())
-        .collect();
+    // One is at work; others may wait for work.
+    let of_work = |launcher: &i32| {
+        descendants(*launcher).into_iter().any(|process| command_line(process).contains(&seconds))
+    };
+    let launchers: Vec<i32> =
+        children(daemon.pid().as_raw_nonzero().get()).into_iter().filter(of_work).collect();
     assert_eq!(launchers.len(), 1, "control: there is one");
     let launcher = rustix::process::Pid::from_raw(launchers[0]).unwrap();
     rustix::process::kill_process(launcher, rustix::process::Signal::KILL).unwrap();
 
     wait_until("nobody sleeps", || !is_running(&seconds)).await;
     assert_eq!(daemon.wait(&run.id).await.state(), v1::RunState::Failed);
+}
+
+fn children(process: i32) -> Vec<i32> {
+    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+    let lists = threads.flat_map(|thread| fs::read_to_string(thread.path().join("children")));
+    let pids = lists.flat_map(|list| {
+        list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
+    });
+    pids.collect()
+}
+
+fn descendants(process: i32) -> Vec<i32> {
+    let below = children(process);
+    let further: Vec<i32> = below.iter().copied().flat_map(descendants).collect();
+    [below, further].concat()
+}
+
+fn command_line(process: i32) -> String {
+    let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&line).replace('\0', " ")
 }
 
 /// No cgroup of this run is left in any tree.

@@ -81,24 +81,30 @@ impl Cgroups {
         self.trees.iter().flat_map(|(tree, _)| tree.enforces()).collect()
     }
 
-    /// Makes a call's groups, with its limits set. Errors: none of them is left.
-    pub(super) fn create(&self, label: &str, limits: &Limits) -> io::Result<Group> {
+    /// Makes the groups that a call needs; none: that any call does. Their limits are set later. Errors: none of
+    /// them is left.
+    pub(super) fn create(&self, label: &str, limits: Option<&Limits>) -> io::Result<Group> {
         let mut group = Group::default();
-        let needed = self.trees.iter().filter(|(tree, _)| tree.is_needed(limits));
-        for (tree, place) in needed {
+        for (tree, place) in self.needed(limits) {
             let path = place.join(format!("{}{label}", self.prefix));
-            let made = fs::create_dir(&path);
-            group.0.push((tree.clone(), path.clone()));
-            let made = match made {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-                made => made,
-            };
-            if let Err(error) = made.and_then(|()| tree.limit(&path, limits)) {
-                group.remove();
-                return Err(error);
+            match fs::create_dir(&path) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    group.remove();
+                    return Err(error);
+                }
+                Ok(()) | Err(_) => group.0.push((tree.clone(), path)),
             }
         }
         Ok(group)
+    }
+
+    /// Whether these are all the groups that a call with these limits needs.
+    pub(super) fn suits(&self, group: &Group, limits: &Limits) -> bool {
+        self.needed(Some(limits)).count() == group.0.len()
+    }
+
+    fn needed(&self, limits: Option<&Limits>) -> impl Iterator<Item = &(Arc<dyn Tree>, PathBuf)> {
+        self.trees.iter().filter(move |(tree, _)| tree.is_needed(limits))
     }
 }
 
@@ -107,6 +113,11 @@ impl Group {
     pub(super) fn open(&self) -> io::Result<Vec<(Descriptor, File)>> {
         let files = self.0.iter().map(|(tree, path)| tree.files(path));
         Ok(files.collect::<io::Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    /// Sets the limits of a call, before it begins.
+    pub(super) fn limit(&self, limits: &Limits) -> io::Result<()> {
+        self.0.iter().try_for_each(|(tree, path)| tree.limit(path, limits))
     }
 
     /// What was used in it, as far as the kernel counted.

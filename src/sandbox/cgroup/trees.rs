@@ -23,8 +23,8 @@ pub(super) trait Tree: fmt::Debug + Send + Sync {
     /// What it does here: resources, each with the mechanism's name.
     fn enforces(&self) -> Vec<(&'static str, &'static str)>;
 
-    /// Whether a call with these limits needs a group in it.
-    fn is_needed(&self, limits: &Limits) -> bool;
+    /// Whether a call with these limits, or else any call, needs a group in it.
+    fn is_needed(&self, limits: Option<&Limits>) -> bool;
 
     /// Sets the limits of a new group.
     fn limit(&self, group: &Path, limits: &Limits) -> io::Result<()>;
@@ -67,9 +67,9 @@ impl Tree for V1 {
         vec![(resource, "cgroup_v1")]
     }
 
-    fn is_needed(&self, limits: &Limits) -> bool {
+    fn is_needed(&self, limits: Option<&Limits>) -> bool {
         // Each group costs a tenth of a start.
-        *self != Self::Cpu || limits.cpu_percent.is_some()
+        *self != Self::Cpu || limits.is_some_and(|limits| limits.cpu_percent.is_some())
     }
 
     fn limit(&self, group: &Path, limits: &Limits) -> io::Result<()> {
@@ -148,7 +148,7 @@ impl Tree for V2 {
         has.map(|(resource, _)| (resource, "cgroup_v2")).chain([("cpu", "cgroup_v2")]).collect()
     }
 
-    fn is_needed(&self, _: &Limits) -> bool {
+    fn is_needed(&self, _: Option<&Limits>) -> bool {
         true
     }
 

@@ -1,10 +1,10 @@
-//! Process 1 of the work's own world: builds that world, starts the work in it, and says how it ended.
-//! When this process ends, the kernel kills all that is left in its namespace, so it waits for nothing else.
+//! Process 1 of the work's own world: builds that world, takes the order, furnishes the world for it, has the work
+//! done, and says how it ended. When this process ends, the kernel kills all that is left in its namespace, so it
+//! waits for nothing else.
 
 use std::{
     fs::File,
-    io::{self, IoSlice, Write as _},
-    mem::MaybeUninit,
+    io::{self, Write as _},
     net::{Ipv4Addr, TcpListener},
     os::{
         fd::{AsFd as _, AsRawFd as _},
@@ -14,32 +14,32 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags, Timespec},
-    net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg},
-    process::{DumpableBehavior, Pid, Signal, WaitOptions},
+    process::{Pid, Signal, WaitOptions},
     thread::UnshareFlags,
 };
 
 use crate::sandbox::{
-    inside::{self, Fork, payload::Payload, reap, root, walls},
-    order::{End, LISTENING, PROXY_PORT, View, WayOut},
+    inside::{self, Fork, payload, reap, receive, root, walls},
+    order::{End, Frame, LISTENING, Order, PROXY_PORT, WayOut},
+    wire,
 };
 
 /// What process 1 works with.
 pub(super) struct Init<'a> {
-    pub(super) payload: &'a Payload<'a>,
-    pub(super) view: &'a View,
+    pub(super) frame: &'a Frame,
     /// Entered by us and so by all that we start. The launcher stays outside: it outlives the group.
     pub(super) cgroup_procs: &'a [File],
     /// Where we say how it ended.
     pub(super) words: &'a File,
-    /// The daemon's end of it gets the socket of the way out.
+    /// Where we tell the launcher within which limits the work is done.
+    pub(super) terms: &'a UnixStream,
+    /// From here the order comes, and the daemon's end of it gets the socket of the way out.
     pub(super) control: &'a UnixStream,
-    pub(super) way_out: WayOut,
     /// Its other end is the launcher's alone: closed, it says that the launcher is dead.
     pub(super) life: &'a File,
 }
 
-/// Runs as process 1, whose current directory is the workspace. Errors: nothing was begun.
+/// Runs as process 1, whose current directory is where the daemon starts. Errors: nothing was begun.
 pub(super) fn run(init: &Init<'_>) -> io::Result<i32> {
     rustix::process::setsid()?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -52,26 +52,46 @@ pub(super) fn run(init: &Init<'_>) -> io::Result<i32> {
     unsafe {
         rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP)?;
     }
-    loopback_up()?;
-    if init.way_out == WayOut::Proxy {
-        open_way_out(init.control)?;
-    }
-    rustix::system::sethostname(b"sandbox")?;
-    root::enter(init.view)?;
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    let (order, hand_on) = UnixStream::pair()?;
+    // Already now: it has walls of its own to put up, and there is a second processor.
     let work = match inside::fork()? {
-        Fork::Child => inside::exit_with(init.words, init.payload.carry_out()),
+        Fork::Child => {
+            drop(hand_on);
+            inside::exit_with(init.words, wait_for_work(init.frame, &order))
+        }
         Fork::Parent(work) => work,
     };
+    drop(order);
+    inside::let_go_of_output()?;
+    loopback_up()?;
+    rustix::system::sethostname(b"sandbox")?;
+    let root = root::Root::build()?;
+    let mounts = File::open("/proc/self/ns/mnt")?;
+
+    let (order, held) = receive::receive::<Order>(init.control)?;
+    wire::send(init.terms, &order.terms, &[mounts.as_fd()])?;
+    if order.way_out == WayOut::Proxy {
+        open_way_out(init.control)?;
+    }
+    root.enter(&order.view, init.frame.access)?;
+    let descriptors = [&held.executable, &held.input];
+    let descriptors: Vec<_> = descriptors.into_iter().flatten().map(|file| file.as_fd()).collect();
+    wire::send(&hand_on, &order, &descriptors)?;
     // The work has begun: from here on a failure is one to tell its end.
     let end = see_to_its_end(init, work).unwrap_or_else(|error| End::Lost(error.to_string()));
     serde_json::to_writer(init.words, &end)?;
     Ok(0)
 }
 
+/// The work's own process, from its first moment on.
+fn wait_for_work(frame: &Frame, order: &UnixStream) -> io::Result<i32> {
+    let place = payload::stand_by(frame, None)?;
+    let (order, held) = receive::receive::<Order>(order)?;
+    place.carry_out(&order, held)
+}
+
 /// Waits, with nothing that could be reached and nothing held open that the daemon waits for.
 fn see_to_its_end(init: &Init<'_>, work: Pid) -> io::Result<End> {
-    inside::let_go_of_output()?;
     walls::drop_capabilities()?;
     close_all_but(init.words)?;
     reap_until(work)
@@ -116,15 +136,7 @@ fn loopback_up() -> io::Result<()> {
 /// here has a part in that.
 fn open_way_out(control: &UnixStream) -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PROXY_PORT))?;
-    let descriptors = [listener.as_fd()];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if !ancillary.push(SendAncillaryMessage::ScmRights(&descriptors)) {
-        return Err(io::Error::other("no room for a descriptor"));
-    }
-    let word = [LISTENING];
-    let sent = sendmsg(control, &[IoSlice::new(&word)], &mut ancillary, SendFlags::NOSIGNAL)?;
-    if sent == word.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+    wire::send_one(control, LISTENING, &listener)
 }
 
 fn close_all_but(kept: &File) -> io::Result<()> {

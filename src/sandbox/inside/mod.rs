@@ -1,9 +1,11 @@
-//! What runs in `agentd-sandbox`: takes one order, puts up the walls, starts the work behind them, watches it,
-//! sees all of it dead, and reports. Single-threaded, no async runtime; nothing here runs in the daemon.
+//! What runs in `agentd-sandbox`: puts up the walls that a frame asks for, takes one order, starts the work behind
+//! them, watches it, sees all of it dead, and reports. Single-threaded, no async runtime; nothing here runs in the
+//! daemon.
 //!
 //! Three processes, where the machine lets us have namespaces: this launcher, which stays outside and keeps
 //! the time; process 1 (`init`), whose death is everybody's; and the work (`payload`). Without them the work
-//! is the launcher's own child, and the launcher adopts and kills what it leaves.
+//! is the launcher's own child, and the launcher adopts and kills what it leaves. Who is nearest to the work takes
+//! the order; everything that needs none is done before.
 
 mod init;
 mod payload;
@@ -14,13 +16,15 @@ mod seccomp;
 mod walls;
 mod watch;
 
+pub(in crate::sandbox) use root::machine;
+
 use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
     mem::MaybeUninit,
+    net::Shutdown,
     os::{fd::AsFd as _, unix::net::UnixStream},
     process::ExitCode,
-    time::Instant,
 };
 
 use rustix::{
@@ -29,13 +33,9 @@ use rustix::{
 };
 
 use crate::sandbox::{
-    inside::{
-        init::Init,
-        payload::Payload,
-        receive::Held,
-        watch::{Budget, watch},
-    },
-    order::{End, Order, Report, RunAs, Tier},
+    inside::{init::Init, receive::Held, watch::Watch},
+    order::{End, Frame, Order, Owner, Report, Tier},
+    wire,
 };
 
 /// Exit status of a child that could not do its work; its words are in the pipe.
@@ -43,7 +43,7 @@ const NOT_STARTED: i32 = 127;
 /// Longest words that are read of how it ended, in bytes.
 const WORDS: u64 = 64 << 10;
 
-/// Carries out the order that comes over standard input, a socket to the daemon.
+/// Carries out the order that comes, after a frame, over standard input: a socket to the daemon.
 pub fn main() -> ExitCode {
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else {
         return ExitCode::FAILURE;
@@ -55,22 +55,24 @@ pub fn main() -> ExitCode {
             (Report { end, cpu_ms: 0, peak_memory_kib: 0, wall_ms: 0 }, ExitCode::FAILURE)
         }
     };
-    match serde_json::to_writer(&control, &report) {
-        Ok(()) => code,
+    // The daemon hears the end of it now; ours, with that of the work's mounts, takes longer.
+    let said = serde_json::to_writer(&control, &report).map_err(io::Error::other);
+    let said = said.and_then(|()| control.shutdown(Shutdown::Both));
+    // Nor does it hear of an error: an order that nobody has read would be one.
+    match said.and_then(|()| io::copy(&mut &control, &mut io::sink())) {
+        Ok(_) => code,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
 fn launch(control: &UnixStream) -> io::Result<Report> {
-    let (order, mut held) = receive::receive(control)?;
+    let (frame, mut held) = receive::receive::<Frame>(control)?;
     rustix::thread::set_no_new_privs(true)?;
     // Orphans of the work come to us, not to the machine's init, so that we can kill them.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-    #[expect(clippy::disallowed_methods, reason = "the launcher has no ports; it only measures")]
-    let started = Instant::now();
-    let budget = Budget::new(&order, started, held.cgroup_cpu.take());
-    let Started { child, words, _life } = start(&order, &mut held, control)?;
-    let early = let_go_of_output().and_then(|()| watch(control, child, &budget));
+    let Started { child, words, terms, _life } = start(&frame, &mut held, control)?;
+    let mut watch = Watch::new(control, child, held.cgroup_cpu.take())?;
+    let early = let_go_of_output().and_then(|()| watch.until_the_end(&terms));
     // However that went: nothing may be left when we report.
     reap::kill_all(child, held.cgroup_kill.as_ref());
     let reaped = reap::reap_all(child);
@@ -85,8 +87,7 @@ fn launch(control: &UnixStream) -> io::Result<Report> {
         (Err(error), _, _) | (_, _, Err(error)) => End::Lost(error.to_string()),
     };
     let (cpu_ms, peak_memory_kib) = used();
-    let wall_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
-    Ok(Report { end, cpu_ms, peak_memory_kib, wall_ms })
+    Ok(Report { end, cpu_ms, peak_memory_kib, wall_ms: watch.wall_ms() })
 }
 
 /// What was started, and the ends of its pipes that are ours.
@@ -94,76 +95,75 @@ struct Started {
     /// Process 1 of the work's world, or the work itself where there is no such world.
     child: Pid,
     words: File,
+    /// Where it says within which limits it works, when it knows.
+    terms: UnixStream,
     /// Held for as long as we live: closed, it tells process 1 that we are dead.
     _life: File,
 }
 
-fn start(order: &Order, held: &mut Held, control: &UnixStream) -> io::Result<Started> {
+fn start(frame: &Frame, held: &mut Held, control: &UnixStream) -> io::Result<Started> {
     let cgroup_procs = std::mem::take(&mut held.cgroup_procs);
-    let input = held.input.take();
-    let executable = held.executable.as_ref().map(|program| program.as_fd());
-    let workspace = held.workspace.as_ref().ok_or_else(missing)?;
     // The kernel carries the current directory into every namespace that we make.
-    rustix::process::fchdir(workspace)?;
-    let owner = owner(order, held)?;
-    let payload = Payload::new(order, executable, input, owner)?;
-    separate(order, owner)?;
+    rustix::process::fchdir(held.start.take().ok_or_else(missing)?)?;
+    if rustix::process::geteuid().is_root() {
+        leave_groups();
+    }
+    separate(frame)?;
     // Nobody of the same user may look into us, or be us, from now on.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     // Not before: a change of user undoes it.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(order.daemon) {
+    if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(frame.daemon) {
         return Err(io::Error::other("the daemon died"));
     }
+    let launcher = rustix::process::getpid();
     let (words, speak) = pipe()?;
     let (listen, life) = pipe()?;
+    let (terms, tell) = UnixStream::pair()?;
     match fork()? {
         Fork::Child => {
-            drop((words, life));
-            let done = match order.tier {
+            drop((words, life, terms));
+            let done = match frame.tier {
                 Tier::Full | Tier::Root => init::run(&Init {
-                    payload: &payload,
-                    view: &order.view,
+                    frame,
                     cgroup_procs: &cgroup_procs,
                     words: &speak,
+                    terms: &tell,
                     control,
-                    way_out: order.way_out,
                     life: &listen,
                 }),
-                Tier::Landlock => directly(&payload, &cgroup_procs),
+                Tier::Landlock => directly(frame, &cgroup_procs, launcher, control, &tell),
             };
             exit_with(&speak, done)
         }
-        Fork::Parent(child) => Ok(Started { child, words, _life: life }),
+        Fork::Parent(child) => Ok(Started { child, words, terms, _life: life }),
     }
 }
 
-/// The work as our own child, in the machine's namespaces.
-fn directly(payload: &Payload<'_>, cgroup_procs: &[File]) -> io::Result<i32> {
+/// The work as the launcher's own child, in the machine's namespaces.
+fn directly(
+    frame: &Frame,
+    cgroup_procs: &[File],
+    launcher: Pid,
+    control: &UnixStream,
+    tell: &UnixStream,
+) -> io::Result<i32> {
     init::enter_cgroups(cgroup_procs)?;
-    payload.carry_out()
-}
-
-/// Whose the workspace is, where the work should act as its owner and we may let it.
-fn owner(order: &Order, held: &Held) -> io::Result<Option<(u32, u32)>> {
-    let workspace = held.workspace.as_ref().ok_or_else(missing)?;
-    if order.run_as == RunAs::Daemon || !rustix::process::geteuid().is_root() {
-        return Ok(None);
-    }
-    leave_groups();
-    let stat = rustix::fs::fstat(workspace)?;
-    Ok((stat.st_uid != 0).then_some((stat.st_uid, stat.st_gid)))
+    let place = payload::stand_by(frame, Some(launcher))?;
+    let (order, held) = receive::receive::<Order>(control)?;
+    wire::send(tell, &order.terms, &[File::open("/proc/self/ns/mnt")?.as_fd()])?;
+    place.carry_out(&order, held)
 }
 
 /// Leaves the namespaces that can be left before the fork. What is left of process and network is seen by
 /// our children only.
-fn separate(order: &Order, owner: Option<(u32, u32)>) -> io::Result<()> {
+fn separate(frame: &Frame) -> io::Result<()> {
     let own =
         UnshareFlags::NEWPID | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
-    match order.tier {
+    match frame.tier {
         Tier::Full => {
-            if let Some((user, group)) = owner {
-                become_user(user, group)?;
+            if let Some(owner) = frame.owner {
+                become_user(owner)?;
             }
             let (user, group) =
                 (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
@@ -193,9 +193,9 @@ fn leave_groups() {
 }
 
 /// For good: nothing of the user before is kept.
-fn become_user(user: u32, group: u32) -> io::Result<()> {
+fn become_user(owner: Owner) -> io::Result<()> {
     use rustix::fs::{Gid, Uid};
-    let (user, group) = (Uid::from_raw(user), Gid::from_raw(group));
+    let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
     leave_groups();
     rustix::thread::set_thread_res_gid(group, group, group)?;
     rustix::thread::set_thread_res_uid(user, user, user)?;

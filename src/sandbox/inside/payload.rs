@@ -1,12 +1,12 @@
-//! The work itself, in the child that does it: takes its place, gives up what it must not have, and becomes
-//! the program or looks at the tree. Whatever fails here is told and not begun.
+//! The work itself, in the child that does it: gives up what it must not have, takes its place, and becomes the
+//! program or looks at the tree. Whatever fails here is told and not begun.
 
 use std::{
     collections::BTreeMap,
     ffi::CString,
     fs::File,
     io::{self, Read as _},
-    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
     path::PathBuf,
 };
 
@@ -16,140 +16,106 @@ use rustix::{
 };
 
 use crate::sandbox::{
-    inside::walls,
-    order::{Order, Tier, View, Work},
+    inside::{receive::Held, walls},
+    order::{Frame, Order, Rlimits, Tier, Work},
     walk,
 };
 
-/// Everything that the work needs, made before anything is forked.
-pub(super) struct Payload<'a> {
-    job: Job<'a>,
-    /// None: there is nothing to read.
-    input: Option<OwnedFd>,
-    /// The launcher.
-    parent: Pid,
-    limits: Vec<(Resource, u64)>,
-    tier: Tier,
-    view: &'a View,
-    /// User and group to become, where nobody has become them before.
-    owner: Option<(u32, u32)>,
-}
-
-/// What is done once all walls stand.
-enum Job<'a> {
-    Become { program: Program<'a>, argv: Vec<CString>, environment: Vec<CString> },
-    Look { look: &'a walk::Look, git: Option<Program<'a>> },
-    Nothing,
+/// A process that has given up what needs no order to be given up.
+pub(super) struct Place<'a> {
+    frame: &'a Frame,
 }
 
 /// A program, open, and where it lay when it was opened.
-struct Program<'a> {
-    open: BorrowedFd<'a>,
+struct Program {
+    open: OwnedFd,
     path: PathBuf,
-    /// A script's interpreter opens the script by its descriptor, which must then outlive the exec; a
-    /// binary needs none, and gets none.
-    is_script: bool,
 }
 
-impl<'a> Payload<'a> {
-    pub(super) fn new(
-        order: &'a Order,
-        executable: Option<BorrowedFd<'a>>,
-        input: Option<OwnedFd>,
-        owner: Option<(u32, u32)>,
-    ) -> io::Result<Self> {
-        let job = match &order.work {
-            Work::Program { argv, environment } => Job::Become {
-                program: Program::new(executable.ok_or_else(super::missing)?)?,
-                argv: argv.iter().map(|word| c_string(word)).collect::<io::Result<_>>()?,
-                environment: self::environment(environment)?,
-            },
-            Work::Look(look) => Job::Look { look, git: executable.map(Program::new).transpose()? },
-            Work::Nothing => Job::Nothing,
-        };
-        let (limits, tier, view) = (limits(order), order.tier, &order.view);
-        // In a user namespace there is one user, whom the launcher has become.
-        let owner = owner.filter(|_| tier != Tier::Full);
-        let parent = rustix::process::getpid();
-        Ok(Self { job, input, parent, limits, tier, view, owner })
+/// Gives up for good what can be given up before anything is known of the work. `parent` is whom to die with, where
+/// no namespace ends with it.
+pub(super) fn stand_by(frame: &Frame, parent: Option<Pid>) -> io::Result<Place<'_>> {
+    rustix::process::setsid()?;
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    restore_sigpipe()?;
+    // In a user namespace there is one user, whom the launcher has become.
+    if let Some(owner) = frame.owner.filter(|_| frame.tier != Tier::Full) {
+        super::become_user(owner)?;
     }
+    if let Some(parent) = parent {
+        // Not before the change of user, which undoes it.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::other("the launcher died"));
+        }
+    }
+    walls::first(frame.tier, frame.access)?;
+    Ok(Place { frame })
+}
 
-    /// Does the work, in a process of its own whose current directory is the workspace. Gives an exit
-    /// status, unless it became the program. Errors: nothing was begun.
-    pub(super) fn carry_out(&self) -> io::Result<i32> {
-        rustix::process::setsid()?;
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        match &self.input {
+impl Place<'_> {
+    /// Does the work. Gives an exit status, unless it became the program. Errors: nothing was begun.
+    pub(super) fn carry_out(&self, order: &Order, held: Held) -> io::Result<i32> {
+        let Frame { tier, access, .. } = *self.frame;
+        match held.input {
             Some(input) => rustix::stdio::dup2_stdin(input)?,
-            None => rustix::stdio::dup2_stdin(nothing(self.tier)?)?,
+            None => rustix::stdio::dup2_stdin(nothing(tier)?)?,
         }
-        restore_sigpipe()?;
-        for (resource, most) in &self.limits {
-            // A second more of CPU time, so that the signal which says why comes before the one that does not.
-            let maximum = most + u64::from(*resource == Resource::Cpu);
-            // What the daemon itself may not have cannot be given.
-            let own = rustix::process::getrlimit(*resource).maximum.unwrap_or(u64::MAX);
-            let limit = Rlimit { current: Some(own.min(*most)), maximum: Some(own.min(maximum)) };
-            rustix::process::setrlimit(*resource, limit)?;
+        if tier != Tier::Landlock {
+            // The root has changed since we were started, and with it all paths.
+            rustix::process::chdir(order.view.workspace.path.as_str())?;
         }
-        if let Some((user, group)) = self.owner {
-            super::become_user(user, group)?;
-        }
-        if self.tier == Tier::Landlock {
-            self.die_with_parent()?;
-        }
-        match &self.job {
-            Job::Become { program, argv, environment } => {
-                let executable = program.found_again(self.tier)?;
+        limit(&order.rlimits)?;
+        let program = held.executable.zip(order.executable.as_ref());
+        let program = program.map(|(open, path)| Program { open, path: path.into() });
+        let stand = || walls::last(tier, access, &order.view);
+        match &order.work {
+            Work::Program { argv, environment } => {
+                let program = program.ok_or_else(super::missing)?;
+                let argv =
+                    argv.iter().map(|word| c_string(word)).collect::<io::Result<Vec<_>>>()?;
+                let environment = self::environment(environment)?;
+                let executable = program.found_again(tier)?;
                 close_on_exec()?;
-                if program.is_script {
+                // A script's interpreter opens the script by its descriptor, which must then outlive the exec; a
+                // binary needs none, and gets none.
+                if program.is_script() {
                     rustix::io::fcntl_setfd(&executable, rustix::io::FdFlags::empty())?;
                 }
-                walls::stand(self.tier, self.view)?;
-                Err(become_program(executable.as_raw_fd(), argv, environment))
+                stand()?;
+                Err(become_program(executable.as_raw_fd(), &argv, &environment))
             }
-            Job::Look { look, git } => {
+            Work::Look(look) => {
                 // A summary without git is a summary.
-                let git = git.as_ref().and_then(|git| git.found_again(self.tier).ok());
+                let git = program.and_then(|git| git.found_again(tier).ok());
                 close_on_exec()?;
-                walls::stand(self.tier, self.view)?;
+                stand()?;
                 let git = git.as_ref().map(|git| git.as_fd());
                 let looked =
                     std::panic::catch_unwind(|| walk::answer(look, git, io::stdout().lock()));
                 Ok(if matches!(looked, Ok(Ok(()))) { 0 } else { 1 })
             }
-            Job::Nothing => walls::stand(self.tier, self.view).map(|()| 0),
-        }
-    }
-
-    /// Where no namespace ends with the launcher. Not before the change of user, which undoes it.
-    fn die_with_parent(&self) -> io::Result<()> {
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        match rustix::process::getppid() == Some(self.parent) {
-            true => Ok(()),
-            false => Err(io::Error::other("the launcher died")),
+            Work::Nothing => stand().map(|()| 0),
         }
     }
 }
 
-impl<'a> Program<'a> {
-    fn new(open: BorrowedFd<'a>) -> io::Result<Self> {
-        let own = format!("/proc/self/fd/{}", open.as_raw_fd());
-        let path = std::fs::read_link(&own)?;
+impl Program {
+    fn is_script(&self) -> bool {
         let mut start = [0; 2];
-        let is_script = File::open(own)?.read_exact(&mut start).is_ok() && start == *b"#!";
-        Ok(Self { open, path, is_script })
+        File::open(&self.path).and_then(|mut file| file.read_exact(&mut start)).is_ok()
+            && start == *b"#!"
     }
 
     /// The same file in the root that we are in now, which has it at the same place or not at all.
     fn found_again(&self, tier: Tier) -> io::Result<OwnedFd> {
         if tier == Tier::Landlock {
-            return self.open.try_clone_to_owned();
+            return self.open.try_clone();
         }
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let found = rustix::fs::open(&self.path, flags, Mode::empty());
         let is_same = |found: &OwnedFd| -> io::Result<bool> {
-            let (found, vouched) = (rustix::fs::fstat(found)?, rustix::fs::fstat(self.open)?);
+            let (found, vouched) = (rustix::fs::fstat(found)?, rustix::fs::fstat(&self.open)?);
             Ok((found.st_dev, found.st_ino) == (vouched.st_dev, vouched.st_ino))
         };
         match found {
@@ -204,8 +170,7 @@ fn close_on_exec() -> io::Result<()> {
     super::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
 }
 
-fn limits(order: &Order) -> Vec<(Resource, u64)> {
-    let rlimits = &order.rlimits;
+fn limit(rlimits: &Rlimits) -> io::Result<()> {
     let mut limits = vec![
         (Resource::Cpu, rlimits.cpu_seconds),
         (Resource::Nofile, rlimits.open_files),
@@ -214,7 +179,15 @@ fn limits(order: &Order) -> Vec<(Resource, u64)> {
         (Resource::Core, 1),
     ];
     limits.extend(rlimits.data_bytes.map(|bytes| (Resource::Data, bytes)));
-    limits
+    for (resource, most) in limits {
+        // A second more of CPU time, so that the signal which says why comes before the one that does not.
+        let maximum = most + u64::from(resource == Resource::Cpu);
+        // What the daemon itself may not have cannot be given.
+        let own = rustix::process::getrlimit(resource).maximum.unwrap_or(u64::MAX);
+        let limit = Rlimit { current: Some(own.min(most)), maximum: Some(own.min(maximum)) };
+        rustix::process::setrlimit(resource, limit)?;
+    }
+    Ok(())
 }
 
 fn environment(variables: &BTreeMap<String, String>) -> io::Result<Vec<CString>> {

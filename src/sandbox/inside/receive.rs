@@ -1,20 +1,21 @@
-//! The daemon's order, and the descriptors that come with it. Shapes are in `order`; nothing is done here.
+//! A message of the daemon's, and what the descriptors that came with it are for. Shapes are in `order`; nothing is
+//! done here.
 
 use std::{
     fs::File,
-    io::{self, Read as _},
-    mem::MaybeUninit,
+    io,
     os::{fd::OwnedFd, unix::net::UnixStream},
 };
 
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
+use crate::sandbox::{
+    order::{Descriptor, Message},
+    wire,
+};
 
-use crate::sandbox::order::{self, Descriptor, MOST_DESCRIPTORS, Order};
-
-/// What the daemon's descriptors are for.
+/// What descriptors are for.
 #[derive(Default)]
 pub(super) struct Held {
-    pub(super) workspace: Option<OwnedFd>,
+    pub(super) start: Option<OwnedFd>,
     pub(super) executable: Option<OwnedFd>,
     pub(super) input: Option<OwnedFd>,
     /// Only held.
@@ -27,42 +28,25 @@ pub(super) struct Held {
 impl Held {
     fn take(&mut self, kind: Descriptor, descriptor: OwnedFd) {
         match kind {
-            Descriptor::Workspace => self.workspace = Some(descriptor),
+            Descriptor::Start => self.start = Some(descriptor),
             Descriptor::Executable => self.executable = Some(descriptor),
             Descriptor::Input => self.input = Some(descriptor),
             Descriptor::Alive => self._alive = Some(descriptor),
             Descriptor::CgroupProcs => self.cgroup_procs.push(File::from(descriptor)),
             Descriptor::CgroupKill => self.cgroup_kill = Some(File::from(descriptor)),
             Descriptor::CgroupCpu => self.cgroup_cpu = Some(File::from(descriptor)),
+            // Comes alone, and is only held where it is heard.
+            Descriptor::Mounts => {}
         }
     }
 }
 
-/// Reads the order and the descriptors that come with its first byte.
-pub(super) fn receive(control: &UnixStream) -> io::Result<(Order, Held)> {
-    let mut length = [0; 4];
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
-    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let received = rustix::net::recvmsg(
-        control,
-        &mut [io::IoSliceMut::new(&mut length)],
-        &mut ancillary,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
-    let mut descriptors = Vec::new();
-    for message in ancillary.drain() {
-        if let RecvAncillaryMessage::ScmRights(received) = message {
-            descriptors.extend(received);
-        }
-    }
-    let first = length.get(..received.bytes).unwrap_or_default();
-    let order = order::read(first.chain(control))?;
-    if order.descriptors.len() != descriptors.len() {
-        return Err(super::missing());
-    }
+/// Waits for a message.
+pub(super) fn receive<M: Message>(socket: &UnixStream) -> io::Result<(M, Held)> {
+    let (message, descriptors): (M, _) = wire::receive(socket)?;
     let mut held = Held::default();
-    for (kind, descriptor) in order.descriptors.iter().zip(descriptors) {
+    for (kind, descriptor) in message.descriptors().iter().zip(descriptors) {
         held.take(*kind, descriptor);
     }
-    Ok((order, held))
+    Ok((message, held))
 }

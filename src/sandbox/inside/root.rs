@@ -2,8 +2,10 @@
 //! reading, and a place for temporary files. Whatever is not put there is not there.
 //!
 //! The workspace is the attacker's: nothing in it is looked up by a path that could lead elsewhere, and
-//! nothing is made in it. It is reached as the current directory, which the kernel carried into our mount
-//! namespace; names in it are opened one at a time, without links.
+//! nothing is made in it. It is reached from the current directory, which the kernel carried into our mount
+//! namespace, without links, and must be the very inode that the daemon means; names in it are opened one at a time.
+//!
+//! In two steps, since most of it is the same for all work: what comes first needs no order.
 
 use std::{
     ffi::CStr,
@@ -25,7 +27,7 @@ use rustix::{
     },
 };
 
-use crate::sandbox::order::{Access, View};
+use crate::sandbox::order::{Access, View, Workspace};
 
 /// The system's own directories: programs and what they are linked with. Copied as a link where they are one.
 const SYSTEM: [&str; 8] =
@@ -69,8 +71,8 @@ const LINKS: [(&str, &str); 6] = [
 /// What of the machine may be seen, whether or not it is there.
 pub(super) fn visible(view: &View) -> impl Iterator<Item = &str> {
     let own = ["/etc/passwd", "/etc/group", "/etc/hosts", "/etc/nsswitch.conf"];
-    let machine = SYSTEM.into_iter().chain(SETTINGS).chain(own);
-    machine.chain(view.read_only.iter().map(String::as_str))
+    let own = machine().chain(own).map(|path: &str| path);
+    own.chain(view.read_only.iter().map(String::as_str))
 }
 
 /// See [`DEVICES`].
@@ -78,82 +80,120 @@ pub(super) fn devices() -> impl Iterator<Item = &'static str> {
     DEVICES.into_iter()
 }
 
+/// What of the machine all work sees, and all roots are built from.
+pub(in crate::sandbox) fn machine() -> impl Iterator<Item = &'static str> {
+    SYSTEM.into_iter().chain(SETTINGS)
+}
+
 /// Something of the machine, cloned, to be put at a path of the new root.
 struct Part {
     tree: OwnedFd,
     path: String,
-    is_directory: bool,
+    kind: Kind,
 }
 
-/// Replaces the root of this mount namespace. The current directory must be the workspace, before and after.
-///
-/// Errors: the kernel refuses a mount; nothing of the new root can be used then.
-pub(super) fn enter(view: &View) -> io::Result<()> {
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .map_err(|error| at("/", error))?;
-    // Everything is taken hold of before anything is covered up.
-    let workspace = clone(rustix::fs::CWD, c"", OpenTreeFlags::AT_EMPTY_PATH)
-        .map_err(|error| at(&view.workspace, error))?;
-    let kept = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV;
-    let read_only = kept | MountAttrFlags::MOUNT_ATTR_RDONLY;
-    let access = match view.access {
-        Access::ReadWrite => kept,
-        Access::ReadOnly => read_only,
-    };
-    restrict(&workspace, access)?;
-    let mut parts = Vec::new();
-    let root = tmpfs(1 << 20, "0755", kept)?;
-    for path in SYSTEM.iter().chain(&SETTINGS) {
-        match fs::read_link(path) {
-            // A link is as good as what it leads to, if that is there too.
-            Ok(target) => link(&root, &target, path)?,
-            Err(_) => parts.extend(part(path, read_only)?),
-        }
+impl Part {
+    fn place(&self, root: &OwnedFd) -> io::Result<()> {
+        place(root, &self.tree, &self.path, self.kind)
     }
-    for path in &view.read_only {
-        parts.extend(part(path, read_only)?);
-    }
-    for path in &view.writable {
-        parts.extend(part(path, kept)?);
-    }
-    for device in DEVICES {
-        // On a mount of its own, since the root takes no devices.
-        // Read-only, so that what they are cannot be changed; written to they still are.
-        let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC
-            | MountAttrFlags::MOUNT_ATTR_RDONLY;
-        parts.extend(part(device, flags)?);
-    }
-    let temporary = tmpfs(view.tmp_bytes, "1777", kept | MountAttrFlags::MOUNT_ATTR_NOEXEC)?;
-    let processes = processes();
+}
 
-    // On top of the old root: from here on, paths are those of the new one, by descriptor.
-    rustix::mount::move_mount(
-        &root,
-        c"",
-        rustix::fs::CWD,
-        c"/",
-        MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-    )
-    .map_err(|error| at("/", error))?;
-    place(&root, &temporary, "/tmp", Kind::Directory)?;
-    if let Some(processes) = &processes {
-        place(&root, processes, "/proc", Kind::Directory)?;
+/// A root that lies on top of the old one and is not entered yet. Paths are still those of the old one; what is in
+/// the new one is reached by descriptor.
+pub(super) struct Root(OwnedFd);
+
+const KEPT: MountAttrFlags =
+    MountAttrFlags::MOUNT_ATTR_NOSUID.union(MountAttrFlags::MOUNT_ATTR_NODEV);
+const READ_ONLY: MountAttrFlags = KEPT.union(MountAttrFlags::MOUNT_ATTR_RDONLY);
+
+impl Root {
+    /// Puts into it what all work sees. Errors: the kernel refuses a mount.
+    pub(super) fn build() -> io::Result<Self> {
+        let all = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+        rustix::mount::mount_change("/", all).map_err(|error| at("/", error))?;
+        let mut parts = Vec::new();
+        let root = tmpfs(1 << 20, "0755", KEPT)?;
+        for path in machine() {
+            match fs::read_link(path) {
+                // A link is as good as what it leads to, if that is there too.
+                Ok(target) => link(&root, &target, path)?,
+                Err(_) => parts.extend(part(path, READ_ONLY)?),
+            }
+        }
+        for device in DEVICES {
+            // On a mount of its own, since the root takes no devices.
+            // Read-only, so that what they are cannot be changed; written to they still are.
+            let flags = MountAttrFlags::MOUNT_ATTR_NOSUID
+                | MountAttrFlags::MOUNT_ATTR_NOEXEC
+                | MountAttrFlags::MOUNT_ATTR_RDONLY;
+            parts.extend(part(device, flags)?);
+        }
+        let processes = processes();
+        let (on_top, flags) = (c"/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH);
+        rustix::mount::move_mount(&root, c"", rustix::fs::CWD, on_top, flags)
+            .map_err(|error| at("/", error))?;
+        if let Some(processes) = &processes {
+            place(&root, processes, "/proc", Kind::Directory)?;
+        }
+        for part in &parts {
+            part.place(&root)?;
+        }
+        for (target, path) in LINKS {
+            link(&root, Path::new(target), path)?;
+        }
+        settle(&root)?;
+        Ok(Self(root))
     }
-    for part in &parts {
-        let kind = if part.is_directory { Kind::Directory } else { Kind::File };
-        place(&root, &part.tree, &part.path, kind)?;
+
+    /// Puts into it what this work sees besides, makes it the root of all processes of this mount namespace, and
+    /// goes to the workspace. The current directory must be the one that the workspace lies below.
+    ///
+    /// Errors: the workspace is not there, or the kernel refuses a mount; nothing can be done in here then.
+    pub(super) fn enter(self, view: &View, access: Access) -> io::Result<()> {
+        let Self(root) = self;
+        let workspace = workspace(&view.workspace)?;
+        restrict(
+            &workspace,
+            match access {
+                Access::ReadWrite => KEPT,
+                Access::ReadOnly => READ_ONLY,
+            },
+        )?;
+        let mut parts = Vec::new();
+        for path in &view.read_only {
+            parts.extend(part(path, READ_ONLY)?);
+        }
+        for path in &view.writable {
+            parts.extend(part(path, KEPT)?);
+        }
+        let flags = KEPT | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        place(&root, &tmpfs(view.tmp_bytes, "1777", flags)?, "/tmp", Kind::Directory)?;
+        for part in &parts {
+            part.place(&root)?;
+        }
+        let path = view.workspace.path.as_str();
+        place(&root, &workspace, path, Kind::Directory)?;
+        protect(&workspace, &view.protected, READ_ONLY)?;
+        // Only itself: what is mounted below has its own rules.
+        set_attributes(&root, MountAttrFlags::MOUNT_ATTR_RDONLY, 0)?;
+        pivot(&root)?;
+        rustix::process::chdir(path).map_err(|error| at(path, error))
     }
-    place(&root, &workspace, &view.workspace, Kind::Directory)?;
-    protect(&workspace, &view.protected, read_only)?;
-    for (target, path) in LINKS {
-        link(&root, Path::new(target), path)?;
+}
+
+/// A clone of the very directory that was meant: who moved another one to its place since did not mean that.
+fn workspace(wanted: &Workspace) -> io::Result<OwnedFd> {
+    let path = if wanted.below_start.is_empty() { "." } else { &wanted.below_start };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let found = rustix::fs::openat2(rustix::fs::CWD, path, flags, Mode::empty(), resolve)
+        .map_err(|error| at(&wanted.path, error))?;
+    let stat = rustix::fs::fstat(&found)?;
+    if (stat.st_dev, stat.st_ino) != (wanted.device, wanted.inode) {
+        let message = format!("{}: another directory has taken its place", wanted.path);
+        return Err(io::Error::other(message));
     }
-    settle(&root)?;
-    // Only itself: what is mounted below has its own rules.
-    set_attributes(&root, MountAttrFlags::MOUNT_ATTR_RDONLY, 0)?;
-    pivot(&root)?;
-    rustix::process::chdir(view.workspace.as_str()).map_err(|error| at(&view.workspace, error))
+    clone(found.as_fd(), c"", OpenTreeFlags::AT_EMPTY_PATH).map_err(|error| at(&wanted.path, error))
 }
 
 /// Makes the root the process's own, and lets the old one go.
@@ -176,7 +216,8 @@ fn part(path: &str, attributes: MountAttrFlags) -> io::Result<Option<Part>> {
     let tree =
         clone(rustix::fs::CWD, &name, OpenTreeFlags::empty()).map_err(|error| at(path, error))?;
     restrict(&tree, attributes).map_err(|error| at(path, error))?;
-    Ok(Some(Part { tree, path: path.to_owned(), is_directory: kind.is_dir() }))
+    let kind = if kind.is_dir() { Kind::Directory } else { Kind::File };
+    Ok(Some(Part { tree, path: path.to_owned(), kind }))
 }
 
 /// With all that is mounted below: who may not see what lies under a mount may not have it without.

@@ -14,12 +14,16 @@ use crate::sandbox::{
     order::{Access, Tier, View},
 };
 
-/// Gives everything up, in the order in which it can be done. Errors: nothing may be started then.
-pub(super) fn stand(tier: Tier, view: &View) -> io::Result<()> {
+/// Gives up what can be given up before it is known where the work looks. Errors: nothing may be started then.
+pub(super) fn first(tier: Tier, access: Access) -> io::Result<()> {
     drop_capabilities()?;
     rustix::thread::set_no_new_privs(true)?;
-    landlock(tier, view)?;
-    seccomp::refuse(tier, view.access)
+    seccomp::refuse(tier, access)
+}
+
+/// Gives up the rest. Errors: nothing may be started then.
+pub(super) fn last(tier: Tier, access: Access, view: &View) -> io::Result<()> {
+    landlock(tier, access, view)
 }
 
 /// No capability, now or by any program that is started later.
@@ -48,7 +52,7 @@ fn drop_bounding(number: libc::c_ulong) -> io::Result<()> {
 
 /// Which paths can be read, written and run, whatever is mounted where; and no signal or abstract socket of
 /// anybody outside.
-fn landlock(tier: Tier, view: &View) -> io::Result<()> {
+fn landlock(tier: Tier, access: Access, view: &View) -> io::Result<()> {
     let abi = ABI::V6;
     let wanted = Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -64,11 +68,11 @@ fn landlock(tier: Tier, view: &View) -> io::Result<()> {
         Tier::Full | Tier::Root => vec![("/", read)],
         Tier::Landlock => root::visible(view).map(|path| (path, read)).collect(),
     };
-    let workspace = match view.access {
+    let workspace = match access {
         Access::ReadWrite => all,
         Access::ReadOnly => read,
     };
-    rules.push((&view.workspace, workspace));
+    rules.push((&view.workspace.path, workspace));
     rules.extend(view.writable.iter().map(|path| (path.as_str(), all)));
     if tier != Tier::Landlock {
         rules.push(("/tmp", data));

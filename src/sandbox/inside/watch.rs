@@ -3,7 +3,10 @@
 use std::{
     fs::{self, File},
     io,
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     time::{Duration, Instant},
 };
 
@@ -12,48 +15,129 @@ use rustix::{
     process::{Pid, PidfdFlags},
 };
 
-use crate::sandbox::order::{End, Order, Watched};
+use crate::sandbox::{
+    order::{End, Terms},
+    wire,
+};
 
-/// What the work may use in all.
-pub(super) struct Budget {
-    started: Instant,
-    wall: Duration,
-    cpu_ms: u64,
-    /// Counts the CPU time of all its processes, where a cgroup does.
-    cpu: Option<File>,
-    watched: Watched,
-}
-
-/// How often it is looked at.
+/// How often it is looked at what the work uses.
 const LOOK: Duration = Duration::from_millis(100);
 /// Processes that are looked at in one go; who has more has too many.
 const MOST_PROCESSES: u64 = 10_000;
 
-impl Budget {
+/// Watches one child.
+pub(super) struct Watch<'a> {
+    /// The daemon closes its end when it wants all to stop, or dies.
+    control: &'a UnixStream,
+    process: OwnedFd,
+    /// Counts the CPU time of all its processes, where a cgroup does.
+    cpu: Option<File>,
+    /// From when the order comes.
+    begun: Option<Begun>,
+}
+
+/// The work is under way.
+struct Begun {
+    at: Instant,
+    /// Only held: the end of a world's mounts takes longer than anybody should wait for.
+    _mounts: Vec<OwnedFd>,
+}
+
+/// What was waited for.
+enum Seen {
+    It,
+    Stop,
+    Nothing,
+}
+
+impl<'a> Watch<'a> {
     /// `cpu` is a cgroup's `cpu.stat`.
-    pub(super) fn new(order: &Order, started: Instant, cpu: Option<File>) -> Self {
-        let wall = Duration::from_millis(order.wall_ms);
-        Self { started, wall, cpu_ms: order.cpu_ms, cpu, watched: order.watched }
+    pub(super) fn new(control: &'a UnixStream, child: Pid, cpu: Option<File>) -> io::Result<Self> {
+        let process = rustix::process::pidfd_open(child, PidfdFlags::empty())?;
+        Ok(Self { control, process, cpu, begun: None })
+    }
+
+    /// Since the order came.
+    pub(super) fn wall_ms(&self) -> u64 {
+        let elapsed = self.begun.as_ref().map_or(Duration::ZERO, |begun| begun.at.elapsed());
+        u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Waits until the work ends, something is used up, or the daemon wants it to stop or is gone. `terms` are
+    /// told by the child when it has an order; that may be never.
+    pub(super) fn until_the_end(&mut self, terms: &UnixStream) -> io::Result<Option<End>> {
+        loop {
+            match self.wait(terms, None)? {
+                Seen::It => break,
+                Seen::Stop => return Ok(Some(End::Stopped)),
+                Seen::Nothing => {}
+            }
+        }
+        let (terms, _mounts) = match wire::receive(terms) {
+            Ok(received) => received,
+            // It ended before: its words say why.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the launcher has no ports; it only measures"
+        )]
+        let at = Instant::now();
+        self.begun = Some(Begun { at, _mounts });
+        loop {
+            let left = match self.left(at, &terms) {
+                Ok(left) => left,
+                Err(end) => return Ok(Some(end)),
+            };
+            match self.wait(&self.process, Some(left))? {
+                Seen::It => return Ok(None),
+                Seen::Stop => return Ok(Some(End::Stopped)),
+                Seen::Nothing => {}
+            }
+        }
+    }
+
+    fn wait(&self, awaited: impl AsFd, most: Option<Duration>) -> io::Result<Seen> {
+        let timeout = most.map(|most| Timespec {
+            tv_sec: i64::try_from(most.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(most.subsec_nanos()),
+        });
+        let mut events = [
+            PollFd::new(&awaited, PollFlags::IN),
+            // What there is to be read is not for us.
+            PollFd::new(self.control, PollFlags::RDHUP),
+        ];
+        match rustix::event::poll(&mut events, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Seen::Nothing),
+            Err(error) => return Err(error.into()),
+        }
+        Ok(match events.map(|event| !event.revents().is_empty()) {
+            [true, _] => Seen::It,
+            [false, true] => Seen::Stop,
+            [false, false] => Seen::Nothing,
+        })
     }
 
     /// How long to wait before the next look; or what is used up.
-    fn left(&self) -> Result<Duration, End> {
-        let left = self.wall.saturating_sub(self.started.elapsed());
+    fn left(&self, begun: Instant, terms: &Terms) -> Result<Duration, End> {
+        let left = Duration::from_millis(terms.wall_ms).saturating_sub(begun.elapsed());
         if left.is_zero() {
             return Err(End::TimedOut);
         }
-        let counted = self.cpu.as_ref().and_then(cpu_ms);
-        let is_watched = self.watched.memory_bytes.is_some() || self.watched.processes.is_some();
-        let seen = (counted.is_none() || is_watched).then(Seen::below_us);
-        let used = counted.or(seen.map(|seen| seen.cpu_ms)).unwrap_or(0);
+        let (counted, watched) = (self.cpu.as_ref().and_then(cpu_ms), terms.watched);
+        let is_watched = watched.memory_bytes.is_some() || watched.processes.is_some();
+        let used = (counted.is_none() || is_watched).then(Used::below_us);
+        let cpu_ms = counted.or(used.map(|used| used.cpu_ms)).unwrap_or(0);
         let over = |used: Option<u64>, most: Option<u64>| {
             used.zip(most).is_some_and(|(used, most)| used > most)
         };
-        if used >= self.cpu_ms {
+        if cpu_ms >= terms.cpu_ms {
             Err(End::CpuTime)
-        } else if over(seen.map(|seen| seen.processes), self.watched.processes) {
+        } else if over(used.map(|used| used.processes), watched.processes) {
             Err(End::Processes)
-        } else if over(seen.map(|seen| seen.memory_bytes), self.watched.memory_bytes) {
+        } else if over(used.map(|used| used.memory_bytes), watched.memory_bytes) {
             Err(End::Memory)
         } else {
             Ok(left.min(LOOK))
@@ -63,7 +147,7 @@ impl Budget {
 
 /// What all processes below us use at one moment, as the kernel tells it of each.
 #[derive(Debug, Clone, Copy, Default)]
-struct Seen {
+struct Used {
     /// Threads count, as they do for a cgroup.
     processes: u64,
     /// Of their own and shared, without what they have of files. What several share counts for each.
@@ -72,20 +156,20 @@ struct Seen {
     cpu_ms: u64,
 }
 
-impl Seen {
+impl Used {
     fn below_us() -> Self {
-        let mut seen = Self::default();
+        let mut used = Self::default();
         let mut pending = children(std::process::id());
         while let Some(process) = pending.pop() {
-            seen.processes += threads(process);
-            if seen.processes > MOST_PROCESSES {
+            used.processes += threads(process);
+            if used.processes > MOST_PROCESSES {
                 break;
             }
-            seen.memory_bytes += memory(process).unwrap_or(0);
-            seen.cpu_ms += cpu_time(process).unwrap_or(0);
+            used.memory_bytes += memory(process).unwrap_or(0);
+            used.cpu_ms += cpu_time(process).unwrap_or(0);
             pending.extend(children(process));
         }
-        seen
+        used
     }
 }
 
@@ -135,34 +219,4 @@ fn cpu_ms(stat: &File) -> Option<u64> {
     let micros: u64 =
         text.lines().find_map(|line| line.strip_prefix("usage_usec "))?.parse().ok()?;
     Some(micros / 1000)
-}
-
-/// Waits until the work ends, something is used up, or the daemon wants it to stop or is gone.
-pub(super) fn watch(control: &UnixStream, child: Pid, budget: &Budget) -> io::Result<Option<End>> {
-    let process = rustix::process::pidfd_open(child, PidfdFlags::empty())?;
-    loop {
-        let left = match budget.left() {
-            Ok(left) => left,
-            Err(end) => return Ok(Some(end)),
-        };
-        let timeout = Timespec {
-            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-            tv_nsec: i64::from(left.subsec_nanos()),
-        };
-        let mut events = [
-            PollFd::new(&process, PollFlags::IN),
-            PollFd::new(control, PollFlags::IN | PollFlags::RDHUP),
-        ];
-        match rustix::event::poll(&mut events, Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-        if !events[0].revents().is_empty() {
-            return Ok(None);
-        }
-        // The daemon says nothing after its order: anything here is the end of it.
-        if !events[1].revents().is_empty() {
-            return Ok(Some(End::Stopped));
-        }
-    }
 }

@@ -65,7 +65,8 @@ impl Stage {
         let scratch = tempfile::tempdir().unwrap();
         let (state, workspace) = (scratch.path().join("state"), scratch.path().join("workspace"));
         fs::create_dir(&state).unwrap();
-        fs::create_dir(&workspace).unwrap();
+        // As in a repository: there is something to protect, and nothing stands in for it.
+        fs::create_dir_all(workspace.join(".git")).unwrap();
         let launcher = PathBuf::from(env!("CARGO_BIN_EXE_agentd-sandbox"));
         let walls = Walls::probe(launcher, &workspace).unwrap();
         let places = Places { workspace_root: scratch.path().to_owned(), off_limits: Vec::new() };

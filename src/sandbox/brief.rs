@@ -9,11 +9,14 @@ use std::{
 
 use crate::{
     domain::policy::Orders,
+    ports::SandboxError,
     sandbox::{
         egress,
         framed::{Framed, Kind, Started},
-        order::{Descriptor, Order, Rlimits, Terms, Tier, View, Watched, WayOut, Work, Workspace},
-        placeholders::Held,
+        order::{
+            Access, Descriptor, Order, Rlimits, Terms, Tier, View, Watched, WayOut, Work, Workspace,
+        },
+        placeholders::{Held, Placeholders},
         programs::{Job, LaunchProof},
         walk::Look,
     },
@@ -25,7 +28,7 @@ pub(super) struct Call {
     pub(super) orders: Orders,
     pub(super) kind: Kind,
     /// For as long as it may run.
-    pub(super) _held: Held,
+    held: Held,
 }
 
 /// An order for one launcher.
@@ -35,6 +38,29 @@ pub(super) struct Brief {
 }
 
 impl Call {
+    /// Holds what must not come to be in the workspace meanwhile. Blocking.
+    pub(super) fn hold(
+        placeholders: &Placeholders,
+        proof: LaunchProof,
+        orders: Orders,
+    ) -> Result<Self, SandboxError> {
+        let io = |what| move |source| SandboxError::Io { what, source };
+        let (held, protected) = match proof.access {
+            // Nothing can be made in it.
+            Access::ReadOnly => (Held::default(), Vec::new()),
+            Access::ReadWrite => placeholders
+                .hold(&proof.workspace, &orders.protected)
+                .map_err(io("protecting names of the workspace"))?,
+        };
+        let kind = Kind::of(&proof).map_err(io("looking at the workspace"))?;
+        Ok(Self { proof, orders: Orders { protected, ..orders }, kind, held })
+    }
+
+    /// Whether letting go of it is work on the workspace.
+    pub(super) fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
     /// `enforced` is what groups do here; `below_start` is where the workspace lies for the launcher.
     pub(super) fn brief(
         &self,

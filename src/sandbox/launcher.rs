@@ -28,14 +28,14 @@ use crate::{
     },
     ports::{Company, OutputStream, SandboxError},
     sandbox::{
-        brief::{Call, way_out},
+        brief::{Brief, Call, way_out},
         capture::capture,
         cgroup::{Cgroups, Group, Spent},
         egress::{Egress, Outside},
         files::hex,
         framed::{Framed, Kind, Started},
-        order::{Access, End, Tier, WayOut},
-        placeholders::{Held, Placeholders},
+        order::{End, Tier, WayOut},
+        placeholders::Placeholders,
         pool::{Keeper, Pool},
         programs::{Job, LaunchProof},
         report::report,
@@ -60,7 +60,7 @@ pub(super) struct Launcher {
     spawner: Arc<Spawner>,
     ground: Arc<Ground>,
     /// What the groups do here: resources, each with its mechanism.
-    enforced: BTreeMap<&'static str, &'static str>,
+    enforced: Arc<BTreeMap<&'static str, &'static str>>,
     placeholders: Arc<Placeholders>,
     outside: Outside,
     /// The directory above all workspaces.
@@ -119,7 +119,7 @@ impl Launcher {
         let cgroups = Cgroups::discover(format!("agentd-{instance}-"));
         let alive = wait_for_leftovers(&state_directory.join("sandbox.lock"))
             .map_err(io("waiting for leftover programs"))?;
-        let enforced = cgroups.enforces();
+        let enforced = Arc::new(cgroups.enforces());
         // In the machine's own namespaces there is little to be made beforehand.
         let ready = match tier {
             Tier::Full | Tier::Root => {
@@ -215,57 +215,58 @@ impl Launcher {
             WayOut::Proxy => orders.grant.clone(),
             WayOut::None => None,
         };
-        let call = Arc::new(self.call(proof, orders).await?);
         let sight = Sight { grant, keep, company };
-        if let Some(started) = self.ready(&call).await? {
-            let ended = self.see_through(started, &call, &sight).await?;
+        let (call, ready) = self.begin(proof, orders).await?;
+        let ended = self.go_through_with(&call, ready, &sight).await;
+        if call.holds() {
+            blocking(move || {
+                drop(call);
+                Ok(())
+            })
+            .await?;
+        }
+        ended
+    }
+
+    async fn go_through_with(
+        &self,
+        call: &Arc<Call>,
+        ready: Option<Started>,
+        sight: &Sight<'_>,
+    ) -> Result<Ended, SandboxError> {
+        if let Some(started) = ready {
+            let ended = self.see_through(started, call, sight).await?;
             // It has not begun. A launcher of our own starts in the workspace itself, from the machine as it is now,
             // and may do better.
             if !matches!(ended, Ended::NotStarted(_)) {
                 return Ok(ended);
             }
         }
-        let started = self.fresh(&call).await?;
-        self.see_through(started, &call, &sight).await
+        let started = self.fresh(call).await?;
+        self.see_through(started, call, sight).await
     }
 
-    /// What touches the workspace is done away from the thread that starts all launchers.
-    async fn call(&self, proof: LaunchProof, orders: Orders) -> Result<Call, SandboxError> {
-        let placeholders = self.placeholders.clone();
+    /// The call, and one that has waited for it and works on it now; none: there is none, or it takes no order.
+    async fn begin(
+        &self,
+        proof: LaunchProof,
+        orders: Orders,
+    ) -> Result<(Arc<Call>, Option<Started>), SandboxError> {
+        let (placeholders, pool) = (self.placeholders.clone(), self.pool());
+        let (ground, enforced, root) =
+            (self.ground.clone(), self.enforced.clone(), self.root.clone());
+        // What touches the workspace is done away from the thread that starts all launchers.
         blocking(move || {
-            let io = |what| move |source| SandboxError::Io { what, source };
-            let (held, protected) = match proof.access {
-                // Nothing can be made in it.
-                Access::ReadOnly => (Held::default(), Vec::new()),
-                Access::ReadWrite => placeholders
-                    .hold(&proof.workspace, &orders.protected)
-                    .map_err(io("protecting names of the workspace"))?,
-            };
-            let kind = Kind::of(&proof).map_err(io("looking at the workspace"))?;
-            Ok(Call { proof, orders: Orders { protected, ..orders }, kind, _held: held })
-        })
-        .await
-    }
-
-    /// One that has waited for this call; none: there is none, or it takes no order.
-    async fn ready(&self, call: &Arc<Call>) -> Result<Option<Started>, SandboxError> {
-        let Some(pool) = self.pool() else { return Ok(None) };
-        let below = Path::new(&call.proof.path).strip_prefix(&self.root);
-        let Some(below) = below.ok().and_then(Path::to_str) else { return Ok(None) };
-        let brief = call.brief(self.ground.tier, &self.enforced, below).map_err(ordering)?;
-        let (ground, call) = (self.ground.clone(), call.clone());
-        blocking(move || {
-            let limits = &call.orders.limits;
-            let Some(framed) = pool.take(call.kind, limits, &ground.cgroups) else {
-                return Ok(None);
-            };
-            match framed.group().limit(limits) {
-                Ok(()) => Ok(brief.give(&call, framed).ok()),
-                Err(error) => {
-                    framed.dismiss();
-                    Err(limiting(error))
+            let call = Call::hold(&placeholders, proof, orders)?;
+            let below = Path::new(&call.proof.path).strip_prefix(root).ok().and_then(Path::to_str);
+            let started = match pool.zip(below) {
+                Some((pool, below)) => {
+                    let brief = call.brief(ground.tier, &enforced, below).map_err(ordering)?;
+                    ready(&pool, &ground, &call, &brief)?
                 }
-            }
+                None => None,
+            };
+            Ok((Arc::new(call), started))
         })
         .await
     }
@@ -371,6 +372,24 @@ impl Drop for Launcher {
         self.tasks.token().cancel();
         if let Some(Ready { pool, .. }) = &self.ready {
             pool.close();
+        }
+    }
+}
+
+/// One of those that wait, with this order.
+fn ready(
+    pool: &Pool,
+    ground: &Ground,
+    call: &Call,
+    brief: &Brief,
+) -> Result<Option<Started>, SandboxError> {
+    let limits = &call.orders.limits;
+    let Some(framed) = pool.take(call.kind, limits, &ground.cgroups) else { return Ok(None) };
+    match framed.group().limit(limits) {
+        Ok(()) => Ok(brief.give(call, framed).ok()),
+        Err(error) => {
+            framed.dismiss();
+            Err(limiting(error))
         }
     }
 }

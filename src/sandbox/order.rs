@@ -2,8 +2,8 @@
 //!
 //! The launcher's standard input is a socket. The daemon sends a frame, from which a world is built that fits any
 //! work of its kind, and then, at once or much later, one order. Each is its length (4 bytes, little endian),
-//! then JSON, with descriptors beside the first byte. The launcher answers with one JSON report and exits. If the
-//! daemon closes the socket, or dies, the launcher kills everything.
+//! then JSON, with descriptors beside the first byte. The launcher answers with a JSON report, and ends. If the daemon
+//! closes the socket, or dies, the launcher kills everything.
 
 use std::{collections::BTreeMap, io};
 

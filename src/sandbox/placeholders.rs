@@ -83,6 +83,13 @@ impl Placeholders {
     }
 }
 
+impl Held {
+    /// Whether nothing was made.
+    pub(super) fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+}
+
 impl Drop for Held {
     fn drop(&mut self) {
         let Some((made, workspace)) = &self.by else { return };

@@ -42,10 +42,16 @@ pub(super) async fn report(
         };
         read.map_err(|source| SandboxError::Io { what: "reading the launcher's report", source })?;
     }
-    serde_json::from_slice(&text).map_err(|error| match text.is_empty() {
+    first(&text).map_err(|error| match text.is_empty() {
         true => lost("it was killed from outside, or crashed".into()),
         false => lost(format!("its report cannot be read: {error}")),
     })
+}
+
+/// Who saw the end first is right: the launcher itself may tell of it too.
+fn first(text: &[u8]) -> serde_json::Result<Report> {
+    let mut reports = serde_json::Deserializer::from_slice(text).into_iter();
+    reports.next().unwrap_or_else(|| serde_json::from_slice(text))
 }
 
 /// All that the launcher says, but for the socket that may come before it.

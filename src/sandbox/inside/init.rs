@@ -1,13 +1,13 @@
 //! Process 1 of the work's own world: builds that world, takes the order, furnishes the world for it, has the work
-//! done, and says how it ended. When this process ends, the kernel kills all that is left in its namespace, so it
-//! waits for nothing else.
+//! done, sees everybody in it dead, and tells the daemon how it ended. When this process is killed before, the
+//! kernel kills all that is left in its namespace, and the launcher tells.
 
 use std::{
     fs::File,
     io::{self, Write as _},
     net::{Ipv4Addr, TcpListener},
     os::{
-        fd::{AsFd as _, AsRawFd as _},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::net::UnixStream,
     },
 };
@@ -19,8 +19,8 @@ use rustix::{
 };
 
 use crate::sandbox::{
-    inside::{self, Fork, payload, reap, receive, root, walls},
-    order::{End, Frame, LISTENING, Order, PROXY_PORT, WayOut},
+    inside::{self, Fork, payload, reap, receive, root, walls, watch::Begun},
+    order::{End, Frame, LISTENING, Order, PROXY_PORT, Terms, WayOut},
     wire,
 };
 
@@ -29,11 +29,9 @@ pub(super) struct Init<'a> {
     pub(super) frame: &'a Frame,
     /// Entered by us and so by all that we start. The launcher stays outside: it outlives the group.
     pub(super) cgroup_procs: &'a [File],
-    /// Where we say how it ended.
-    pub(super) words: &'a File,
     /// Where we tell the launcher within which limits the work is done.
     pub(super) terms: &'a UnixStream,
-    /// From here the order comes, and the daemon's end of it gets the socket of the way out.
+    /// From here the order comes, and here the daemon hears of the way out and of the end.
     pub(super) control: &'a UnixStream,
     /// Its other end is the launcher's alone: closed, it says that the launcher is dead.
     pub(super) life: &'a File,
@@ -52,16 +50,7 @@ pub(super) fn run(init: &Init<'_>) -> io::Result<i32> {
     unsafe {
         rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP)?;
     }
-    let (order, hand_on) = UnixStream::pair()?;
-    // Already now: it has walls of its own to put up, and there is a second processor.
-    let work = match inside::fork()? {
-        Fork::Child => {
-            drop(hand_on);
-            inside::exit_with(init.words, wait_for_work(init.frame, &order))
-        }
-        Fork::Parent(work) => work,
-    };
-    drop(order);
+    let (below, work) = start_work(init)?;
     inside::let_go_of_output()?;
     loopback_up()?;
     rustix::system::sethostname(b"sandbox")?;
@@ -69,32 +58,65 @@ pub(super) fn run(init: &Init<'_>) -> io::Result<i32> {
     let mounts = File::open("/proc/self/ns/mnt")?;
 
     let (order, held) = receive::receive::<Order>(init.control)?;
-    wire::send(init.terms, &order.terms, &[mounts.as_fd()])?;
+    let begun = Begun::now();
     if order.way_out == WayOut::Proxy {
         open_way_out(init.control)?;
     }
-    root.enter(&order.view, init.frame.access)?;
+    let old = root.enter(&order.view, init.frame.access)?;
     let descriptors = [&held.executable, &held.input];
     let descriptors: Vec<_> = descriptors.into_iter().flatten().map(|file| file.as_fd()).collect();
-    wire::send(&hand_on, &order, &descriptors)?;
+    // It finds its way in the new root while we get rid of the old one, and waits for the word.
+    let told = wire::send(&below, &order, &descriptors)
+        .and_then(|()| old.let_go())
+        .and_then(|()| (&below).write_all(&[payload::BEGIN]));
+    drop(held);
     // The work has begun: from here on a failure is one to tell its end.
-    let end = see_to_its_end(init, work).unwrap_or_else(|error| End::Lost(error.to_string()));
-    serde_json::to_writer(init.words, &end)?;
+    let end = match told {
+        Ok(()) => see_to_its_end(init, &order.terms, mounts.into(), &below, work),
+        // It had its reasons for being gone.
+        Err(error) => inside::said(&below).ok_or(error),
+    };
+    let end = end.unwrap_or_else(|error| End::Lost(error.to_string()));
+    inside::tell(init.control, &inside::report(end, Some(begun)))?;
     Ok(0)
 }
 
-/// The work's own process, from its first moment on.
-fn wait_for_work(frame: &Frame, order: &UnixStream) -> io::Result<i32> {
-    let place = payload::stand_by(frame, None)?;
-    let (order, held) = receive::receive::<Order>(order)?;
-    place.carry_out(&order, held)
+/// Already before there is an order: it has walls of its own to put up, and there may be a second processor. What it
+/// says at the socket is why it did not begin.
+fn start_work(init: &Init<'_>) -> io::Result<(UnixStream, Pid)> {
+    let (below, above) = UnixStream::pair()?;
+    match inside::fork()? {
+        Fork::Child => {
+            drop(below);
+            inside::exit_with(&above, wait_for_work(init.frame, &above))
+        }
+        Fork::Parent(work) => Ok((below, work)),
+    }
 }
 
-/// Waits, with nothing that could be reached and nothing held open that the daemon waits for.
-fn see_to_its_end(init: &Init<'_>, work: Pid) -> io::Result<End> {
+/// The work's own process, from its first moment on.
+fn wait_for_work(frame: &Frame, init: &UnixStream) -> io::Result<i32> {
+    let place = payload::stand_by(frame, None)?;
+    let (order, held) = receive::receive::<Order>(init)?;
+    place.carry_out(&order, held, Some(init))
+}
+
+/// Waits, with nothing that could be reached and nothing held open that the daemon waits for, until nobody but us is
+/// left.
+fn see_to_its_end(
+    init: &Init<'_>,
+    terms: &Terms,
+    mounts: OwnedFd,
+    below: &UnixStream,
+    work: Pid,
+) -> io::Result<End> {
+    wire::send(init.terms, terms, &[mounts.as_fd()])?;
+    drop(mounts);
     walls::drop_capabilities()?;
-    close_all_but(init.words)?;
-    reap_until(work)
+    close_all_but([init.control, below])?;
+    let end = reap_until(work)?;
+    reap::kill_the_world()?;
+    Ok(inside::said(below).unwrap_or(end))
 }
 
 /// Enters the call's groups.
@@ -139,12 +161,17 @@ fn open_way_out(control: &UnixStream) -> io::Result<()> {
     wire::send_one(control, LISTENING, &listener)
 }
 
-fn close_all_but(kept: &File) -> io::Result<()> {
-    let kept = u32::try_from(kept.as_fd().as_raw_fd()).map_err(io::Error::other)?;
-    if kept > 3 {
-        inside::close_range(3, kept - 1, 0)?;
+fn close_all_but(kept: [&UnixStream; 2]) -> io::Result<()> {
+    let mut kept = kept.map(|socket| socket.as_raw_fd().unsigned_abs());
+    kept.sort_unstable();
+    let mut first = 3;
+    for kept in kept {
+        if kept > first {
+            inside::close_range(first, kept - 1, 0)?;
+        }
+        first = kept + 1;
     }
-    inside::close_range(kept + 1, u32::MAX, 0)
+    inside::close_range(first, u32::MAX, 0)
 }
 
 /// Takes in orphans until the work itself has ended.

@@ -21,9 +21,11 @@ pub(in crate::sandbox) use root::machine;
 use std::{
     fs::{self, File},
     io::{self, Read as _, Write as _},
-    mem::MaybeUninit,
     net::Shutdown,
-    os::{fd::AsFd as _, unix::net::UnixStream},
+    os::{
+        fd::{AsFd as _, OwnedFd},
+        unix::net::UnixStream,
+    },
     process::ExitCode,
 };
 
@@ -33,7 +35,11 @@ use rustix::{
 };
 
 use crate::sandbox::{
-    inside::{init::Init, receive::Held, watch::Watch},
+    inside::{
+        init::Init,
+        receive::Held,
+        watch::{Begun, Watch},
+    },
     order::{End, Frame, Order, Owner, Report, Tier},
     wire,
 };
@@ -48,24 +54,22 @@ pub fn main() -> ExitCode {
     let Ok(control) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else {
         return ExitCode::FAILURE;
     };
-    let (report, code) = match launch(&control) {
-        Ok(report) => (report, ExitCode::SUCCESS),
-        Err(error) => {
-            let end = End::NotStarted(format!("the work cannot be confined: {error}"));
-            (Report { end, cpu_ms: 0, peak_memory_kib: 0, wall_ms: 0 }, ExitCode::FAILURE)
-        }
-    };
-    // The daemon hears the end of it now; ours, with that of the work's mounts, takes longer.
-    let said = serde_json::to_writer(&control, &report).map_err(io::Error::other);
-    let said = said.and_then(|()| control.shutdown(Shutdown::Both));
-    // Nor does it hear of an error: an order that nobody has read would be one.
-    match said.and_then(|()| io::copy(&mut &control, &mut io::sink())) {
-        Ok(_) => code,
+    let (report, _mounts) = launch(&control).unwrap_or_else(|error| {
+        let end = End::NotStarted(format!("the work cannot be confined: {error}"));
+        (self::report(end, None), None)
+    });
+    // Whoever saw the end first has told of it, and this goes nowhere.
+    let _ = tell(&control, &report);
+    // An order that nobody has read would be an error to the daemon.
+    let heard = control.shutdown(Shutdown::Read);
+    match heard.and_then(|()| io::copy(&mut &control, &mut io::sink())) {
+        Ok(_) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
-fn launch(control: &UnixStream) -> io::Result<Report> {
+/// Gives the work's mount namespace too, whose end takes longer than anybody should wait for.
+fn launch(control: &UnixStream) -> io::Result<(Report, Option<OwnedFd>)> {
     let (frame, mut held) = receive::receive::<Frame>(control)?;
     rustix::thread::set_no_new_privs(true)?;
     // Orphans of the work come to us, not to the machine's init, so that we can kill them.
@@ -74,8 +78,14 @@ fn launch(control: &UnixStream) -> io::Result<Report> {
     let mut watch = Watch::new(control, child, held.cgroup_cpu.take())?;
     let early = let_go_of_output().and_then(|()| watch.until_the_end(&terms));
     // However that went: nothing may be left when we report.
-    reap::kill_all(child, held.cgroup_kill.as_ref());
-    let reaped = reap::reap_all(child);
+    let reaped = match (frame.tier, &early) {
+        // Its world has ended with it, and nobody comes out of there.
+        (Tier::Full | Tier::Root, Ok(None)) => reap::reap(child),
+        _ => {
+            reap::kill_all(child, held.cgroup_kill.as_ref());
+            reap::reap_all(child)
+        }
+    };
     let said = said(words);
     let end = match (early, said, reaped) {
         (_, Some(End::NotStarted(message)), _) => {
@@ -86,8 +96,8 @@ fn launch(control: &UnixStream) -> io::Result<Report> {
         (Ok(None), None, Ok(status)) => status,
         (Err(error), _, _) | (_, _, Err(error)) => End::Lost(error.to_string()),
     };
-    let (cpu_ms, peak_memory_kib) = used();
-    Ok(Report { end, cpu_ms, peak_memory_kib, wall_ms: watch.wall_ms() })
+    let (begun, mounts) = watch.end();
+    Ok((report(end, begun), mounts))
 }
 
 /// What was started, and the ends of its pipes that are ours.
@@ -111,8 +121,11 @@ fn start(frame: &Frame, held: &mut Held, control: &UnixStream) -> io::Result<Sta
     separate(frame)?;
     // Nobody of the same user may look into us, or be us, from now on.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    // Not before: a change of user undoes it.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    // Without a world that ends with us we must outlive the daemon, whose end we see at the socket, to kill the work.
+    if frame.tier != Tier::Landlock {
+        // Not before: a change of user undoes it.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    }
     if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(frame.daemon) {
         return Err(io::Error::other("the daemon died"));
     }
@@ -127,7 +140,6 @@ fn start(frame: &Frame, held: &mut Held, control: &UnixStream) -> io::Result<Sta
                 Tier::Full | Tier::Root => init::run(&Init {
                     frame,
                     cgroup_procs: &cgroup_procs,
-                    words: &speak,
                     terms: &tell,
                     control,
                     life: &listen,
@@ -152,7 +164,7 @@ fn directly(
     let place = payload::stand_by(frame, Some(launcher))?;
     let (order, held) = receive::receive::<Order>(control)?;
     wire::send(tell, &order.terms, &[File::open("/proc/self/ns/mnt")?.as_fd()])?;
-    place.carry_out(&order, held)
+    place.carry_out(&order, held, None)
 }
 
 /// Leaves the namespaces that can be left before the fork. What is left of process and network is seen by
@@ -229,7 +241,7 @@ fn fork() -> io::Result<Fork> {
 }
 
 /// Ends a child; says what kept it from its work.
-fn exit_with(mut words: &File, done: io::Result<i32>) -> ! {
+fn exit_with(mut words: impl io::Write, done: io::Result<i32>) -> ! {
     let status = done.unwrap_or_else(|error| {
         let end = serde_json::to_vec(&End::NotStarted(error.to_string())).unwrap_or_default();
         let _ = words.write_all(&end);
@@ -262,22 +274,20 @@ fn missing() -> io::Error {
 }
 
 /// The first that was said of how it ended: whoever could not begin says so before anybody tells its end.
-fn said(words: File) -> Option<End> {
+fn said(words: impl io::Read) -> Option<End> {
     let mut text = Vec::new();
     words.take(WORDS).read_to_end(&mut text).ok()?;
     serde_json::Deserializer::from_slice(&text).into_iter().next()?.ok()
 }
 
-/// CPU time in milliseconds and the largest resident set in KiB of all that was reaped.
-fn used() -> (u64, u64) {
-    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-    #[expect(unsafe_code, reason = "getrusage has no safe form")]
-    // SAFETY: the pointer is valid for the struct, which all zeros initialise too.
-    let usage = unsafe {
-        libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr());
-        usage.assume_init()
-    };
-    let millis = |time: libc::timeval| time.tv_sec * 1000 + time.tv_usec / 1000;
-    let cpu = millis(usage.ru_utime) + millis(usage.ru_stime);
-    (u64::try_from(cpu).unwrap_or(0), u64::try_from(usage.ru_maxrss).unwrap_or(0))
+/// What there is to tell of the end. `begun` is when the order came; none: none came.
+fn report(end: End, begun: Option<Begun>) -> Report {
+    let (cpu_ms, peak_memory_kib) = reap::used();
+    Report { end, cpu_ms, peak_memory_kib, wall_ms: begun.map_or(0, Begun::ms) }
+}
+
+/// Tells the daemon, unless it was told before.
+fn tell(control: &UnixStream, report: &Report) -> io::Result<()> {
+    (&*control).write_all(&serde_json::to_vec(report)?)?;
+    control.shutdown(Shutdown::Write)
 }

@@ -6,7 +6,10 @@ use std::{
     ffi::CString,
     fs::File,
     io::{self, Read as _},
-    os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
+    os::{
+        fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd},
+        unix::net::UnixStream,
+    },
     path::PathBuf,
 };
 
@@ -20,6 +23,9 @@ use crate::sandbox::{
     order::{Frame, Order, Rlimits, Tier, Work},
     walk,
 };
+
+/// Said by process 1 when nothing of the machine is left to be reached.
+pub(super) const BEGIN: u8 = b'B';
 
 /// A process that has given up what needs no order to be given up.
 pub(super) struct Place<'a> {
@@ -54,8 +60,14 @@ pub(super) fn stand_by(frame: &Frame, parent: Option<Pid>) -> io::Result<Place<'
 }
 
 impl Place<'_> {
-    /// Does the work. Gives an exit status, unless it became the program. Errors: nothing was begun.
-    pub(super) fn carry_out(&self, order: &Order, held: Held) -> io::Result<i32> {
+    /// Does the work, once process 1 says [`BEGIN`], where there is one. Gives an exit status, unless it became the
+    /// program. Errors: nothing was begun.
+    pub(super) fn carry_out(
+        &self,
+        order: &Order,
+        held: Held,
+        init: Option<&UnixStream>,
+    ) -> io::Result<i32> {
         let Frame { tier, access, .. } = *self.frame;
         match held.input {
             Some(input) => rustix::stdio::dup2_stdin(input)?,
@@ -68,7 +80,10 @@ impl Place<'_> {
         limit(&order.rlimits)?;
         let program = held.executable.zip(order.executable.as_ref());
         let program = program.map(|(open, path)| Program { open, path: path.into() });
-        let stand = || walls::last(tier, access, &order.view);
+        let stand = || {
+            walls::last(tier, access, &order.view)?;
+            init.map_or(Ok(()), wait_for_the_word)
+        };
         match &order.work {
             Work::Program { argv, environment } => {
                 let program = program.ok_or_else(super::missing)?;
@@ -126,6 +141,12 @@ impl Program {
             ))),
         }
     }
+}
+
+fn wait_for_the_word(mut init: &UnixStream) -> io::Result<()> {
+    let mut word = [0];
+    init.read_exact(&mut word)?;
+    if word == [BEGIN] { Ok(()) } else { Err(io::ErrorKind::InvalidData.into()) }
 }
 
 /// An input that is at its end. A descriptor of the machine's own device would let its owner change that.

@@ -4,6 +4,7 @@ use std::{
     ffi::OsString,
     fs::{self, File},
     io::{self, Write as _},
+    mem::MaybeUninit,
 };
 
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
@@ -30,6 +31,57 @@ pub(super) fn reap_all(child: Pid) -> io::Result<End> {
             Ok(Some((pid, status))) if pid == child => end = end_of(status),
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(rustix::io::Errno::CHILD) => return Ok(end),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// As process 1: kills and reaps all others of its namespace.
+pub(super) fn kill_the_world() -> io::Result<()> {
+    loop {
+        match kill_all_others() {
+            // Who was adopted meanwhile is killed the next time round.
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error.into()),
+        }
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(rustix::io::Errno::CHILD) => return Ok(()),
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn kill_all_others() -> rustix::io::Result<()> {
+    #[expect(unsafe_code, reason = "there is no safe form of a kill of all")]
+    // SAFETY: it takes numbers only, and reaches who is in our namespace.
+    match unsafe { libc::kill(-1, libc::SIGKILL) } {
+        0 => Ok(()),
+        _ => Err(rustix::io::Errno::from_io_error(&io::Error::last_os_error())
+            .unwrap_or(rustix::io::Errno::SRCH)),
+    }
+}
+
+/// CPU time in milliseconds and the largest resident set in KiB of all that was reaped.
+pub(super) fn used() -> (u64, u64) {
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    #[expect(unsafe_code, reason = "getrusage has no safe form")]
+    // SAFETY: the pointer is valid for the struct, which all zeros initialise too.
+    let usage = unsafe {
+        libc::getrusage(libc::RUSAGE_CHILDREN, usage.as_mut_ptr());
+        usage.assume_init()
+    };
+    let millis = |time: libc::timeval| time.tv_sec * 1000 + time.tv_usec / 1000;
+    let cpu = millis(usage.ru_utime) + millis(usage.ru_stime);
+    (u64::try_from(cpu).unwrap_or(0), u64::try_from(usage.ru_maxrss).unwrap_or(0))
+}
+
+/// Waits for a child that ends; gives how.
+pub(super) fn reap(child: Pid) -> io::Result<End> {
+    loop {
+        match rustix::process::waitpid(Some(child), WaitOptions::empty()) {
+            Ok(Some((_, status))) => return Ok(end_of(status)),
+            Ok(None) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
     }

@@ -145,11 +145,11 @@ impl Root {
         Ok(Self(root))
     }
 
-    /// Puts into it what this work sees besides, makes it the root of all processes of this mount namespace, and
-    /// goes to the workspace. The current directory must be the one that the workspace lies below.
+    /// Puts into it what this work sees besides, and makes it the root of all processes of this mount namespace. The
+    /// current directory must be the one that the workspace lies below.
     ///
     /// Errors: the workspace is not there, or the kernel refuses a mount; nothing can be done in here then.
-    pub(super) fn enter(self, view: &View, access: Access) -> io::Result<()> {
+    pub(super) fn enter(self, view: &View, access: Access) -> io::Result<OldRoot> {
         let Self(root) = self;
         let workspace = workspace(&view.workspace)?;
         restrict(
@@ -176,8 +176,9 @@ impl Root {
         protect(&workspace, &view.protected, READ_ONLY)?;
         // Only itself: what is mounted below has its own rules.
         set_attributes(&root, MountAttrFlags::MOUNT_ATTR_RDONLY, 0)?;
-        pivot(&root)?;
-        rustix::process::chdir(path).map_err(|error| at(path, error))
+        rustix::process::fchdir(&root)?;
+        rustix::process::pivot_root(".", ".").map_err(|error| at("pivot_root", error))?;
+        Ok(OldRoot)
     }
 }
 
@@ -196,13 +197,17 @@ fn workspace(wanted: &Workspace) -> io::Result<OwnedFd> {
     clone(found.as_fd(), c"", OpenTreeFlags::AT_EMPTY_PATH).map_err(|error| at(&wanted.path, error))
 }
 
-/// Makes the root the process's own, and lets the old one go.
-fn pivot(root: &OwnedFd) -> io::Result<()> {
-    rustix::process::fchdir(root)?;
-    rustix::process::pivot_root(".", ".").map_err(|error| at("pivot_root", error))?;
-    // The old root lies on top now.
-    rustix::mount::unmount(".", UnmountFlags::DETACH).map_err(|error| at("the old root", error))?;
-    Ok(rustix::process::chdir("/")?)
+/// What lies on top of the new root, where only `/..` leads; and the current directory lies below it.
+#[must_use]
+pub(super) struct OldRoot;
+
+impl OldRoot {
+    /// Lets it go. Nothing that is not ours may run before.
+    pub(super) fn let_go(self) -> io::Result<()> {
+        rustix::mount::unmount(".", UnmountFlags::DETACH)
+            .map_err(|error| at("the old root", error))?;
+        Ok(rustix::process::chdir("/")?)
+    }
 }
 
 /// A clone of what is at this path; none if nothing is.

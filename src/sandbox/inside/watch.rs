@@ -32,15 +32,27 @@ pub(super) struct Watch<'a> {
     process: OwnedFd,
     /// Counts the CPU time of all its processes, where a cgroup does.
     cpu: Option<File>,
-    /// From when the order comes.
-    begun: Option<Begun>,
+    /// From when the order comes; with the work's mount namespace.
+    begun: Option<(Begun, Option<OwnedFd>)>,
 }
 
-/// The work is under way.
-struct Begun {
-    at: Instant,
-    /// Only held: the end of a world's mounts takes longer than anybody should wait for.
-    _mounts: Vec<OwnedFd>,
+/// When the order came.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Begun(Instant);
+
+impl Begun {
+    pub(super) fn now() -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the launcher has no ports; it only measures"
+        )]
+        Self(Instant::now())
+    }
+
+    /// Milliseconds since.
+    pub(super) fn ms(self) -> u64 {
+        u64::try_from(self.0.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
 }
 
 /// What was waited for.
@@ -57,10 +69,9 @@ impl<'a> Watch<'a> {
         Ok(Self { control, process, cpu, begun: None })
     }
 
-    /// Since the order came.
-    pub(super) fn wall_ms(&self) -> u64 {
-        let elapsed = self.begun.as_ref().map_or(Duration::ZERO, |begun| begun.at.elapsed());
-        u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+    /// When the order came, if one did, and the work's mount namespace.
+    pub(super) fn end(self) -> (Option<Begun>, Option<OwnedFd>) {
+        self.begun.map_or((None, None), |(begun, mounts)| (Some(begun), mounts))
     }
 
     /// Waits until the work ends, something is used up, or the daemon wants it to stop or is gone. `terms` are
@@ -73,20 +84,16 @@ impl<'a> Watch<'a> {
                 Seen::Nothing => {}
             }
         }
-        let (terms, _mounts) = match wire::receive(terms) {
-            Ok(received) => received,
+        let (terms, mounts) = match wire::receive::<Terms>(terms) {
+            Ok((terms, descriptors)) => (terms, descriptors.into_iter().next()),
             // It ended before: its words say why.
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
             Err(error) => return Err(error),
         };
-        #[expect(
-            clippy::disallowed_methods,
-            reason = "the launcher has no ports; it only measures"
-        )]
-        let at = Instant::now();
-        self.begun = Some(Begun { at, _mounts });
+        let begun = Begun::now();
+        self.begun = Some((begun, mounts));
         loop {
-            let left = match self.left(at, &terms) {
+            let left = match self.left(begun, &terms) {
                 Ok(left) => left,
                 Err(end) => return Ok(Some(end)),
             };
@@ -121,8 +128,8 @@ impl<'a> Watch<'a> {
     }
 
     /// How long to wait before the next look; or what is used up.
-    fn left(&self, begun: Instant, terms: &Terms) -> Result<Duration, End> {
-        let left = Duration::from_millis(terms.wall_ms).saturating_sub(begun.elapsed());
+    fn left(&self, begun: Begun, terms: &Terms) -> Result<Duration, End> {
+        let left = Duration::from_millis(terms.wall_ms).saturating_sub(begun.0.elapsed());
         if left.is_zero() {
             return Err(End::TimedOut);
         }

@@ -18,7 +18,7 @@ use crate::{
         effect::{Effect, EffectResult, Exit, Facts},
         ids::{RoleName, RuleId, ToolName},
         journal::Verdict,
-        policy::{CommandRule, Commands, Decision, Policy, Positionals, Role},
+        policy::{CommandRule, Commands, Decision, Gate, Policy, Positionals, Role},
         tool::EffectClass,
     },
     ports::{Attempt, Company, Sandbox as _, Scene},
@@ -213,28 +213,41 @@ async fn sandbox(config: &Config, launcher: PathBuf, scratch: &Path) -> Vec<Find
             "see what `agentd-sandbox` needs in docs/security.md",
         ),
     }];
+    // Who is root already is not told to be.
+    let (spaces, groups) = match rustix::process::geteuid().is_root() {
+        true => ("allow agentd user namespaces", "give agentd a writable cgroup"),
+        false => (
+            "allow agentd user namespaces, or run it as root",
+            "give agentd a writable cgroup, or run it as root",
+        ),
+    };
     findings.extend(refusals.into_iter().map(|refusal| {
-        let remedy = "allow agentd user namespaces, or run it as root";
+        let remedy = format!("{spaces}; in a container, see docs/security.md");
         Finding::warning(format!("isolation {refusal}"), remedy)
     }));
-    for (limit, mechanism) in sandbox.mechanisms() {
-        let what = format!("limit {limit}: {mechanism}");
-        findings.push(match mechanism.as_str() {
-            "polled" => Finding::warning(
-                what,
-                "is looked at ten times a second; give agentd a writable cgroup, or run it as root",
-            ),
-            "rlimit" if limit == "memory" || limit == "cpu" => Finding::warning(
-                what,
-                "counts each process alone; give agentd a writable cgroup, or a /proc that hides nobody",
-            ),
-            // Who sets none misses none.
-            "none" if limit == "cpu_share" => Finding::fine(what),
-            "none" => Finding::warning(what, "give agentd a writable cgroup, or run it as root"),
-            _ => Finding::fine(what),
-        });
-    }
+    let mechanisms = sandbox.mechanisms();
+    findings.extend(mechanisms.iter().map(|(limit, by)| kept(config, limit, by, groups)));
     findings
+}
+
+/// How well a limit is kept by this mechanism; `groups` says how one gets cgroups.
+fn kept(config: &Config, limit: &str, mechanism: &str, groups: &str) -> Finding {
+    let what = format!("limit {limit}: {mechanism}");
+    match mechanism {
+        "polled" => Finding::warning(what, format!("is looked at ten times a second; {groups}")),
+        "rlimit" if limit == "memory" || limit == "cpu" => Finding::warning(
+            what,
+            "counts each process alone; give agentd a writable cgroup, or a /proc that hides nobody",
+        ),
+        "none" if limit == "network" && config.allow_net == Gate::Open => Finding::warning(
+            what,
+            "programs reach nothing without a network of their own, whatever network.yaml allows",
+        ),
+        // Who sets no share misses none, and to reach nothing is no weakness.
+        "none" if limit == "cpu_share" || limit == "network" => Finding::fine(what),
+        "none" => Finding::warning(what, groups),
+        _ => Finding::fine(what),
+    }
 }
 
 const PROBE: &str = "true";
@@ -289,6 +302,7 @@ async fn probe(sandbox: &LocalSandbox, policy: Policy, scratch: &Path) -> Result
     let company = Company { stop: &stop, heard: &|_, _| {}, door: None };
     match sandbox.run(permit, Attempt::First, company).await {
         Ok(EffectResult::Ran(ran)) if ran.exit == Exit::Code(0) => Ok(()),
+        Ok(EffectResult::Failed { message, .. }) => Err(format!("no program starts: {message}")),
         Ok(other) => Err(format!("{executable} did not run: {other:?}")),
         Err(error) => Err(telemetry::chain(&error)),
     }

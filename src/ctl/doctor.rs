@@ -110,6 +110,7 @@ async fn ask(client: &Client) -> Result<Vec<Finding>, Failure> {
     let info = client.admin().get_server_info(v1::GetServerInfoRequest {}).await?.into_inner();
     let mut findings =
         vec![version(&info), ready(client).await?, policy(&info), backend(&info).await];
+    findings.push(isolation(&info));
     findings.extend(limits(&info));
     Ok(findings)
 }
@@ -192,7 +193,12 @@ fn authority(url: &str) -> Option<String> {
 fn limits(info: &v1::GetServerInfoResponse) -> Vec<Finding> {
     let mut limits: Vec<_> = info.sandbox_limits.iter().collect();
     limits.sort();
-    let weak = |name: &str, by: &str| by == "none" || (name == "memory" && by == "rlimit");
+    // No way out is a wall and no limit.
+    let weak = |name: &str, by: &str| match name {
+        "network" => false,
+        "memory" => matches!(by, "none" | "rlimit"),
+        _ => by == "none",
+    };
     let found = limits.iter().filter(|(name, by)| weak(name, by)).map(|(name, by)| {
         let what = format!("sandbox: the limit of {name} is kept by {by}");
         finding(Level::Warning, what, "give agentd a writable cgroup, then: agentd check")
@@ -201,6 +207,22 @@ fn limits(info: &v1::GetServerInfoResponse) -> Vec<Finding> {
     match found.is_empty() {
         true => vec![finding(Level::Fine, "sandbox: every limit is kept", "")],
         false => found,
+    }
+}
+
+/// How well programs are kept apart; in the weakest tier the policy may not let any start.
+fn isolation(info: &v1::GetServerInfoResponse) -> Finding {
+    let tier = info.sandbox_limits.get("isolation").map_or("unknown", String::as_str);
+    let what = format!("sandbox: isolation {tier}");
+    match tier {
+        "full" | "root" => finding(Level::Fine, what, ""),
+        _ => finding(
+            Level::Warning,
+            format!(
+                "{what}; programs have no namespaces of their own, and start only if tools.yaml says so"
+            ),
+            "agentd check says what is missing, docs/security.md how to allow it",
+        ),
     }
 }
 

@@ -1,12 +1,28 @@
 //! What is left of a program's walls where the machine does not give all of them: the tier that is found is
 //! the tier that is told, and what it promises holds.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            fs::{MetadataExt as _, PermissionsExt as _},
+            net as unix,
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command},
+};
 
 use agentd::scripted::{Reply, Script, Seen, Turn};
 use serde_json::{Value, json};
 
-use crate::support::{Backend, Story, TestDaemon, not_checked};
+use crate::{
+    support::{Backend, Story, TestDaemon, not_checked},
+    walls,
+};
 
 /// A script that tries what every tier must refuse, and what every tier must allow.
 const SCRIPT: &str = "\
@@ -16,22 +32,26 @@ const SCRIPT: &str = "\
     unshare -Ur true 2>/dev/null || echo kept from namespaces\n\
     echo made > made && cat made\n";
 
-async fn story(
-    start: impl FnOnce(&TestDaemon, Command) -> Option<Command>,
-) -> Option<((TestDaemon, Backend), Story, Vec<String>)> {
-    // The task of a run is the script that is called.
-    let backend = Backend::start(|seen: &Seen| {
+/// A model that calls one script: that which the task names, or else `script.sh`.
+async fn caller_of_scripts() -> Backend {
+    Backend::start(|seen: &Seen| {
         let script = if seen.task.ends_with(".sh") { &seen.task } else { "script.sh" };
         Reply::Answer(match seen.turn {
             1 => Turn::call("shell_exec", json!({"command": ["sh", script]})),
             _ => Turn::say("done"),
         })
     })
-    .await;
+    .await
+}
+
+async fn story(
+    start: impl FnOnce(&TestDaemon, Command) -> Option<Command>,
+) -> Option<((TestDaemon, Backend), Story, Vec<String>)> {
+    let backend = caller_of_scripts().await;
     let mut daemon = TestDaemon::start(&backend.url());
     daemon.stop();
     fs::write(daemon.home().join("canary"), "a secret of the machine").unwrap();
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port().to_string();
     let socket = libc::SYS_socket.to_string();
     daemon.put("script.sh", &SCRIPT.replace("PORT", &port).replace("SOCKET", &socket));
@@ -42,9 +62,7 @@ async fn story(
     fs::remove_file(daemon.workspace().join("made")).unwrap();
     let command = start(&daemon, daemon.command())?;
     assert!(daemon.boot_as(command), "{}", daemon.log());
-    let info = daemon.agentctl(&["info", "-o", "json"]).await;
-    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
-    let isolation = info["sandbox_limits"]["isolation"].as_str().unwrap().to_owned();
+    let isolation = told(&daemon).await["isolation"].clone();
     let story = daemon.carry_out("run it").await;
     let (outcome, output) = story.outputs().remove(0);
     assert_eq!(outcome, "done", "{output}");
@@ -55,6 +73,232 @@ async fn story(
 
 const KEPT: [&str; 4] =
     ["kept from files", "kept from the network", "kept from namespaces", "made"];
+
+/// What `agentctl info` says of isolation and of each limit.
+async fn told(daemon: &TestDaemon) -> BTreeMap<String, String> {
+    let info = daemon.agentctl(&["info", "-o", "json"]).await;
+    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+    serde_json::from_value(info["sandbox_limits"].clone()).unwrap()
+}
+
+/// Weakest first.
+const TIERS: [&str; 3] = ["landlock", "root", "full"];
+
+/// True on every machine; in a container without rights of its own `scripts/container.sh` runs it.
+#[tokio::test]
+async fn the_tier_that_is_found_is_told_is_recorded_is_what_a_program_has_and_holds() {
+    let backend = caller_of_scripts().await;
+    let daemon = TestDaemon::start(&backend.url());
+    let told = told(&daemon).await;
+    let tier = told["isolation"].as_str();
+    everybody_says_the_same(&daemon, &told).await;
+    daemon.put("script.sh", "echo ran > ran");
+    for wanted in TIERS {
+        daemon.want(wanted).await;
+        let story = daemon.carry_out("run it").await;
+        let (outcome, output) = story.outputs().remove(0);
+        let place = |tier: &str| TIERS.iter().position(|known| *known == tier).unwrap();
+        match place(wanted) <= place(tier) {
+            true => {
+                assert_eq!((outcome.as_str(), &output["exit_code"]), ("done", &json!(0)));
+                assert_eq!(story.payloads("tool_output")[0]["used"]["isolation"], tier);
+                fs::remove_file(daemon.workspace().join("ran")).unwrap();
+            }
+            false => {
+                assert_eq!(output["error"]["reason"], "ISOLATION_TOO_WEAK", "{output}");
+                assert_eq!(daemon.read("ran"), None);
+            }
+        }
+    }
+    daemon.want("landlock").await;
+    let crowd = Crowd::gather();
+    let attacks = attacks(&daemon, &crowd);
+    let control = walls::without(&daemon, &attacks.script());
+    assert_eq!(control, "in\n".repeat(attacks.count()), "control: without walls all succeed");
+    fs::remove_file(daemon.state().join("planted")).unwrap();
+
+    daemon.put(
+        "script.sh",
+        &format!("echo up > up; until [ -e seen ]; do sleep 0.02; done\n{}", attacks.script()),
+    );
+    let run = daemon.submit("run it").await;
+    daemon.wait_for_file("up").await;
+    let seen = Outside::of(&daemon);
+    daemon.put("seen", "");
+    let story = daemon.story(&run.id).await;
+
+    let grouped = told.values().any(|mechanism| mechanism.starts_with("cgroup"));
+    assert_eq!(seen, Outside::expected(tier, grouped), "{told:?}");
+    let (outcome, output) = story.outputs().remove(0);
+    assert_eq!(outcome, "done", "{output}");
+    assert_eq!(output["stdout"], attacks.expected(tier), "{}", attacks.script());
+    assert!(!daemon.state().join("planted").exists());
+    if ["memory", "processes", "cpu"].iter().all(|limit| told[*limit] == "polled") {
+        limits_are_kept_without_any_cgroup(&daemon).await;
+    }
+    assert!(daemon.audit().await.intact, "the daemon answers, and its journal is whole");
+}
+
+/// `agentd check` and `agentctl doctor` are of one mind with `agentctl info`.
+async fn everybody_says_the_same(daemon: &TestDaemon, told: &BTreeMap<String, String>) {
+    let serve = daemon.command();
+    let mut check = Command::new(serve.get_program());
+    let checked = check.arg("check").args(serve.get_args().skip(1)).env_clear().output().unwrap();
+    let said = String::from_utf8(checked.stdout).unwrap();
+    for (limit, mechanism) in told {
+        assert!(said.contains(&format!("limit {limit}: {mechanism}\n")), "{limit}: {said}");
+    }
+    assert!(!said.contains("limit network: none\n      ->"), "no way out needs no mending: {said}");
+    let starts = said.contains("\nok    sandbox: ");
+    assert!(starts || said.contains("FAIL  sandbox: no program starts"), "{said}");
+    let doctor = daemon.agentctl(&["doctor", "-o", "json"]).await;
+    let doctor = String::from_utf8(doctor.stdout).unwrap();
+    assert!(doctor.contains(&format!("sandbox: isolation {}", told["isolation"])), "{doctor}");
+}
+
+/// Processes of nobody, to be seen or not. More than a namespace of processes could show by chance.
+struct Crowd(Vec<Child>);
+
+impl Crowd {
+    fn gather() -> Self {
+        let sleeper = |_| Command::new("sleep").arg("600").spawn().unwrap();
+        Self((0..12).map(sleeper).collect())
+    }
+
+    fn pids(&self) -> String {
+        self.0.iter().map(|child| format!(" {}", child.id())).collect()
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// What a program tries, and what listens meanwhile.
+struct Attacks {
+    /// In every tier they fail.
+    kept_always: Vec<String>,
+    /// These where it has namespaces of its own.
+    kept_apart: Vec<String>,
+    _listening: (TcpListener, unix::UnixListener),
+}
+
+impl Attacks {
+    fn script(&self) -> String {
+        self.kept_always.iter().chain(&self.kept_apart).map(|one| walls::tried(one)).collect()
+    }
+
+    fn count(&self) -> usize {
+        self.kept_always.len() + self.kept_apart.len()
+    }
+
+    fn expected(&self, tier: &str) -> String {
+        let apart = if tier == "landlock" { "in\n" } else { "out\n" };
+        "out\n".repeat(self.kept_always.len()) + &apart.repeat(self.kept_apart.len())
+    }
+}
+
+fn attacks(daemon: &TestDaemon, crowd: &Crowd) -> Attacks {
+    fs::write(daemon.home().join("canary"), "a secret of the machine").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let daemon_s = daemon.tcp.rsplit_once(':').unwrap().1;
+    let name = format!("agentd-it-tiers-{}", std::process::id());
+    let address = unix::SocketAddr::from_abstract_name(&name).unwrap();
+    let hidden = unix::UnixListener::bind_addr(&address).unwrap();
+    let own = daemon.pid().as_raw_nonzero();
+    let connect = |port: &str| format!("bash -c 'exec 3<>/dev/tcp/127.0.0.1/{port}'");
+    let local = |path: &str| {
+        format!(
+            "perl -MSocket -e 'socket(S,PF_UNIX,SOCK_STREAM,0) or die; \
+             connect(S,sockaddr_un(\"{path}\")) or die'"
+        )
+    };
+    Attacks {
+        kept_always: vec![
+            "cat ../canary".into(),
+            "cat ../state/token".into(),
+            "echo x > ../state/planted".into(),
+            // By what only the daemon has: in a namespace of its own the number may be somebody else's.
+            format!("grep -z '^HOME={}' /proc/{own}/environ", daemon.home().display()),
+            format!("tr '\\0' ' ' </proc/{own}/cmdline | grep 'agent[d] serve'"),
+            format!("kill -CONT {own} {}", crowd.pids()),
+            connect(daemon_s),
+            connect(&port.to_string()),
+            local("../state/agentd.sock"),
+            local(&format!("\\0{name}")),
+        ],
+        kept_apart: vec![
+            format!("perl -e 'exit(grep({{ -e \"/proc/$_\" }} @ARGV) < 12)' {}", crowd.pids()),
+            "mkdir .git; echo x > .git/config".into(),
+        ],
+        _listening: (listener, hidden),
+    }
+}
+
+/// What the kernel tells others of a program that runs.
+#[derive(Debug, PartialEq, Eq)]
+struct Outside {
+    /// Namespaces that it does not share with the daemon.
+    own: Vec<&'static str>,
+    no_new_privileges: bool,
+    capabilities: bool,
+    /// seccomp's filters, besides the daemon's.
+    filters: u64,
+    in_group: bool,
+}
+
+impl Outside {
+    const NAMESPACES: [&str; 7] = ["cgroup", "ipc", "mnt", "net", "pid", "uts", "user"];
+
+    fn of(daemon: &TestDaemon) -> Self {
+        let (program, daemon) =
+            (program(daemon), PathBuf::from(format!("/proc/{}", daemon.pid().as_raw_nonzero())));
+        let link = |process: &Path, name: &str| fs::read_link(process.join("ns").join(name));
+        let is_own = |name: &&str| link(&program, name).unwrap() != link(&daemon, name).unwrap();
+        let groups = |process: &Path| fs::read_to_string(process.join("cgroup")).unwrap();
+        Self {
+            own: Self::NAMESPACES.into_iter().filter(is_own).collect(),
+            no_new_privileges: status(&program, "NoNewPrivs") == 1,
+            capabilities: status(&program, "CapPrm") | status(&program, "CapEff") != 0,
+            filters: status(&program, "Seccomp_filters") - status(&daemon, "Seccomp_filters"),
+            in_group: groups(&program) != groups(&daemon),
+        }
+    }
+
+    fn expected(tier: &str, in_group: bool) -> Self {
+        let own = match tier {
+            "full" => Self::NAMESPACES.to_vec(),
+            "root" => Self::NAMESPACES[..6].to_vec(),
+            "landlock" => Vec::new(),
+            other => panic!("nobody knows the tier {other}"),
+        };
+        Self { own, no_new_privileges: true, capabilities: false, filters: 1, in_group }
+    }
+}
+
+/// The process that the script of this daemon's workspace is.
+fn program(daemon: &TestDaemon) -> PathBuf {
+    let workspace = daemon.workspace().canonicalize().unwrap();
+    let is_it = |process: &PathBuf| {
+        fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd == workspace)
+            && fs::read(process.join("cmdline")).is_ok_and(|words| words == b"sh\0script.sh\0")
+    };
+    let mut processes = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
+    processes.find(is_it).expect("the program is there")
+}
+
+/// A number of a process's status; capabilities are hexadecimal.
+fn status(process: &Path, name: &str) -> u64 {
+    let status = fs::read_to_string(process.join("status")).unwrap();
+    let value = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t"));
+    u64::from_str_radix(value.unwrap(), 16).unwrap()
+}
 
 /// Runs the daemon in a user namespace in which no more of these can be made.
 fn without(namespaces: &[&str], serve: &Command) -> Option<Command> {
@@ -170,16 +414,16 @@ async fn an_ordinary_user_has_every_wall_and_whose_the_workspace_is_can_work_in_
     let Some(((daemon, _backend), _, said)) = story(as_root).await else { return };
     assert_eq!(said[1..], KEPT);
     let made = fs::metadata(daemon.workspace().join("made")).unwrap();
-    assert_eq!(std::os::unix::fs::MetadataExt::uid(&made), 65534);
+    assert_eq!(made.uid(), 65534);
 }
 
-/// That user can make no group: the launcher looks for itself.
+/// Where no group can be made the launcher looks for itself.
 async fn limits_are_kept_without_any_cgroup(daemon: &TestDaemon) {
-    let info = daemon.agentctl(&["info", "-o", "json"]).await;
-    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
+    let told = told(daemon).await;
     for resource in ["memory", "processes", "cpu"] {
-        assert_eq!(info["sandbox_limits"][resource], "polled", "{info}");
+        assert_eq!(told[resource], "polled", "{told:?}");
     }
+    let owner = fs::metadata(daemon.workspace()).unwrap();
     // Each of them is well within the limit on its own.
     let four = "for i in 1 2 3 4; do (head -c 30000000 /dev/zero | tail -n 1 | (sleep 9; wc -c)) & done; wait";
     let bash = "for i in $(seq 100); do sleep 50 & done; wait";
@@ -189,7 +433,8 @@ async fn limits_are_kept_without_any_cgroup(daemon: &TestDaemon) {
     {
         daemon.put("script.sh", "exit 1");
         daemon.put(name, script);
-        std::os::unix::fs::chown(daemon.workspace().join(name), Some(65534), Some(65534)).unwrap();
+        let (user, group) = (Some(owner.uid()), Some(owner.gid()));
+        std::os::unix::fs::chown(daemon.workspace().join(name), user, group).unwrap();
         let story = daemon.carry_out(name).await;
         let (_, output) = story.outputs().remove(0);
         assert_eq!(output["limit"], limit, "{script}: {output}");

@@ -44,7 +44,7 @@ async fn behind(daemon: &TestDaemon, script: &str) -> String {
 }
 
 /// What the script prints without walls, in a directory beside the workspace.
-fn without(daemon: &TestDaemon, script: &str) -> String {
+pub(crate) fn without(daemon: &TestDaemon, script: &str) -> String {
     let place = daemon.home().join("control");
     fs::create_dir_all(&place).unwrap();
     fs::write(place.join("script.sh"), script).unwrap();
@@ -53,7 +53,7 @@ fn without(daemon: &TestDaemon, script: &str) -> String {
 }
 
 /// Says `in` where it worked and `out` where it did not.
-fn tried(attack: &str) -> String {
+pub(crate) fn tried(attack: &str) -> String {
     format!("if {{ {attack}\n}} >/dev/null 2>&1; then echo in; else echo out; fi\n")
 }
 
@@ -245,7 +245,8 @@ async fn the_kernel_s_dangerous_calls_are_refused() {
 
     let control = without(&daemon, &attacks);
     let open = control.lines().filter(|line| *line == "in").count();
-    assert!(open >= 7, "control: {control}");
+    // A container refuses some itself.
+    assert!(open >= 4, "control: {control}");
     if open < 10 {
         not_checked(&format!("{} calls that this machine refuses to everybody", 10 - open));
     }

@@ -55,6 +55,15 @@ const TEST_COMMANDS: &str = r#"
     why: "the same with all there is"
 "#;
 
+/// How well programs must be kept apart by default.
+const LEAST: &str = "isolation: {minimum: root, enforcement: strict}";
+
+/// The same line with less or more. `scripts/container.sh` runs tests where there is less: they are told by
+/// AGENTD_IT_ISOLATION to make do with it, and never do so by themselves.
+fn least(tier: Option<String>) -> String {
+    tier.map_or(LEAST.into(), |tier| LEAST.replace("root", &tier))
+}
+
 /// A daemon on a state directory and a workspace of its own.
 pub(crate) struct TestDaemon {
     child: Option<Child>,
@@ -123,6 +132,7 @@ impl TestDaemon {
         fs::create_dir(home.path().join("policies")).unwrap();
         let more = &settings.commands;
         let tools = format!("{}{TEST_COMMANDS}{more}", agentd::policy_files::DEFAULT_TOOLS);
+        let tools = tools.replace(LEAST, &least(std::env::var("AGENTD_IT_ISOLATION").ok()));
         fs::write(home.path().join("policies/tools.yaml"), tools).unwrap();
         let paths = settings.paths.as_deref().unwrap_or(agentd::policy_files::DEFAULT_PATHS);
         fs::write(home.path().join("policies/paths.yaml"), paths).unwrap();
@@ -198,6 +208,16 @@ impl TestDaemon {
             .stdin(Stdio::null())
             .stderr(log);
         command
+    }
+
+    /// Has the policy want at least this tier from now on.
+    pub(crate) async fn want(&self, tier: &str) {
+        let path = self.home().join("policies/tools.yaml");
+        let rules = fs::read_to_string(&path).unwrap();
+        let line = rules.lines().find(|line| line.starts_with("isolation: ")).unwrap();
+        fs::write(&path, rules.replace(line, &least(Some(tier.into())))).unwrap();
+        let reloaded = self.agentctl(&["policy", "reload"]).await;
+        assert!(reloaded.status.success(), "{reloaded:?}");
     }
 
     pub(crate) fn home(&self) -> &Path {

@@ -45,6 +45,10 @@ nightly:
 vm *names:
     scripts/vm-cgroup-v2.sh {{ names }}
 
+# The tier and its walls in containers, by a Docker of its own; takes root, and half a minute
+container *names:
+    scripts/container.sh {{ names }}
+
 # Benchmarks; with names, only those tables
 bench *tables:
     cargo bench --locked --bench performance -- {{ tables }}

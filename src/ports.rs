@@ -306,10 +306,8 @@ pub enum SandboxError {
 /// The files that say what may be done.
 #[async_trait]
 pub trait PolicyFiles: Send + Sync {
-    /// What they say now, all of them together.
-    ///
-    /// Errors: everything that is wrong with them, one line each with its place; nothing applies then.
-    async fn compile(&self) -> Result<crate::domain::policy::Policy, Vec<String>>;
+    /// What they say now, all of them together, and what came of the tests in them.
+    async fn compile(&self) -> crate::domain::policy::Compiled;
 }
 
 /// Where everything is remembered.

@@ -322,6 +322,17 @@ pub enum Verdict {
     Deny,
 }
 
+impl Verdict {
+    /// As files and answers write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::RequireApproval => "require_approval",
+            Self::Deny => "deny",
+        }
+    }
+}
+
 /// A call ended; written exactly once a call, after its effect is on disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolOutput {

@@ -11,7 +11,7 @@ use crate::{
     domain::{
         ids::{Caller, PolicyRevision, Timestamp},
         journal::{NewEntry, PolicyReload, Reloaded},
-        policy::Policy,
+        policy::{Compiled, Policy},
     },
     engine::{Engine, EngineError},
     ports::PolicyFiles,
@@ -86,6 +86,11 @@ impl Policies {
     ///
     /// Errors: all that is wrong with them, one line each.
     pub async fn compiled(&self) -> Result<Policy, Vec<String>> {
+        self.files.compile().await.policy
+    }
+
+    /// The same, with what came of the tests that stand in the files.
+    pub async fn tested(&self) -> Compiled {
         self.files.compile().await
     }
 

@@ -220,10 +220,5 @@ fn network_rule(rule: &NetworkRule) -> v1::PolicyRule {
 }
 
 fn decision(verdict: Verdict) -> String {
-    match verdict {
-        Verdict::Allow => "allow",
-        Verdict::Deny => "deny",
-        Verdict::RequireApproval => "require_approval",
-    }
-    .into()
+    verdict.as_str().into()
 }

@@ -7,12 +7,11 @@ use std::{
 
 use crate::{
     domain::{
-        effect::WorkspacePath,
         ids::{RoleName, RuleId, ToolName},
         journal::Verdict,
         policy::{
             CommandRule, DeclaredRule, FileOperation, Limits, OptionForm, OptionRule, PathGlob,
-            PathRule, Place, Positionals, Role, ValueRule,
+            PathRule, Place, Positionals, Role, Tests, ValueRule,
         },
         tool::{Declaration, EffectClass},
     },
@@ -26,9 +25,11 @@ use crate::{
     yaml::Placed,
 };
 
-/// Collects errors, so that all of them are told at once.
+/// Collects errors, so that all of them are told at once, and what came of the tests.
+#[derive(Default)]
 pub(super) struct Compiler {
     pub(super) errors: Vec<String>,
+    pub(super) tests: Tests,
 }
 
 impl Compiler {
@@ -163,21 +164,7 @@ impl Compiler {
         self.unique(file, "rules", paths.rules.iter().map(|rule| &rule.id));
         let rules: Vec<PathRule> =
             paths.rules.iter().filter_map(|shape| self.path(file, shape)).collect();
-        for (n, test) in paths.tests.iter().enumerate() {
-            let path = WorkspacePath::from_resolved(test.path.clone());
-            let (found, rule) =
-                match crate::domain::policy::judge_path(&rules, test.operation.into(), &path) {
-                    Ok(rule) => (Verdict::Allow, rule.id.clone()),
-                    Err(ruling) => (ruling.verdict, ruling.rule),
-                };
-            if found != test.expect || rule != test.rule {
-                let message = format!(
-                    "{} expects {:?} by {}, the rules say {found:?} by {rule}",
-                    test.path, test.expect, test.rule
-                );
-                self.fault(file, &format!("tests[{n}]"), &message);
-            }
-        }
+        self.path_tests(file, &rules, &paths.tests);
         rules
     }
 
@@ -256,7 +243,7 @@ impl Compiler {
         if let Some(limits) = &shape.limits {
             self.limits(file, &key, limits);
         }
-        self.examples(file, &key, shape, &rule);
+        self.examples(sources, shape, &rule);
         Some(rule)
     }
 
@@ -291,19 +278,6 @@ impl Compiler {
             options.insert(name.clone(), OptionRule { value, form });
         }
         options
-    }
-
-    /// A rule must speak of what it says it matches, and not of what it says it does not.
-    fn examples(&mut self, file: &str, key: &str, shape: &CommandShape, rule: &CommandRule) {
-        let expected = shape.matches.iter().map(|line| (line, true));
-        let unexpected = shape.not_matches.iter().map(|line| (line, false));
-        for (line, should_match) in expected.chain(unexpected) {
-            let matches = shlex::split(line).is_some_and(|argv| rule.check(&argv).is_ok());
-            if matches != should_match {
-                let verb = if should_match { "does not match" } else { "matches" };
-                self.fault(file, key, &format!("{verb} its example {line:?}"));
-            }
-        }
     }
 
     pub(super) fn unique<'a>(

@@ -4,6 +4,7 @@
 mod compiler;
 mod network;
 mod shapes;
+mod testing;
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     domain::{
         ids::{PolicyRevision, ToolName},
-        policy::{Gate, IsolationRule, Policy},
+        policy::{Compiled, Gate, IsolationRule, Policy},
         tool::Declaration,
     },
     policy_files::{
@@ -80,28 +81,21 @@ pub struct Files {
 impl Files {
     /// Reads and compiles them. Blocking. Errors: everything that is wrong with them.
     pub fn load(&self) -> Result<Policy, PolicyErrors> {
-        self.compiled_from(Sources::from_directory)
+        self.compiled_from(Sources::from_directory).policy.map_err(PolicyErrors)
     }
 
-    /// The same once the files have settled.
-    fn load_settled(&self) -> Result<Policy, PolicyErrors> {
-        self.compiled_from(settled)
-    }
-
-    fn compiled_from(
-        &self,
-        read: impl Fn(&Path) -> Result<Sources, PolicyErrors>,
-    ) -> Result<Policy, PolicyErrors> {
-        let mut sources = match &self.directory {
-            Some(directory) => read(directory)?,
-            None => Sources::built_in(),
+    fn compiled_from(&self, read: impl Fn(&Path) -> Result<Sources, PolicyErrors>) -> Compiled {
+        let read = self.directory.as_deref().map(read);
+        let mut sources = match read.unwrap_or_else(|| Ok(Sources::built_in())) {
+            Ok(sources) => sources,
+            Err(PolicyErrors(faults)) => return Compiled::refused(faults),
         };
         sources.extra_commands = self.extra_commands.clone();
         sources.allow_net = self.allow_net;
         sources.declared = self.declared.clone();
         sources.home = self.home.clone();
         sources.off_limits = self.off_limits.clone();
-        compile(&sources, &self.known_tools)
+        compile_and_test(&sources, &self.known_tools)
     }
 }
 
@@ -129,10 +123,10 @@ fn settled(directory: &Path) -> Result<Sources, PolicyErrors> {
 
 #[async_trait]
 impl PolicyFiles for Files {
-    async fn compile(&self) -> Result<Policy, Vec<String>> {
+    async fn compile(&self) -> Compiled {
         let files = self.clone();
-        let loaded = tasks::blocking(move || files.load_settled()).await;
-        loaded.map_err(|error| vec![error.to_string()])?.map_err(|PolicyErrors(faults)| faults)
+        let compiled = tasks::blocking(move || files.compiled_from(settled)).await;
+        compiled.unwrap_or_else(|error| Compiled::refused(vec![error.to_string()]))
     }
 }
 
@@ -224,6 +218,11 @@ impl Sources {
 ///
 /// Errors: all of them at once, those of YAML with line and column; nothing applies then.
 pub fn compile(sources: &Sources, known_tools: &[ToolName]) -> Result<Policy, PolicyErrors> {
+    compile_and_test(sources, known_tools).policy.map_err(PolicyErrors)
+}
+
+/// The same, with what came of every test in the files; of files that are not YAML of their shape, of none.
+pub fn compile_and_test(sources: &Sources, known_tools: &[ToolName]) -> Compiled {
     let tools: Result<ToolsFile, _> = yaml::parse(&sources.tools.name, &sources.tools.text);
     let paths: Result<PathsFile, _> = yaml::parse(&sources.paths.name, &sources.paths.text);
     let network: Result<Option<NetworkFile>, _> =
@@ -232,10 +231,10 @@ pub fn compile(sources: &Sources, known_tools: &[ToolName]) -> Result<Policy, Po
         (Ok(tools), Ok(paths), Ok(network)) => (tools, paths, network),
         (tools, paths, network) => {
             let errors = [tools.err(), paths.err(), network.err()].into_iter().flatten();
-            return Err(PolicyErrors(errors.map(|error| error.to_string()).collect()));
+            return Compiled::refused(errors.map(|error| error.to_string()).collect());
         }
     };
-    let mut compiler = Compiler { errors: Vec::new() };
+    let mut compiler = Compiler::default();
     compiler.limits(&sources.tools.name, "limits", &tools.limits);
     let policy = Policy {
         revision: sources.revision(),
@@ -253,10 +252,8 @@ pub fn compile(sources: &Sources, known_tools: &[ToolName]) -> Result<Policy, Po
         read_only_roots: compiler.read_only_roots(sources, &tools),
         protected: compiler.protected(&sources.paths.name, &paths),
     };
-    match compiler.errors.is_empty() {
-        true => Ok(policy),
-        false => Err(PolicyErrors(compiler.errors)),
-    }
+    let Compiler { errors, tests } = compiler;
+    Compiled { policy: if errors.is_empty() { Ok(policy) } else { Err(errors) }, tests }
 }
 
 #[cfg(test)]

@@ -9,7 +9,10 @@ use crate::{
         host::Host,
         ids::{RoleName, RuleId},
         journal::Verdict,
-        policy::{Destination, HostPattern, Network, NetworkRule, Passing, Tunnels, judge_network},
+        policy::{
+            Destination, HostPattern, Network, NetworkRule, Passing, Place, PolicyTest,
+            TestOutcome, Tunnels, judge_network,
+        },
     },
     policy_files::{
         Sources,
@@ -26,7 +29,7 @@ pub(super) struct NetworkFile {
     _schema: NetworkSchema,
     rules: Vec<RuleShape>,
     #[serde(default)]
-    tests: Vec<TestShape>,
+    tests: Vec<Placed<TestShape>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -88,40 +91,9 @@ impl Compiler {
         self.unique(file, "rules", shape.rules.iter().map(|rule| &rule.id));
         let rules: Vec<_> =
             shape.rules.iter().map(|rule| self.network_rule(file, rule, tools)).collect();
-        for (n, test) in shape.tests.iter().enumerate() {
-            let Ok(host) = Host::parse(&test.host) else {
-                // What is no host is refused before any rule is asked.
-                if test.expect == Verdict::Allow || test.rule.is_some() {
-                    let message =
-                        format!("{:?} is not a host, and so denied by no rule", test.host);
-                    self.fault(file, &format!("tests[{n}]"), &message);
-                }
-                continue;
-            };
-            let by = match &test.method {
-                None => Passing::Tunnel,
-                Some(method) => Passing::Request { method: method.clone() },
-            };
-            let wanted = Destination { host, port: test.port, by };
-            let (found, by) = match judge_network(&rules, &test.role, &wanted) {
-                Err(denying) => (Verdict::Deny, Some(denying.id.clone())),
-                Ok(allowing) => match allowing.first() {
-                    Some(rule) => (Verdict::Allow, Some(rule.id.clone())),
-                    None => (Verdict::Deny, None),
-                },
-            };
-            if (found, &by) != (test.expect, &test.rule) {
-                let name = |rule: &Option<RuleId>| {
-                    rule.as_ref().map_or("no rule".into(), |rule| rule.as_str().to_owned())
-                };
-                let message = format!(
-                    "{wanted} expects {:?} by {}, the rules say {found:?} by {}",
-                    test.expect,
-                    name(&test.rule),
-                    name(&by)
-                );
-                self.fault(file, &format!("tests[{n}]"), &message);
-            }
+        for (n, placed) in shape.tests.iter().enumerate() {
+            let place = place(file, placed);
+            self.tested(&format!("tests[{n}]"), network_test(&rules, &placed.value, place));
         }
         rules
     }
@@ -188,6 +160,32 @@ impl Compiler {
             }
         }
     }
+}
+
+/// What the rules say of a destination. What is no host is refused before any rule is asked.
+fn network_test(rules: &[NetworkRule], asked: &TestShape, place: Place) -> PolicyTest {
+    let TestShape { host, port, method, role, expect, rule } = asked;
+    let by = match method {
+        None => Passing::Tunnel,
+        Some(method) => Passing::Request { method: method.clone() },
+    };
+    let name = format!("{} {host}:{port} as {role}", by.method());
+    let found = |verdict, rule: Option<&NetworkRule>| TestOutcome::Decision {
+        verdict,
+        rule: rule.map(|rule| rule.id.clone()),
+    };
+    let (found, why) = match Host::parse(host) {
+        Err(_) => (found(Verdict::Deny, None), format!("{host:?} is not a host")),
+        Ok(host) => match judge_network(rules, role, &Destination { host, port: *port, by }) {
+            Err(denying) => (found(Verdict::Deny, Some(denying)), denying.why.clone()),
+            Ok(allowing) => match allowing.first() {
+                Some(rule) => (found(Verdict::Allow, Some(rule)), String::new()),
+                None => (found(Verdict::Deny, None), String::new()),
+            },
+        },
+    };
+    let expected = TestOutcome::Decision { verdict: *expect, rule: rule.clone() };
+    PolicyTest { name, place, expected, found, why }
 }
 
 #[cfg(test)]
@@ -280,7 +278,9 @@ tests:
         begins("network.yaml:3:10: rule api", "nobody");
         begins("network.yaml:4:10: rule docs", "\"*\"");
         begins("network.yaml:4:10: rule docs", "\"get\"");
-        begins("network.yaml: tests[1]", "admin.example.com:443 expects Allow by api");
+        let failed = "CONNECT admin.example.com:443 as executor: expects allow by api, the rules say \
+                      deny by not.admin (nobody's business)";
+        begins("network.yaml:8:5: tests[1]", failed);
         begins("built-in tools.yaml:", "has no rule not.admin");
     }
 }

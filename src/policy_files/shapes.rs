@@ -105,9 +105,9 @@ pub(super) struct CommandShape {
     pub(super) network: Vec<RuleId>,
     pub(super) why: String,
     #[serde(default, rename = "match")]
-    pub(super) matches: Vec<String>,
+    pub(super) matches: Vec<Placed<String>>,
     #[serde(default, rename = "not_match")]
-    pub(super) not_matches: Vec<String>,
+    pub(super) not_matches: Vec<Placed<String>>,
 }
 
 fn unknown_effect() -> EffectClass {
@@ -175,7 +175,7 @@ pub(super) struct PathsFile {
     #[serde(default)]
     pub(super) protected: Vec<String>,
     #[serde(default)]
-    pub(super) tests: Vec<PathTest>,
+    pub(super) tests: Vec<Placed<PathTest>>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -117,7 +117,7 @@ impl Policy {
             rule: rule.id.clone(),
             decision: rule.decision,
             place: rule.place.clone(),
-            mismatch: rule.check(argv).err().map(|mismatch| in_words(rule, &mismatch)),
+            mismatch: rule.mismatch(argv),
         };
         self.commands.iter().filter(about).map(candidate).collect()
     }
@@ -160,12 +160,17 @@ impl Policy {
     }
 }
 
-fn in_words(rule: &CommandRule, mismatch: &Mismatch) -> String {
-    match mismatch {
-        Mismatch::OtherCommand => format!("it speaks of `{}`", rule.argv.join(" ")),
-        Mismatch::Flag(word) => format!("{word} is not among its flags and options"),
-        Mismatch::Value(word) => format!("{word}: it takes another value, or another form of it"),
-        Mismatch::Positional(word) => format!("{word:?} is not an argument that it takes"),
+impl CommandRule {
+    /// The first thing by which a command does not fit the rule, in words; none: it does.
+    pub fn mismatch(&self, argv: &[String]) -> Option<String> {
+        Some(match self.check(argv).err()? {
+            Mismatch::OtherCommand => format!("it speaks of `{}`", self.argv.join(" ")),
+            Mismatch::Flag(word) => format!("{word} is not among its flags and options"),
+            Mismatch::Value(word) => {
+                format!("{word}: it takes another value, or another form of it")
+            }
+            Mismatch::Positional(word) => format!("{word:?} is not an argument that it takes"),
+        })
     }
 }
 

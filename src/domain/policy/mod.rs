@@ -38,6 +38,7 @@ mod commands;
 mod explain;
 mod network;
 mod paths;
+mod tested;
 
 pub use commands::{CommandRule, Commands, OptionForm, OptionRule, Positionals, ValueRule};
 pub use explain::{Candidate, Explanation};
@@ -46,6 +47,7 @@ pub use network::{
     judge as judge_network,
 };
 pub use paths::{FileOperation, PathGlob, PathRule, judge as judge_path};
+pub use tested::{Compiled, PolicyTest, TestOutcome, Tests};
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -27,13 +27,13 @@ use crate::{
     config::Config,
     domain::{
         access::{Access, Credential},
-        ids::{Caller, Timestamp},
+        ids::{Caller, Sequence, Timestamp},
         journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
         policy::Policy,
         redact::Redactor,
         tool::{Declaration, RegisteredTool},
     },
-    engine::{Engine, EngineError, Policies, World},
+    engine::{self, Engine, EngineError, Policies, World},
     grpc::{self, Door, HEALTH_NAMES, Info},
     policy_files,
     ports::{Clock as _, Journal, JournalError},
@@ -229,7 +229,7 @@ async fn assemble(
         sqlite: sqlite::version().into(),
         policy_revision: policy.revision.clone(),
     };
-    note(&*journal, &clock, record.into(), Some(policy.revision.clone())).await?;
+    let entry = note(&*journal, &clock, record.into(), Some(policy.revision.clone())).await?;
     let world = World {
         model: Arc::new(backend),
         default_model: config.model.clone(),
@@ -237,7 +237,7 @@ async fn assemble(
         journal: journal.clone(),
         clock: clock.clone(),
         chance,
-        policies: Arc::new(Policies::new(Arc::new(files), policy, started)),
+        policies: Arc::new(Policies::new(Arc::new(files), policy, started, entry)),
         tools,
         redactor: Arc::new(redactor),
         epoch: journal.epoch(),
@@ -360,7 +360,7 @@ async fn note(
     clock: &SystemClock,
     record: Record,
     policy_revision: Option<crate::domain::ids::PolicyRevision>,
-) -> Result<(), DaemonError> {
+) -> Result<Sequence, DaemonError> {
     Ok(journal.append_daemon(NewEntry { time: clock.now(), record, policy_revision }).await?)
 }
 
@@ -467,7 +467,7 @@ fn signals() -> Result<Signals, DaemonError> {
 
 /// Reads the policy files again whenever SIGHUP says so. A failure is told, and changes nothing.
 async fn reloads(engine: Engine, mut wanted: mpsc::Receiver<()>, stopping: CancellationToken) {
-    let caller = Caller::new("signal:SIGHUP");
+    let caller = Caller::new(engine::SIGHUP);
     while let Some(Some(())) = stopping.run_until_cancelled(wanted.recv()).await {
         match engine.reload_policy(caller.clone(), None).await {
             Ok(done) => tracing::info!(?done, "the policy files were read"),

@@ -329,8 +329,8 @@ pub trait Journal: Send + Sync {
     /// Writes entries, all or none; returns once they are on disk.
     async fn append(&self, append: Append) -> Result<(), JournalError>;
 
-    /// Writes an entry of the daemon itself; returns once it is on disk.
-    async fn append_daemon(&self, entry: NewEntry) -> Result<(), JournalError>;
+    /// Writes an entry of the daemon itself; returns its place in the daemon's chain once it is on disk.
+    async fn append_daemon(&self, entry: NewEntry) -> Result<Sequence, JournalError>;
 
     /// A run's entries after a sequence, whole, oldest first, at most `limit`. For the engine alone.
     async fn entries(
@@ -345,6 +345,15 @@ pub trait Journal: Send + Sync {
         &self,
         run: RunId,
         after: Sequence,
+        limit: usize,
+    ) -> Result<Vec<EntryView>, JournalError>;
+
+    /// The daemon's own entries of these kinds as everyone may see them, newest first, at most `limit`, older than
+    /// `before` where that is given.
+    async fn daemon_views(
+        &self,
+        kinds: &'static [&'static str],
+        before: Option<Sequence>,
         limit: usize,
     ) -> Result<Vec<EntryView>, JournalError>;
 

@@ -9,6 +9,7 @@ mod invoker;
 mod live;
 mod policies;
 mod recovery;
+mod revisions;
 mod run_log;
 mod runs;
 mod schedule;
@@ -17,6 +18,7 @@ mod tool_calls;
 
 pub use live::{LiveEvent, OutputDelta, TextDelta};
 pub use policies::{Policies, Reload, Standing};
+pub use revisions::{PolicyRead, ReadBecause, SIGHUP};
 pub use runs::{Engine, EngineError, Limits};
 pub use submission::{Submission, Submitted, WhenBusy};
 pub use tool_calls::{ToolCallPage, ToolCallView};

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use crate::{
     domain::{
-        ids::{Caller, PolicyRevision, Timestamp},
+        ids::{Caller, PolicyRevision, Sequence, Timestamp},
         journal::{NewEntry, PolicyReload, Reloaded},
         policy::{Compiled, Policy},
     },
@@ -33,6 +33,8 @@ pub struct Standing {
     pub policy: Arc<Policy>,
     /// When it came into force.
     pub since: Timestamp,
+    /// Of the entry in the daemon's chain that says so.
+    pub entry: Sequence,
     /// Why the files as they were last read are not in force, one line each; empty when they are.
     pub faults: Arc<[String]>,
 }
@@ -57,9 +59,14 @@ impl std::fmt::Debug for Policies {
 }
 
 impl Policies {
-    /// With a policy that has come into force.
-    pub fn new(files: Arc<dyn PolicyFiles>, policy: Arc<Policy>, since: Timestamp) -> Self {
-        let now = Standing { policy, since, faults: Arc::default() };
+    /// With a policy that has come into force by an entry of the daemon's chain.
+    pub fn new(
+        files: Arc<dyn PolicyFiles>,
+        policy: Arc<Policy>,
+        since: Timestamp,
+        entry: Sequence,
+    ) -> Self {
+        let now = Standing { policy, since, entry, faults: Arc::default() };
         Self {
             files,
             now: RwLock::new(now),
@@ -134,9 +141,9 @@ impl Engine {
             return Ok(Reload::Unchanged { revision: found });
         }
         let outcome = Reloaded::Applied { revision: found.clone() };
-        let since = self.note_reload(by, before.clone(), outcome, found.clone()).await?;
+        let (since, entry) = self.note_reload(by, before.clone(), outcome, found.clone()).await?;
         policies.set(|now| {
-            *now = Standing { policy: Arc::new(policy), since, faults: Arc::default() };
+            *now = Standing { policy: Arc::new(policy), since, entry, faults: Arc::default() };
         });
         policies.count.send_modify(|count| *count += 1);
         Ok(Reload::Applied { before, revision: found })
@@ -162,11 +169,11 @@ impl Engine {
         before: PolicyRevision,
         outcome: Reloaded,
         in_force: PolicyRevision,
-    ) -> Result<Timestamp, EngineError> {
+    ) -> Result<(Timestamp, Sequence), EngineError> {
         let time = self.world().clock.now();
         let record = PolicyReload { by, before, outcome }.into();
         let entry = NewEntry { time, record, policy_revision: Some(in_force) };
-        self.world().journal.append_daemon(entry).await?;
-        Ok(time)
+        let sequence = self.world().journal.append_daemon(entry).await?;
+        Ok((time, sequence))
     }
 }

@@ -161,7 +161,7 @@ impl Journal for SqliteJournal {
         self.writer.append(append).await
     }
 
-    async fn append_daemon(&self, entry: NewEntry) -> Result<(), JournalError> {
+    async fn append_daemon(&self, entry: NewEntry) -> Result<Sequence, JournalError> {
         self.writer.append_daemon(entry).await
     }
 
@@ -183,6 +183,17 @@ impl Journal for SqliteJournal {
         limit: usize,
     ) -> Result<Vec<EntryView>, JournalError> {
         self.readers.ask(move |reader| rows::views(&reader.connection, run, after, limit)).await
+    }
+
+    async fn daemon_views(
+        &self,
+        kinds: &'static [&'static str],
+        before: Option<Sequence>,
+        limit: usize,
+    ) -> Result<Vec<EntryView>, JournalError> {
+        self.readers
+            .ask(move |reader| rows::daemon_views(&reader.connection, kinds, before, limit))
+            .await
     }
 
     async fn run(&self, run: RunId) -> Result<Option<RunSummary>, JournalError> {

@@ -157,6 +157,24 @@ pub(super) fn views(
     Ok(found.collect::<rusqlite::Result<_>>()?)
 }
 
+/// The daemon's own entries of these kinds, newest first.
+pub(super) fn daemon_views(
+    connection: &Connection,
+    kinds: &[&str],
+    before: Option<Sequence>,
+    limit: usize,
+) -> Result<Vec<EntryView>, ReadError> {
+    let mut statement = connection.prepare_cached(&format!(
+        "{VIEW} FROM entries
+         WHERE run = 0 AND sequence < ?1 AND kind IN (SELECT value FROM json_each(?2))
+         ORDER BY sequence DESC LIMIT ?3"
+    ))?;
+    let before = before.and_then(|before| i64::try_from(before.0).ok()).unwrap_or(i64::MAX);
+    let kinds = serde_json::Value::from(kinds).to_string();
+    let found = statement.query_map(params![before, kinds, bound(limit)], |row| view(row, None))?;
+    Ok(found.collect::<rusqlite::Result<_>>()?)
+}
+
 /// Every entry as everyone may see it, in the order of position.
 pub(super) fn all_views(connection: &Connection) -> Result<Vec<EntryView>, ReadError> {
     let mut statement = connection.prepare(&format!(

@@ -44,7 +44,7 @@ enum Job {
     },
     Daemon {
         entry: Box<NewEntry>,
-        reply: Reply<()>,
+        reply: Reply<Sequence>,
     },
     /// The last job: puts everything into the database file itself.
     Close {
@@ -58,6 +58,7 @@ type Reply<T> = oneshot::Sender<Result<T, JournalError>>;
 enum Answer {
     Created(Reply<Created>, Result<Created, JournalError>),
     Done(Reply<()>, Result<(), JournalError>),
+    Noted(Reply<Sequence>, Result<Sequence, JournalError>),
 }
 
 impl Writer {
@@ -100,7 +101,7 @@ impl Writer {
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
-    pub(super) async fn append_daemon(&self, entry: NewEntry) -> Result<(), JournalError> {
+    pub(super) async fn append_daemon(&self, entry: NewEntry) -> Result<Sequence, JournalError> {
         let (reply, answer) = oneshot::channel();
         let job = Job::Daemon { entry: Box::new(entry), reply };
         self.jobs.send(job).await.map_err(|_| gone())?;
@@ -248,7 +249,7 @@ impl Thread {
                 }
                 Job::Daemon { entry, reply } => {
                     let done = batch.unless(&broken, |batch| batch.daemon(&entry));
-                    answers.push(Answer::Done(reply, keep(done, &mut broken)));
+                    answers.push(Answer::Noted(reply, keep(done, &mut broken)));
                 }
                 // Taken out of the batch before it is written.
                 Job::Close { .. } => {}
@@ -303,9 +304,8 @@ impl Job {
         let error = JournalError::Failed { message: message.to_owned() };
         match self {
             Self::Create { reply, .. } => drop(reply.send(Err(error))),
-            Self::Append { reply, .. } | Self::Daemon { reply, .. } | Self::Close { reply } => {
-                drop(reply.send(Err(error)));
-            }
+            Self::Daemon { reply, .. } => drop(reply.send(Err(error))),
+            Self::Append { reply, .. } | Self::Close { reply } => drop(reply.send(Err(error))),
         }
     }
 }
@@ -316,6 +316,7 @@ impl Answer {
         match self {
             Self::Created(reply, answer) => drop(reply.send(answer)),
             Self::Done(reply, answer) => drop(reply.send(answer)),
+            Self::Noted(reply, answer) => drop(reply.send(answer)),
         }
     }
 
@@ -324,6 +325,7 @@ impl Answer {
         match self {
             Self::Created(reply, _) => drop(reply.send(Err(error))),
             Self::Done(reply, _) => drop(reply.send(Err(error))),
+            Self::Noted(reply, _) => drop(reply.send(Err(error))),
         }
     }
 }
@@ -392,13 +394,13 @@ impl Batch<'_> {
         self.extend(chain, append)
     }
 
-    fn daemon(&mut self, entry: &NewEntry) -> Result<(), JobError> {
+    fn daemon(&mut self, entry: &NewEntry) -> Result<Sequence, JobError> {
         let mut chain =
             Chain { place: 0, run: None, head: self.heads.daemon, hash: self.heads.daemon_hash };
         self.insert_entry(&mut chain, entry)?;
         self.heads.daemon = chain.head;
         self.heads.daemon_hash = chain.hash;
-        Ok(())
+        Ok(chain.head)
     }
 
     fn insert_run(

@@ -14,6 +14,7 @@ mod manual;
 mod output;
 mod policy;
 mod runs;
+mod tested;
 mod timeline;
 mod tools;
 

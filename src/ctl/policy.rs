@@ -1,6 +1,6 @@
 //! `agentctl policy`: the rules in force, and whether those in the files could be.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use serde_json::json;
@@ -10,8 +10,9 @@ use crate::{
     ctl::{
         Exit, Failure, Global, connect,
         output::{self, Format},
+        tested,
     },
-    domain::ids::ToolName,
+    domain::{ids::ToolName, policy::Compiled},
     policy_files::{self, PolicyErrors, Sources},
     proto::v1::{self, PolicySubject},
     tools::Toolbox,
@@ -22,8 +23,14 @@ pub(super) enum Verb {
     /// Shows the policy in force
     Show,
     /// Checks policy files, with the tests that stand in them: those of a directory, or the daemon's own
-    #[command(visible_alias = "test", after_help = VALIDATE_EXAMPLES)]
+    #[command(after_help = VALIDATE_EXAMPLES)]
     Validate {
+        /// A directory with tools.yaml and paths.yaml; no daemon is needed for it
+        directory: Option<PathBuf>,
+    },
+    /// Runs the tests that stand in policy files, and says of each what came of it
+    #[command(after_help = TEST_EXAMPLES)]
+    Test {
         /// A directory with tools.yaml and paths.yaml; no daemon is needed for it
         directory: Option<PathBuf>,
     },
@@ -57,6 +64,12 @@ Examples:
   agentctl policy validate                     those that the daemon would read now
   agentctl policy reload                       then into force";
 
+const TEST_EXAMPLES: &str = "\
+Examples:
+  agentctl policy test ./policies              before they are installed; exit code 2 if one fails
+  agentctl policy test                         those that the daemon would read now
+  agentctl policy test -o json | jq '.tests[] | select(.passed | not)'";
+
 const EXPLAIN_EXAMPLES: &str = "\
 Examples:
   agentctl policy explain 'git log -p'         one word is a line, split as shell_exec would
@@ -67,8 +80,10 @@ The exit code is 0 if it would be allowed, 4 if not, 6 if a person would have to
 pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
     match verb {
         Verb::Show => show(global).await,
-        Verb::Validate { directory: Some(directory) } => validate_files(global, directory),
+        Verb::Validate { directory: Some(directory) } => validate_files(global, &directory),
         Verb::Validate { directory: None } => validate(global).await,
+        Verb::Test { directory: Some(directory) } => tested::files(global, &directory),
+        Verb::Test { directory: None } => tested::daemon(global).await,
         Verb::Explain { command, tool, arguments, role } => {
             let (tool, arguments) = match (tool, arguments) {
                 (Some(tool), Some(arguments)) => (tool, arguments),
@@ -145,24 +160,28 @@ async fn validate(global: &Global) -> Result<Exit, Failure> {
     told(global, &answer.revision, answer.faults, current)
 }
 
+fn validate_files(global: &Global, directory: &Path) -> Result<Exit, Failure> {
+    match compiled(directory).policy {
+        Ok(policy) => told(global, policy.revision.as_str(), Vec::new(), None),
+        Err(faults) => told(global, "", faults, None),
+    }
+}
+
 /// Without a daemon, and so without the tools that one declares: roles can name only the built-in ones.
-fn validate_files(global: &Global, directory: PathBuf) -> Result<Exit, Failure> {
-    let mut sources = match Sources::from_directory(&directory) {
+pub(super) fn compiled(directory: &Path) -> Compiled {
+    let mut sources = match Sources::from_directory(directory) {
         Ok(sources) => sources,
-        Err(PolicyErrors(faults)) => return told(global, "", faults, None),
+        Err(PolicyErrors(faults)) => return Compiled::refused(faults),
     };
     sources.home = Process.variable("HOME");
     sources.extra_commands = Process.variable("ALLOW_COMMANDS");
     let built_in = Toolbox::built_in();
     let known: Vec<ToolName> = built_in.specs().iter().map(|spec| spec.name.clone()).collect();
-    match policy_files::compile(&sources, &known) {
-        Ok(policy) => told(global, policy.revision.as_str(), Vec::new(), None),
-        Err(PolicyErrors(faults)) => told(global, "", faults, None),
-    }
+    policy_files::compile_and_test(&sources, &known)
 }
 
 /// Says what came of it. JSON goes to standard output, faults for people to standard error.
-fn told(
+pub(super) fn told(
     global: &Global,
     revision: &str,
     faults: Vec<String>,

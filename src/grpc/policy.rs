@@ -10,8 +10,8 @@ use crate::{
         ids::{PolicyRevision, RoleName, ToolName},
         journal::Verdict,
         policy::{
-            Candidate, CommandRule, Explanation, FileOperation, Gate, Limits, NetworkRule,
-            PathRule, Policy,
+            Candidate, CommandRule, Compiled, Explanation, FileOperation, Gate, Limits,
+            NetworkRule, PathRule, Policy, PolicyTest,
         },
         redact::Redactor,
     },
@@ -19,6 +19,12 @@ use crate::{
     grpc::{caller, convert},
     proto::v1::{self, policy_service_server::PolicyService},
 };
+
+/// Faults that a test of the files tells, and characters of each.
+const FAULTS: usize = 100;
+const FAULT_CHARS: usize = 400;
+/// Characters of each text of a test: 500 tests stay within what clients accept.
+const TEST_CHARS: usize = 200;
 
 #[derive(Debug)]
 pub(super) struct Policies {
@@ -52,6 +58,16 @@ impl PolicyService for Policies {
             Err(faults) => (String::new(), faults),
         };
         Ok(Response::new(v1::ValidatePolicyResponse { faults, revision, current_revision }))
+    }
+
+    async fn test_policy(
+        &self,
+        _request: Request<v1::TestPolicyRequest>,
+    ) -> Result<Response<v1::TestPolicyResponse>, Status> {
+        let world = self.engine.world();
+        let current = world.policies.current();
+        let compiled = world.policies.tested().await;
+        Ok(Response::new(tested(&compiled, &current.revision, &world.redactor)))
     }
 
     async fn explain_decision(
@@ -136,6 +152,39 @@ fn explained(found: &Explanation, revision: String) -> v1::ExplainDecisionRespon
         reaches: found.reaches.clone(),
         nearest_rule: found.nearest.as_ref().map(ToString::to_string).unwrap_or_default(),
     }
+}
+
+/// Without secrets: an example may hold one, and who shows the answer around does not expect it.
+fn tested(
+    compiled: &Compiled,
+    current: &PolicyRevision,
+    redactor: &Redactor,
+) -> v1::TestPolicyResponse {
+    let text = |text: &str, most: usize| redactor.redact(text).chars().take(most).collect();
+    let test = |test: &PolicyTest| v1::PolicyTest {
+        name: text(&test.name, TEST_CHARS),
+        place: test.place.to_string(),
+        expected: text(&test.expected.to_string(), TEST_CHARS),
+        found: text(&test.found.to_string(), TEST_CHARS),
+        why: text(&test.why, TEST_CHARS),
+        passed: test.has_passed(),
+    };
+    let (revision, faults) = match &compiled.policy {
+        Ok(policy) => (policy.revision.to_string(), [].as_slice()),
+        Err(faults) => (String::new(), faults.as_slice()),
+    };
+    v1::TestPolicyResponse {
+        tests: compiled.tests.shown().map(test).collect(),
+        passed_count: count(compiled.tests.passed()),
+        failed_count: count(compiled.tests.failed()),
+        faults: faults.iter().take(FAULTS).map(|fault| text(fault, FAULT_CHARS)).collect(),
+        revision,
+        current_revision: current.to_string(),
+    }
+}
+
+fn count(number: usize) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
 }
 
 fn limits(limits: Limits) -> HashMap<String, u64> {

@@ -18,6 +18,7 @@ const TABLE: &[(&str, &[Role])] = &[
     ("/agentd.v1.PolicyService/ExplainDecision", ALL),
     ("/agentd.v1.PolicyService/GetPolicy", ALL),
     ("/agentd.v1.PolicyService/ReloadPolicy", ADMIN),
+    ("/agentd.v1.PolicyService/TestPolicy", READ_EVERYTHING),
     ("/agentd.v1.PolicyService/ValidatePolicy", READ_EVERYTHING),
     ("/agentd.v1.RunService/CancelRun", SUBMIT),
     ("/agentd.v1.RunService/CreateRun", SUBMIT),

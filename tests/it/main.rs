@@ -29,6 +29,7 @@ mod resume;
 mod streams;
 mod submissions;
 mod support;
+mod tested;
 mod tidy;
 mod tiers;
 mod tools;

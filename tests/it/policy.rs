@@ -16,7 +16,7 @@ use tonic_types::StatusExt as _;
 use crate::support::{Backend, TestDaemon, refusal, wait_until};
 
 /// A daemon whose model has the same script run twice.
-async fn daemon() -> (Backend, TestDaemon) {
+pub(crate) async fn daemon() -> (Backend, TestDaemon) {
     let call = || Turn::call("shell_exec", json!({"command": ["sh", "pure.sh"]}));
     let turns = vec![call(), call(), Turn::say("done")];
     let backend = Backend::start(Script { turns }).await;
@@ -38,12 +38,12 @@ fn append(daemon: &TestDaemon, text: &str) {
     fs::rename(beside, path).unwrap();
 }
 
-async fn in_force(daemon: &TestDaemon) -> v1::Policy {
+pub(crate) async fn in_force(daemon: &TestDaemon) -> v1::Policy {
     let answer = daemon.client().await.policy().get_policy(v1::GetPolicyRequest {}).await.unwrap();
     answer.into_inner().policy.unwrap()
 }
 
-async fn reload(
+pub(crate) async fn reload(
     daemon: &TestDaemon,
     expected: &str,
 ) -> Result<v1::ReloadPolicyResponse, tonic::Status> {

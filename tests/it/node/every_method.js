@@ -82,6 +82,12 @@ const EXERCISES = {
     const report = await daemon.call('PolicyService/ValidatePolicy', {});
     assert.deepEqual([report.revision, report.faults], [report.current_revision, []]);
   },
+  async 'PolicyService/TestPolicy'(daemon) {
+    const report = await daemon.call('PolicyService/TestPolicy', {});
+    assert.deepEqual([report.passed_count, report.faults], [report.tests.length, []]);
+    const asked = report.tests.filter((test) => test.name === 'read .env');
+    assert.deepEqual(asked.map((test) => [test.found, test.passed]), [['deny by secrets.env', true]]);
+  },
   async 'PolicyService/ExplainDecision'(daemon) {
     const call = { tool: 'read_file', arguments: JSON.stringify({ path: '.env' }) };
     const found = await daemon.call('PolicyService/ExplainDecision', call);

@@ -125,6 +125,13 @@ def validate_policy(daemon):
     assert report.revision == report.current_revision and not report.faults, report
 
 
+def test_policy(daemon):
+    report = daemon.call("PolicyService", "TestPolicy")
+    assert report.passed_count == len(report.tests) > 0 and not report.faults, report
+    found = [(test.found, test.passed) for test in report.tests if test.name == "read .env"]
+    assert found == [("deny by secrets.env", True)], report
+
+
 def explain_decision(daemon):
     found = daemon.call(
         "PolicyService", "ExplainDecision", tool="read_file", arguments=json.dumps({"path": ".env"})
@@ -164,6 +171,7 @@ EXERCISES = {
     "AuditService/VerifyAudit": verify_audit,
     "PolicyService/GetPolicy": get_policy,
     "PolicyService/ValidatePolicy": validate_policy,
+    "PolicyService/TestPolicy": test_policy,
     "PolicyService/ExplainDecision": explain_decision,
     "PolicyService/ReloadPolicy": reload_policy,
     "ToolService/ListTools": list_tools,

@@ -10,7 +10,7 @@ use crate::{
     ctl::{
         Exit, Failure, Global, connect,
         output::{self, Format},
-        tested,
+        revisions, tested,
     },
     domain::{ids::ToolName, policy::Compiled},
     policy_files::{self, PolicyErrors, Sources},
@@ -56,6 +56,12 @@ pub(super) enum Verb {
         #[arg(long, default_value = "", hide_default_value = true, value_name = "REVISION")]
         expect: String,
     },
+    /// Lists when which policy came into force and by what, and what was refused, newest first
+    Revisions {
+        /// How many at most
+        #[arg(long, default_value_t = 20, value_name = "N")]
+        limit: u32,
+    },
 }
 
 const VALIDATE_EXAMPLES: &str = "\
@@ -92,6 +98,7 @@ pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
             explain(global, v1::ExplainDecisionRequest { role, tool, arguments }).await
         }
         Verb::Reload { expect } => reload(global, expect).await,
+        Verb::Revisions { limit } => revisions::run(global, limit).await,
     }
 }
 

@@ -155,12 +155,11 @@ pub(super) fn status(error: EngineError) -> Status {
         }
         EngineError::PolicyInvalid { faults } => {
             // All of it travels in headers, which clients bound; ValidatePolicy tells the rest.
-            let short = |fault: &String| fault.chars().take(FAULT_CHARS).collect::<String>();
             let mut details = plain();
             for fault in faults.iter().take(FAULTS) {
-                details.add_bad_request_violation("policy", short(fault));
+                details.add_bad_request_violation("policy", short_fault(fault));
             }
-            let first = faults.first().map(short).unwrap_or_default();
+            let first = faults.first().map(|fault| short_fault(fault)).unwrap_or_default();
             let message = format!(
                 "the policy files have {} faults and the policy in force stays; the first: {first}; \
                  `agentctl policy validate` tells all",
@@ -194,6 +193,11 @@ fn journal(error: &JournalError) -> Status {
             with_reason(Code::DataLoss, "STORE_UNREADABLE", message, plain())
         }
     }
+}
+
+/// As much of a fault of the policy files as is told where ValidatePolicy tells all.
+pub(super) fn short_fault(fault: &str) -> String {
+    fault.chars().take(FAULT_CHARS).collect()
 }
 
 pub(super) fn run_id(text: &str) -> Result<RunId, Status> {

@@ -7,7 +7,7 @@ use tonic::{Request, Response, Status};
 use crate::{
     agents::executor,
     domain::{
-        ids::{PolicyRevision, RoleName, ToolName},
+        ids::{Caller, PolicyRevision, RoleName, Sequence, ToolName},
         journal::Verdict,
         policy::{
             Candidate, CommandRule, Compiled, Explanation, FileOperation, Gate, Limits,
@@ -15,11 +15,16 @@ use crate::{
         },
         redact::Redactor,
     },
-    engine::{Engine, Reload, Standing},
-    grpc::{caller, convert},
+    engine::{Engine, PolicyRead, ReadBecause, Reload, SIGHUP, Standing},
+    grpc::{
+        caller, convert,
+        page::{self, List},
+    },
     proto::v1::{self, policy_service_server::PolicyService},
 };
 
+/// Revisions of a page whose size the caller does not say.
+const PAGE: usize = 50;
 /// Faults that a test of the files tells, and characters of each.
 const FAULTS: usize = 100;
 const FAULT_CHARS: usize = 400;
@@ -118,6 +123,24 @@ impl PolicyService for Policies {
         let (revision, previous_revision) = (revision.to_string(), previous.to_string());
         Ok(Response::new(v1::ReloadPolicyResponse { revision, previous_revision }))
     }
+
+    async fn list_policy_revisions(
+        &self,
+        request: Request<v1::ListPolicyRevisionsRequest>,
+    ) -> Result<Response<v1::ListPolicyRevisionsResponse>, Status> {
+        let request = request.into_inner();
+        let size = page::size(request.page_size, PAGE)?;
+        let list = List::new("ListPolicyRevisions", []);
+        let before = list.number(&request.page_token)?.map(Sequence);
+        let found = self.engine.policy_revisions(before, size + 1).await;
+        let found = found.map_err(convert::status)?;
+        let last = found.get(size - 1).filter(|_| found.len() > size);
+        let next_page_token =
+            last.map(|read| list.token(&read.sequence.to_string())).unwrap_or_default();
+        let current = self.engine.world().policies.standing().entry;
+        let revisions = found.into_iter().take(size).map(|read| revision(read, current)).collect();
+        Ok(Response::new(v1::ListPolicyRevisionsResponse { revisions, next_page_token }))
+    }
 }
 
 /// Without secrets: whoever asks about a call may have copied it from somewhere, and shows the answer around.
@@ -185,6 +208,36 @@ fn tested(
 
 fn count(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+fn revision(read: PolicyRead, current: Sequence) -> v1::PolicyRevision {
+    let PolicyRead { sequence, time, revision, because } = read;
+    let (by, refused) = match because {
+        ReadBecause::Started => (None, None),
+        ReadBecause::Applied { by } => (Some(by), None),
+        ReadBecause::Refused { by, faults, count } => (Some(by), Some((faults, count))),
+    };
+    let cause = match by.as_ref().map(Caller::as_str) {
+        None => v1::PolicyRevisionCause::Start,
+        Some(SIGHUP) => v1::PolicyRevisionCause::Sighup,
+        Some(_) => v1::PolicyRevisionCause::Rpc,
+    };
+    let state = match refused {
+        Some(_) => v1::PolicyRevisionState::Refused,
+        None if sequence == current => v1::PolicyRevisionState::Current,
+        None => v1::PolicyRevisionState::Past,
+    };
+    let (faults, fault_count) = refused.unwrap_or_default();
+    v1::PolicyRevision {
+        revision: revision.to_string(),
+        state: state.into(),
+        cause: cause.into(),
+        caller: by.map(|by| by.to_string()).unwrap_or_default(),
+        time: Some(convert::timestamp(time)),
+        faults: faults.iter().map(|fault| convert::short_fault(fault)).collect(),
+        fault_count: count(fault_count),
+        sequence: sequence.0,
+    }
 }
 
 fn limits(limits: Limits) -> HashMap<String, u64> {

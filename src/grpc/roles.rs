@@ -17,6 +17,7 @@ const TABLE: &[(&str, &[Role])] = &[
     ("/agentd.v1.AuditService/VerifyAudit", READ_EVERYTHING),
     ("/agentd.v1.PolicyService/ExplainDecision", ALL),
     ("/agentd.v1.PolicyService/GetPolicy", ALL),
+    ("/agentd.v1.PolicyService/ListPolicyRevisions", READ_EVERYTHING),
     ("/agentd.v1.PolicyService/ReloadPolicy", ADMIN),
     ("/agentd.v1.PolicyService/TestPolicy", READ_EVERYTHING),
     ("/agentd.v1.PolicyService/ValidatePolicy", READ_EVERYTHING),

@@ -164,11 +164,16 @@ async fn each_role_may_call_what_is_its_and_is_told_which_roles_may_call_the_res
         "eve" | "ann" => {
             ["CreateRun", "CancelRun", "ReloadPolicy"].iter().any(|one| method.contains(one))
         }
-        "sam" | "tom" => {
-            ["VerifyAudit", "GetConfig", "ValidatePolicy", "TestPolicy", "ReloadPolicy"]
-                .iter()
-                .any(|one| method.contains(one))
-        }
+        "sam" | "tom" => [
+            "VerifyAudit",
+            "GetConfig",
+            "ValidatePolicy",
+            "TestPolicy",
+            "ReloadPolicy",
+            "ListPolicyRevisions",
+        ]
+        .iter()
+        .any(|one| method.contains(one)),
         _ => false,
     };
     for (name, role) in CALLERS {

@@ -26,6 +26,7 @@ mod policy;
 mod real_parts;
 mod refusals;
 mod resume;
+mod revisions;
 mod streams;
 mod submissions;
 mod support;

@@ -29,7 +29,7 @@ fn tighten(daemon: &TestDaemon) {
     append(daemon, "  - {id: test.never, argv: [sh], decision: deny, why: \"no shell today\"}\n");
 }
 
-fn append(daemon: &TestDaemon, text: &str) {
+pub(crate) fn append(daemon: &TestDaemon, text: &str) {
     let path = daemon.home().join("policies/tools.yaml");
     let before = fs::read_to_string(&path).unwrap();
     // As editors do: nobody reads half a file.
@@ -51,7 +51,7 @@ pub(crate) async fn reload(
     Ok(daemon.client().await.policy().reload_policy(request).await?.into_inner())
 }
 
-fn hang_up(daemon: &TestDaemon) {
+pub(crate) fn hang_up(daemon: &TestDaemon) {
     kill_process(daemon.pid(), Signal::HUP).unwrap();
 }
 

@@ -98,6 +98,12 @@ const EXERCISES = {
     const report = await daemon.call('PolicyService/ReloadPolicy', { expected_revision: policy.revision });
     assert.deepEqual([report.revision, report.previous_revision], [policy.revision, policy.revision]);
   },
+  async 'PolicyService/ListPolicyRevisions'(daemon) {
+    const { policy } = await daemon.call('PolicyService/GetPolicy', {});
+    const { revisions: [newest] } = await daemon.call('PolicyService/ListPolicyRevisions', { page_size: 1 });
+    assert.deepEqual([newest.revision, newest.cause], [policy.revision, 'POLICY_REVISION_CAUSE_START']);
+    assert.equal(newest.state, 'POLICY_REVISION_STATE_CURRENT');
+  },
   async 'ToolService/ListTools'(daemon) {
     const { tools } = await daemon.call('ToolService/ListTools', {});
     assert.ok(tools.some((tool) => tool.name === 'read_file'));

@@ -145,6 +145,14 @@ def reload_policy(daemon):
     assert report.revision == report.previous_revision == revision, report
 
 
+def list_policy_revisions(daemon):
+    revision = daemon.call("PolicyService", "GetPolicy").policy.revision
+    newest = daemon.call("PolicyService", "ListPolicyRevisions", page_size=1).revisions[0]
+    states = newest.DESCRIPTOR.fields_by_name["state"].enum_type.values_by_name
+    assert newest.state == states["POLICY_REVISION_STATE_CURRENT"].number, newest
+    assert (newest.revision, newest.caller) == (revision, ""), newest
+
+
 def list_tools(daemon):
     tools = daemon.call("ToolService", "ListTools").tools
     assert "read_file" in [tool.name for tool in tools], tools
@@ -174,6 +182,7 @@ EXERCISES = {
     "PolicyService/TestPolicy": test_policy,
     "PolicyService/ExplainDecision": explain_decision,
     "PolicyService/ReloadPolicy": reload_policy,
+    "PolicyService/ListPolicyRevisions": list_policy_revisions,
     "ToolService/ListTools": list_tools,
     "ToolService/GetTool": get_tool,
 }

@@ -45,15 +45,12 @@ pub(super) fn run(init: &Init<'_>) -> io::Result<i32> {
         return Err(io::Error::other("the launcher died"));
     }
     enter_cgroups(init.cgroup_procs)?;
-    #[expect(unsafe_code, reason = "unshare may take away what other code relies on")]
-    // SAFETY: this process has one thread, and no code that relies on shared mounts.
-    unsafe {
-        rustix::thread::unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP)?;
-    }
+    inside::unshare(UnshareFlags::NEWNS | UnshareFlags::NEWCGROUP)?;
     let (below, work) = start_work(init)?;
     inside::let_go_of_output()?;
-    loopback_up()?;
-    rustix::system::sethostname(b"sandbox")?;
+    loopback_up().map_err(|error| inside::at("the loopback device", error))?;
+    // Its own or none: no wall hangs on a name, and some containers do not let one be set.
+    let _ = rustix::system::sethostname(b"sandbox");
     let root = root::Root::build()?;
     let mounts = File::open("/proc/self/ns/mnt")?;
 

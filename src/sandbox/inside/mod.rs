@@ -181,9 +181,13 @@ fn separate(frame: &Frame) -> io::Result<()> {
                 (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
             unshare(UnshareFlags::NEWUSER | own)?;
             let inside = |id| if id == 0 { 1000 } else { id };
-            fs::write("/proc/self/setgroups", "deny")?;
-            fs::write("/proc/self/uid_map", format!("{} {user} 1", inside(user)))?;
-            fs::write("/proc/self/gid_map", format!("{} {group} 1", inside(group)))
+            let map = |file, id| {
+                fs::write(file, format!("{} {id} 1", inside(id))).map_err(|error| at(file, error))
+            };
+            let groups = "/proc/self/setgroups";
+            fs::write(groups, "deny").map_err(|error| at(groups, error))?;
+            map("/proc/self/uid_map", user)?;
+            map("/proc/self/gid_map", group)
         }
         Tier::Root => unshare(own),
         Tier::Landlock => Ok(()),
@@ -194,7 +198,7 @@ fn unshare(flags: UnshareFlags) -> io::Result<()> {
     #[expect(unsafe_code, reason = "unshare may take away what other code relies on")]
     // SAFETY: this process has one thread, and its descriptors stay shared with nobody.
     unsafe {
-        Ok(rustix::thread::unshare_unsafe(flags)?)
+        rustix::thread::unshare_unsafe(flags).map_err(|error| at("unshare", error))
     }
 }
 
@@ -267,6 +271,12 @@ fn let_go_of_output() -> io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
     rustix::stdio::dup2_stdout(&null)?;
     Ok(rustix::stdio::dup2_stderr(&null)?)
+}
+
+/// An error with what it is about: a path, or a call that the kernel may refuse.
+fn at(what: &str, error: impl Into<io::Error>) -> io::Error {
+    let error = error.into();
+    io::Error::new(error.kind(), format!("{what}: {error}"))
 }
 
 fn missing() -> io::Error {

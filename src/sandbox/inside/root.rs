@@ -27,7 +27,10 @@ use rustix::{
     },
 };
 
-use crate::sandbox::order::{Access, View, Workspace};
+use crate::sandbox::{
+    inside::at,
+    order::{Access, View, Workspace},
+};
 
 /// The system's own directories: programs and what they are linked with. Copied as a link where they are one.
 const SYSTEM: [&str; 8] =
@@ -239,7 +242,8 @@ fn clone(
 }
 
 fn tmpfs(bytes: u64, mode: &str, attributes: MountAttrFlags) -> io::Result<OwnedFd> {
-    let made = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    let made = rustix::mount::fsopen("tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)
+        .map_err(|error| at("fsopen", error))?;
     // 0 would be no bound.
     let bytes = bytes.max(4096);
     rustix::mount::fsconfig_set_string(&made, "size", bytes.to_string())?;
@@ -247,8 +251,9 @@ fn tmpfs(bytes: u64, mode: &str, attributes: MountAttrFlags) -> io::Result<Owned
     // Else empty files would cost memory without an end.
     let inodes = (bytes / BYTES_A_FILE).max(LEAST_FILES);
     rustix::mount::fsconfig_set_string(&made, "nr_inodes", inodes.to_string())?;
-    rustix::mount::fsconfig_create(&made)?;
-    Ok(rustix::mount::fsmount(&made, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
+    rustix::mount::fsconfig_create(&made).map_err(|error| at("fsconfig", error))?;
+    let mounted = rustix::mount::fsmount(&made, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
+    mounted.map_err(|error| at("fsmount", error))
 }
 
 /// The processes of our own namespace and nothing of the kernel's settings. None where the kernel does not
@@ -398,10 +403,5 @@ fn set_attributes(
             size_of::<libc::mount_attr>(),
         )
     };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
-fn at(path: &str, error: impl Into<io::Error>) -> io::Error {
-    let error = error.into();
-    io::Error::new(error.kind(), format!("{path}: {error}"))
+    if done == 0 { Ok(()) } else { Err(at("mount_setattr", io::Error::last_os_error())) }
 }

@@ -9,7 +9,11 @@ use agentd::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Backend, Settings, Story, TestDaemon, wait_until};
+use crate::support::{
+    Backend, Settings, Story, TestDaemon,
+    processes::{children, command_line, descendants},
+    wait_until,
+};
 
 /// Runs one script of the workspace as a tool call. Gives what the model heard of it.
 async fn run(
@@ -195,26 +199,6 @@ async fn who_kills_the_launcher_kills_the_program_and_what_it_started() {
 
     wait_until("nobody sleeps", || !is_running(&seconds)).await;
     assert_eq!(daemon.wait(&run.id).await.state(), v1::RunState::Failed);
-}
-
-fn children(process: i32) -> Vec<i32> {
-    let threads = fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
-    let lists = threads.flat_map(|thread| fs::read_to_string(thread.path().join("children")));
-    let pids = lists.flat_map(|list| {
-        list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<i32>>()
-    });
-    pids.collect()
-}
-
-fn descendants(process: i32) -> Vec<i32> {
-    let below = children(process);
-    let further: Vec<i32> = below.iter().copied().flat_map(descendants).collect();
-    [below, further].concat()
-}
-
-fn command_line(process: i32) -> String {
-    let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
-    String::from_utf8_lossy(&line).replace('\0', " ")
 }
 
 /// No cgroup of this run is left in any tree.

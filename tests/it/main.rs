@@ -23,6 +23,7 @@ mod limits;
 mod lists;
 mod loops;
 mod policy;
+mod ready;
 mod real_parts;
 mod refusals;
 mod resume;

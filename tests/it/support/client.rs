@@ -103,10 +103,15 @@ impl TestDaemon {
             }
             std::thread::sleep(Duration::from_millis(5));
         }
+        remove_groups(Path::new("/sys/fs/cgroup"), &self.groups());
+    }
+
+    /// How the names of its cgroups begin.
+    pub(crate) fn groups(&self) -> String {
         let state = self.state().canonicalize().unwrap_or_else(|_| self.state());
         let instance = Sha256::digest(state.as_os_str().as_encoded_bytes());
         let instance: String = instance[..4].iter().map(|byte| format!("{byte:02x}")).collect();
-        remove_groups(Path::new("/sys/fs/cgroup"), &format!("agentd-{instance}-"));
+        format!("agentd-{instance}-")
     }
 }
 

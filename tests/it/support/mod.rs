@@ -3,6 +3,7 @@
 
 mod client;
 pub(crate) mod internet;
+pub(crate) mod processes;
 
 pub(crate) use client::{agentctl, exited, refusal};
 

@@ -195,7 +195,7 @@ async fn sandbox(config: &Config, launcher: PathBuf, scratch: &Path) -> Vec<Find
     let places = Places { workspace_root: scratch.to_owned(), off_limits: Vec::new() };
     let opened = Walls::probe(launcher, scratch).and_then(|walls| {
         let refusals = walls.refusals().to_vec();
-        Ok((LocalSandbox::open(walls, scratch, places)?, refusals))
+        Ok((LocalSandbox::open(walls, scratch, places, 0)?, refusals))
     });
     let (sandbox, refusals) = match opened {
         Ok(opened) => opened,

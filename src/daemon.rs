@@ -211,7 +211,7 @@ async fn assemble(
     for refusal in walls.refusals() {
         tracing::warn!(%refusal, "programs are kept apart less well than they could be");
     }
-    let sandbox = Arc::new(LocalSandbox::open(walls, state, places)?);
+    let sandbox = Arc::new(LocalSandbox::open(walls, state, places, config.ready_launchers)?);
     let backend = ResponsesBackend::new(&config.backend).map_err(DaemonError::Backend)?;
     let started = clock.now();
     let registry = state.join(REGISTRY);

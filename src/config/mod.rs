@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use reader::{Count, Reader, SettingValue};
+use reader::{Count, Reader, SettingValue, Spare};
 
 use crate::{
     backend::{self, Streaming},
@@ -97,6 +97,8 @@ pub struct Config {
     pub backend: backend::Settings,
     pub model: Option<String>,
     pub limits: Limits,
+    /// Launchers of each kind that wait for a call.
+    pub ready_launchers: u8,
     /// Who may call besides the owner.
     pub callers: Vec<CallerSettings>,
     pub log: String,
@@ -172,6 +174,7 @@ mod names {
     pub(super) const IDLE_TIMEOUT: Setting = setting("backend.idle_timeout_seconds", None, None);
     pub(super) const RUNNING_RUNS: Setting = setting("limits.running_runs", None, None);
     pub(super) const QUEUED_RUNS: Setting = setting("limits.queued_runs", None, None);
+    pub(super) const READY_LAUNCHERS: Setting = setting("limits.ready_launchers", None, None);
     pub(super) const LOG: Setting = setting("log", Some("AGENTD_LOG"), Some("--log"));
     pub(super) const LOG_FORMAT: Setting =
         setting("log_format", Some("AGENTD_LOG_FORMAT"), Some("--log-format"));
@@ -229,6 +232,7 @@ impl Config {
         let backend = backend(reader, flags.base_url, &mut secrets);
         let model = reader.take(names::MODEL, flags.model, || None);
         let limits = limits(reader);
+        let ready = reader.take(names::READY_LAUNCHERS, None, || Some(Spare(2)));
         let callers = callers::callers(reader);
         let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
         let log_format =
@@ -246,6 +250,7 @@ impl Config {
             backend: backend?,
             model,
             limits: limits?,
+            ready_launchers: ready?.0,
             callers,
             log: log?,
             log_format: log_format?,

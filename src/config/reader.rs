@@ -292,6 +292,36 @@ impl SettingValue for bool {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Count(pub(super) u64);
 
+/// How many of something to keep, which may be none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spare(pub(super) u8);
+
+const MOST_SPARE: u8 = 16;
+
+impl Spare {
+    fn new(count: Option<u64>) -> Result<Self, String> {
+        let count = count.and_then(|count| u8::try_from(count).ok());
+        count
+            .filter(|count| *count <= MOST_SPARE)
+            .map(Self)
+            .ok_or_else(|| format!("a whole number from 0 to {MOST_SPARE} is wanted"))
+    }
+}
+
+impl SettingValue for Spare {
+    fn from_text(text: &str) -> Result<Self, String> {
+        Self::new(text.parse().ok())
+    }
+
+    fn from_scalar(value: &Value) -> Result<Self, String> {
+        Self::new(value.as_u64())
+    }
+
+    fn shown(&self) -> String {
+        self.0.to_string()
+    }
+}
+
 impl SettingValue for Count {
     fn from_text(text: &str) -> Result<Self, String> {
         match text.parse() {

@@ -108,11 +108,12 @@ impl Ground {
 
 impl Launcher {
     /// Blocking. `spawner` and the tier that it can reach have been found out before. All workspaces lie below
-    /// `root`.
+    /// `root`; `ready` launchers of each kind wait.
     pub(super) fn open(
         (spawner, tier): (Spawner, Tier),
         state_directory: &Path,
         root: PathBuf,
+        ready: u8,
     ) -> Result<Self, SandboxError> {
         let io = |what| move |source| SandboxError::Io { what, source };
         let instance = hex(&Sha256::digest(state_directory.as_os_str().as_encoded_bytes())[..4]);
@@ -122,11 +123,11 @@ impl Launcher {
         let enforced = Arc::new(cgroups.enforces());
         // In the machine's own namespaces there is little to be made beforehand.
         let ready = match tier {
-            Tier::Full | Tier::Root => {
-                let (pool, wanted) = Pool::new().map_err(io("listing mounts"))?;
+            Tier::Full | Tier::Root if ready > 0 => {
+                let (pool, wanted) = Pool::new(ready.into()).map_err(io("listing mounts"))?;
                 Some(Ready { pool: Arc::new(pool), unheard: Mutex::new(Some(wanted)) })
             }
-            Tier::Landlock => None,
+            Tier::Full | Tier::Root | Tier::Landlock => None,
         };
         Ok(Self {
             spawner: Arc::new(spawner),

@@ -144,16 +144,19 @@ enum Proof {
 impl LocalSandbox {
     /// Prepares the sandbox of one state directory.
     ///
+    /// So many launchers of each kind wait for a call, once there was one.
+    ///
     /// Blocking. What a dead daemon of the same directory left running is killed and gone when this
     /// returns. Errors: leftovers do not die within 10 s.
     pub fn open(
         walls: Walls,
         state_directory: &Path,
         places: Places,
+        ready_launchers: u8,
     ) -> Result<Self, SandboxError> {
         let places = Arc::new(places.resolve()?);
         let (strongest, root) = ((walls.spawner, walls.tier), places.workspace_root.clone());
-        let launcher = launcher::Launcher::open(strongest, state_directory, root)?;
+        let launcher = launcher::Launcher::open(strongest, state_directory, root, ready_launchers)?;
         let snapshots = Arc::new(snapshots::Snapshots::new(state_directory));
         Ok(Self { launcher, programs: Arc::default(), places, snapshots })
     }

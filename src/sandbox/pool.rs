@@ -35,10 +35,8 @@ use crate::{
     tasks,
 };
 
-/// How many of a kind wait: one turn of a model seldom calls more at once.
-const SPARE: usize = 2;
-/// How many wait in all; the one that waited longest goes for the next.
-const MOST: usize = 6;
+/// Kinds of which so many wait as may; with more, the one that waited longest goes for the next.
+const KINDS: usize = 3;
 /// How long the work that was just ordered is left the processor.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Kinds that were wanted and not yet looked at; whoever finds no room does without.
@@ -47,6 +45,8 @@ const WANTED: usize = 16;
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Pool {
+    /// How many of a kind wait: more than one turn of a model calls at once are of no use.
+    of_a_kind: usize,
     waiting: Mutex<Waiting>,
     /// The list of mounts, which tells when it changes.
     mounts: File,
@@ -72,10 +72,10 @@ impl Machine {
 
 impl Pool {
     /// Also gives what [`Keeper`] needs to know. Errors: the kernel does not list mounts.
-    pub(super) fn new() -> io::Result<(Self, mpsc::Receiver<Kind>)> {
+    pub(super) fn new(of_a_kind: usize) -> io::Result<(Self, mpsc::Receiver<Kind>)> {
         let (wanted, heard) = mpsc::channel(WANTED);
         let mounts = File::open(MOUNTS)?;
-        Ok((Self { waiting: Mutex::default(), mounts, wanted }, heard))
+        Ok((Self { of_a_kind, waiting: Mutex::default(), mounts, wanted }, heard))
     }
 
     /// One of that kind whose groups can have these limits; and asks for another. Blocking.
@@ -124,7 +124,7 @@ impl Pool {
                 Some(framed)
             } else {
                 waiting.launchers.push_back((kind, machine, framed));
-                let is_full = waiting.launchers.len() > MOST;
+                let is_full = waiting.launchers.len() > KINDS * self.of_a_kind;
                 let oldest = is_full.then(|| waiting.launchers.pop_front()).flatten();
                 oldest.map(|(_, _, framed)| framed)
             }
@@ -180,7 +180,7 @@ impl Keeper {
     }
 
     async fn fill(&self, kind: Kind) -> Result<(), SandboxError> {
-        while self.pool.count(kind) < SPARE {
+        while self.pool.count(kind) < self.pool.of_a_kind {
             let (ground, root) = (self.ground.clone(), self.root.clone());
             let prepared = tasks::blocking(move || {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;

@@ -40,7 +40,7 @@ fn setting(daemon: &TestDaemon, key: &str) -> (String, String) {
 #[test]
 fn every_fault_of_a_file_is_told_at_once_with_its_place_and_the_nearest_key() {
     let file = "state_dir: relative\nworkspce_root: /w\nbackend:\n  modle: x\n  stream: maybe\n  api_key: \
-                sk-literal-key-0123456789\nlimits: {queued_runs: 0, running_runs: many}\ncolour: red\n";
+                sk-literal-key-0123456789\nlimits: {queued_runs: 0, running_runs: many, ready_launchers: 99}\ncolour: red\n";
     let (status, said) = refused(file, &[("AGENTD_LOG_FORMAT", "xml")]);
     assert_eq!(status, Some(78), "{said}");
     for fault in [
@@ -51,6 +51,7 @@ fn every_fault_of_a_file_is_told_at_once_with_its_place_and_the_nearest_key() {
         "agentd.yaml:6:12: backend.api_key: a key must not stand in the configuration",
         "agentd.yaml:7:23: limits.queued_runs: 0 would let nothing happen",
         "agentd.yaml:7:40: limits.running_runs: is a text; a whole number is wanted",
+        "agentd.yaml:7:63: limits.ready_launchers: a whole number from 0 to 16 is wanted",
         "agentd.yaml:8:1: colour: there is no such setting",
         "AGENTD_LOG_FORMAT: \"xml\" is neither text nor json",
     ] {
@@ -97,6 +98,7 @@ async fn each_value_has_its_source_and_a_flag_beats_the_environment_beats_the_fi
     let idle = setting(&daemon, "backend.idle_timeout_seconds");
     assert_eq!(idle, pair("7", &format!("file {}:1", file.display())));
     assert_eq!(setting(&daemon, "limits.queued_runs"), pair("10000", "default"));
+    assert_eq!(setting(&daemon, "limits.ready_launchers"), pair("2", "default"));
     let mode = fs::metadata(daemon.state().join("config.json")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
 

@@ -8,7 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
 use crate::support::{
-    Backend, TestDaemon, not_checked,
+    Backend, Settings, TestDaemon, not_checked,
     processes::{children, command_line, descendants},
     wait_until,
 };
@@ -215,5 +215,20 @@ async fn a_workspace_below_a_directory_that_its_owner_may_not_enter_is_worked_in
     owned.iter().for_each(|path| std::os::unix::fs::chown(path, Some(1234), Some(1234)).unwrap());
     for _ in 0..3 {
         assert_eq!(call(&daemon, "id -u").await, "1234\n");
+    }
+}
+
+#[tokio::test]
+async fn nobody_waits_where_the_operator_wants_none() {
+    let (backend, _) = daemon().await;
+    let settings = Settings {
+        base_url: backend.url(),
+        configuration: "limits: {ready_launchers: 0}\n".into(),
+        ..Settings::default()
+    };
+    let daemon = TestDaemon::start_with(settings);
+    for _ in 0..3 {
+        call(&daemon, "true").await;
+        assert_eq!(waiting(&daemon), Vec::<i32>::new());
     }
 }

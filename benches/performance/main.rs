@@ -1,6 +1,6 @@
 //! What agentd costs, as tables: steps a second, one run alone, a long history, memory, cold start, reading
 //! while others write, and other runtimes beside it. `cargo bench --locked --bench performance` prints all of
-//! them; with names behind `--`, only those (throughput alone history memory start reading spawn decision peers). Other
+//! them; with names behind `--`, only those (throughput alone history memory start reading spawn decision proxy peers). Other
 //! runtimes are compared where AGENTD_REAL_PARTS says where they are: see `peers.rs`.
 //!
 //! The daemon is the real program as a process; the model is `backend.rs`, without latency, in this process:
@@ -18,6 +18,7 @@ mod daemon;
 mod disk;
 mod figures;
 mod peers;
+mod proxy;
 mod rest;
 mod sandbox;
 mod steps;
@@ -54,6 +55,9 @@ async fn measure(named: &[String]) {
     }
     if wanted("decision") {
         sandbox::decision();
+    }
+    if wanted("proxy") {
+        tokio::task::block_in_place(proxy::proxy);
     }
     if wanted("peers") {
         peers::compare().await;

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -25,44 +25,50 @@ const TIMES: usize = 300;
 const PROGRAM: &str = "/bin/true";
 
 /// A sandbox on a scratch directory, and a policy that lets `true` run.
-struct Stage {
-    sandbox: LocalSandbox,
-    policy: Policy,
-    scene: Scene,
+pub(crate) struct Stage {
+    pub(crate) sandbox: LocalSandbox,
+    pub(crate) policy: Policy,
+    pub(crate) scene: Scene,
     _scratch: tempfile::TempDir,
 }
 
-fn role() -> RoleName {
+pub(crate) fn role() -> RoleName {
     RoleName::new("bench")
 }
 
-fn tool() -> ToolName {
+pub(crate) fn tool() -> ToolName {
     ToolName::new("shell_exec")
 }
 
-/// The policy that comes with agentd, with one more rule, of which there are `count` copies.
-fn policy(count: usize) -> Policy {
+/// The policy of these files, with rules that let exactly these commands run and reach what these rules name.
+pub(crate) fn policy(
+    sources: &Sources,
+    commands: Vec<Vec<String>>,
+    network: Vec<RuleId>,
+) -> Policy {
     let tools = ["read_file", "write_file", "edit_file", "list_dir", "search_files", "shell_exec"];
     let tools: Vec<ToolName> =
         tools.into_iter().chain(["repo_summarize"]).map(ToolName::new).collect();
-    let policy = compile(&Sources::built_in(), &tools).unwrap();
+    let policy = compile(sources, &tools).unwrap();
     let like = policy.commands.iter().find(|rule| rule.id == RuleId::new("git.status")).unwrap();
-    let rule = |n: usize| CommandRule {
+    let rule = |(n, argv): (usize, Vec<String>)| CommandRule {
         id: RuleId::new(format!("rule.{n}")),
-        argv: vec![if n == 0 { "true".into() } else { format!("program{n}") }],
+        argv,
         inject: Vec::new(),
+        inject_after: Vec::new(),
+        network: network.clone(),
         ..like.clone()
     };
     Policy {
         roles: [(role(), Role { tools: [tool()].into() })].into(),
-        commands: (0..count).map(rule).collect::<Vec<_>>().into(),
+        commands: commands.into_iter().enumerate().map(rule).collect::<Vec<_>>().into(),
         ..policy
     }
 }
 
 impl Stage {
     /// With so many launchers that wait.
-    fn open(ready: u8) -> Self {
+    pub(crate) fn open(ready: u8, policy: Policy) -> Self {
         let scratch = tempfile::tempdir().unwrap();
         let (state, workspace) = (scratch.path().join("state"), scratch.path().join("workspace"));
         fs::create_dir(&state).unwrap();
@@ -72,7 +78,6 @@ impl Stage {
         let walls = Walls::probe(launcher, &workspace).unwrap();
         let places = Places { workspace_root: scratch.path().to_owned(), off_limits: Vec::new() };
         let sandbox = LocalSandbox::open(walls, &state, places, ready).unwrap();
-        let policy = policy(1);
         let scene = Scene {
             workspace,
             program_directories: policy.program_directories.clone(),
@@ -80,6 +85,10 @@ impl Stage {
             earlier: None,
         };
         Self { sandbox, policy, scene, _scratch: scratch }
+    }
+
+    pub(crate) fn workspace(&self) -> &Path {
+        &self.scene.workspace
     }
 
     /// From the decision to the outcome.
@@ -100,6 +109,10 @@ impl Stage {
     }
 }
 
+fn only_true() -> Policy {
+    policy(&Sources::built_in(), vec![vec!["true".into()]], Vec::new())
+}
+
 /// The same program by posix_spawn, with the same pipes.
 fn plain() -> Duration {
     let started = Instant::now();
@@ -111,7 +124,7 @@ fn plain() -> Duration {
 /// Both in turns: medians, and the 90th percentile of what is confined, in milliseconds.
 async fn both(ready: u8, pause: Duration) -> (f64, f64, f64) {
     let (mut plain_ms, mut confined_ms) = (Vec::new(), Vec::new());
-    let stage = Stage::open(ready);
+    let stage = Stage::open(ready, only_true());
     for n in 0..TIMES + 10 {
         let pair = (plain(), stage.confined().await);
         // The first ones warm everything up.
@@ -153,7 +166,7 @@ pub(crate) async fn spawn() {
 
 /// What the launchers that wait have of memory, with their share of what they share.
 async fn memory_of_those_that_wait() -> String {
-    let stage = Stage::open(2);
+    let stage = Stage::open(2, only_true());
     stage.confined().await;
     let mut processes = Vec::new();
     for _ in 0..100 {
@@ -185,7 +198,8 @@ pub(crate) fn decision() {
     println!("| rules | microseconds |");
     println!("|---|---|");
     for count in [50, 500, 5000] {
-        let policy = policy(count);
+        let commands = (0..count).map(|n| vec![format!("program{n}")]).collect();
+        let policy = policy(&Sources::built_in(), commands, Vec::new());
         let facts = || Facts::Spawn {
             argv: vec![format!("program{}", count - 1), "-s".into(), "src".into()],
             executable: String::new(),

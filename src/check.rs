@@ -272,6 +272,7 @@ fn probe_policy(config: &Config) -> Result<Policy, ()> {
             class: EffectClass::Pure,
             decision: Verdict::Allow,
             limits: None,
+            isolation: None,
             network: Vec::new(),
             why: "the sandbox is tried".into(),
         }]),

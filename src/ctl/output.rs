@@ -128,6 +128,7 @@ pub(crate) fn run_json(run: &v1::Run) -> Value {
             "output_tokens": usage.output_tokens,
             "reasoning_tokens": usage.reasoning_tokens,
             "turns_of_unknown_cost": usage.turns_of_unknown_cost,
+            "cpu_ms": usage.cpu_ms,
         },
         "error": run.error.as_ref().map(|e| json!({"reason": e.reason, "message": e.message})),
         "agent": run.agent,

@@ -56,6 +56,9 @@ pub struct Usage {
     pub reasoning_tokens: u64,
     /// Requests that were lost with the daemon or the connection: they may have cost something.
     pub turns_of_unknown_cost: u32,
+    /// CPU time of programs, in milliseconds.
+    #[serde(default)]
+    pub cpu_ms: u64,
 }
 
 impl Usage {

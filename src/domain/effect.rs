@@ -283,6 +283,8 @@ pub enum Exit {
     CpuTime,
     /// It failed, and had been refused more processes than its limit.
     Processes,
+    /// It wrote more to one of its streams than it may; the whole tree was killed.
+    Output,
     /// The caller stopped it.
     Stopped,
 }

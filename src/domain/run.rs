@@ -379,8 +379,12 @@ impl OpenCall {
             }
             (
                 Progress::Intended { .. } | Progress::Lost { .. },
-                Record::ToolOutput(ToolOutput { call, output, .. }),
-            ) if *call == key => Progress::Done { output: output.clone() },
+                Record::ToolOutput(ToolOutput { call, output, used, .. }),
+            ) if *call == key => {
+                let cpu_ms = used.as_ref().map_or(0, |used| used.cpu_ms);
+                usage.cpu_ms = usage.cpu_ms.saturating_add(cpu_ms);
+                Progress::Done { output: output.clone() }
+            }
             _ => return,
         };
         self.progress = next;

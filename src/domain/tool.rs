@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
+    effect::Isolation,
     ids::{CallId, CallKey, RoleName, RuleId, Timestamp, ToolName},
     policy::LimitsOver,
 };
@@ -31,6 +32,8 @@ pub struct Declaration {
     pub words: Vec<Word>,
     pub class: EffectClass,
     pub limits: LimitsOver,
+    /// How well it must be kept apart, at least; none: as well as any other program.
+    pub isolation: Option<Isolation>,
     /// Besides the environment that the policy gives every program.
     pub environment: BTreeMap<String, String>,
     /// Rules of `network.yaml` that say what it may reach.

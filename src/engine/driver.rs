@@ -19,7 +19,9 @@ use crate::{
         run::{Command, Ending, Failure, Invocation, Wish, decide},
     },
     engine::{
-        World, diff,
+        World,
+        ceiling::Ceiling,
+        diff,
         door::{self, Note},
         invoker,
         live::{Live, Words},
@@ -196,14 +198,17 @@ impl Driver {
         &mut self,
         recorded: Vec<Recorded<invoker::Pending>>,
     ) -> Result<(), JournalError> {
-        let stop = CancellationToken::new();
-        let world = self.world.clone();
         let mut left = recorded.len();
-        let (live, run) = (self.live.clone(), self.log.state().id);
         let (say, mut notes) = mpsc::channel(door::NOTES);
-        let performing = recorded
-            .into_iter()
-            .map(|call| invoker::perform(&world, &live, run, call, &stop, say.clone()));
+        let around = invoker::Around {
+            world: self.world.clone(),
+            live: self.live.clone(),
+            run: self.log.state().id,
+            ceiling: Ceiling::new(self.log.state().usage.cpu_ms),
+            stop: CancellationToken::new(),
+            notes: say,
+        };
+        let performing = recorded.into_iter().map(|call| invoker::perform(&around, call));
         let mut running = std::pin::pin!(stream::iter(performing).buffer_unordered(CALLS_AT_ONCE));
         let mut failure = None;
         while left > 0 {
@@ -225,7 +230,7 @@ impl Driver {
                 }
                 Some(message) = self.inbox.recv() => {
                     self.hear(message).await?;
-                    stop.cancel();
+                    around.stop.cancel();
                 }
             }
         }

@@ -19,6 +19,7 @@ use crate::{
     },
     engine::{
         World,
+        ceiling::{Ceiling, Room, UsedUp},
         door::{CallDoor, Note},
         live::{Live, Output},
         run_log::{Noted, Recorded},
@@ -196,57 +197,112 @@ async fn again(
     prepared
 }
 
+/// What calls of one run have around them while they are carried out.
+pub(super) struct Around {
+    pub(super) world: World,
+    pub(super) live: Arc<Live>,
+    pub(super) run: RunId,
+    pub(super) ceiling: Ceiling,
+    pub(super) stop: CancellationToken,
+    pub(super) notes: mpsc::Sender<Note>,
+}
+
 /// Carries out a call whose intent is on disk, to its outcome.
-pub(super) async fn perform(
-    world: &World,
-    live: &Arc<Live>,
-    run: RunId,
-    recorded: Recorded<Pending>,
-    stop: &CancellationToken,
-    notes: mpsc::Sender<Note>,
-) -> Finished {
+pub(super) async fn perform(around: &Around, recorded: Recorded<Pending>) -> Finished {
     let Pending { call, next, policy } = recorded.into_inner();
-    let name = (call.key, call.call_id.clone());
-    let output = Output::new(live.clone(), world.redactor.clone(), run, name);
-    let heard = |stream: OutputStream, bytes: &[u8]| output.hear(stream, bytes);
-    let started = world.clock.steady_ms();
-    let mut used = None;
-    let (outcome, failure) = match next {
-        Next::Answer(outcome) => (outcome, None),
+    let started = around.world.clock.steady_ms();
+    let answered = |outcome, failure| Done { outcome, failure, used: None };
+    let done = match next {
+        Next::Answer(outcome) => answered(outcome, None),
         Next::Broken(error) => {
             let outcome =
                 ToolOutcome::failed(SANDBOX_FAILED, "the sandbox failed, and nothing was touched");
-            (outcome, Some(error))
+            answered(outcome, Some(error))
         }
         Next::Run { tool, permit, attempt } => {
-            let (call, call_id) = (call.key, call.call_id.clone());
-            let door = CallDoor { world: world.clone(), pinned: policy, call, call_id, notes };
-            let company = Company { stop, heard: &heard, door: Some(&door) };
-            match world.sandbox.run(*permit, attempt, company).await {
-                Ok(result) => {
-                    used = used_by(&result);
-                    (tool.outcome(result), None)
-                }
-                Err(error) => {
-                    let outcome = ToolOutcome::failed(
-                        SANDBOX_FAILED,
-                        "the sandbox failed; whether the call took effect is not known",
-                    );
-                    (outcome, Some(error))
-                }
-            }
+            run(around, &call, policy, (&tool, *permit, attempt)).await
         }
     };
-    output.finish();
     let output = ToolOutput {
         call: call.key,
         call_id: call.call_id,
-        outcome: outcome.kind,
-        output: outcome.output,
-        duration_ms: world.clock.steady_ms().saturating_sub(started),
-        used,
+        outcome: done.outcome.kind,
+        output: done.outcome.output,
+        duration_ms: around.world.clock.steady_ms().saturating_sub(started),
+        used: done.used,
     };
-    Finished { output, failure }
+    Finished { output, failure: done.failure }
+}
+
+/// What became of a call.
+struct Done {
+    outcome: ToolOutcome,
+    failure: Option<SandboxError>,
+    used: Option<Used>,
+}
+
+async fn run(
+    around: &Around,
+    call: &ToolCall,
+    policy: Arc<Policy>,
+    (tool, permit, attempt): (&Entry, Permit<Resolved>, Attempt),
+) -> Done {
+    let Around { world, live, run, ceiling, stop, notes } = around;
+    let (permit, mut room) = match enter(ceiling, permit, &policy, stop).await {
+        Ok(entered) => entered,
+        Err(outcome) => return Done { outcome, failure: None, used: None },
+    };
+    let name = (call.key, call.call_id.clone());
+    let output = Output::new(live.clone(), world.redactor.clone(), *run, name.clone());
+    let heard = |stream: OutputStream, bytes: &[u8]| output.hear(stream, bytes);
+    let (call, call_id) = name;
+    let notes = notes.clone();
+    let door = CallDoor { world: world.clone(), pinned: policy, call, call_id, notes };
+    let company = Company { stop, heard: &heard, door: Some(&door) };
+    let result = world.sandbox.run(permit, attempt, company).await;
+    output.finish();
+    match result {
+        Ok(result) => {
+            let used = used_by(&result);
+            if let (Some(room), Some(used)) = (&mut room, &used) {
+                room.used(used.cpu_ms);
+            }
+            Done { outcome: tool.outcome(result), failure: None, used }
+        }
+        Err(error) => {
+            let outcome = ToolOutcome::failed(
+                SANDBOX_FAILED,
+                "the sandbox failed; whether the call took effect is not known",
+            );
+            Done { outcome, failure: Some(error), used: None }
+        }
+    }
+}
+
+/// Waits until the run's ceiling lets a program run, with what is left of its CPU time. What is no program needs no
+/// room. Errors: it does not run.
+async fn enter<'a>(
+    ceiling: &'a Ceiling,
+    permit: Permit<Resolved>,
+    policy: &Policy,
+    stop: &CancellationToken,
+) -> Result<(Permit<Resolved>, Option<Room<'a>>), ToolOutcome> {
+    let Some(limits) = permit.program_limits() else { return Ok((permit, None)) };
+    let entered = tokio::select! {
+        entered = ceiling.enter(limits, policy.run_limits) => entered,
+        () = stop.cancelled() => {
+            let message = "the run was cancelled before the call was started";
+            return Err(ToolOutcome::cancelled(message));
+        }
+    };
+    match entered {
+        Ok(room) => Ok((permit.within(room.cpu_seconds), Some(room))),
+        Err(UsedUp) => Err(ToolOutcome::failed(
+            "RUN_CPU_TIME",
+            "the programs of this run have used up the CPU time that they may have together (run_limits in \
+             tools.yaml); nothing was started, so finish without another program",
+        )),
+    }
 }
 
 fn used_by(result: &EffectResult) -> Option<Used> {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: what a driver does to the world, it has written down before, and that is on disk.
 
+mod ceiling;
 mod diff;
 mod door;
 mod driver;

@@ -354,6 +354,7 @@ fn usage(usage: Usage) -> v1::Usage {
         output_tokens: usage.output_tokens,
         reasoning_tokens: usage.reasoning_tokens,
         turns_of_unknown_cost: usage.turns_of_unknown_cost,
+        cpu_ms: usage.cpu_ms,
     }
 }
 

@@ -250,6 +250,8 @@ fn limits(limits: Limits) -> HashMap<String, u64> {
         open_files,
         file_bytes,
         tmp_bytes,
+        stdout_bytes,
+        stderr_bytes,
     } = limits;
     let named = [
         ("wall_ms", wall_ms),
@@ -259,6 +261,8 @@ fn limits(limits: Limits) -> HashMap<String, u64> {
         ("open_files", open_files),
         ("file_bytes", file_bytes),
         ("tmp_bytes", tmp_bytes),
+        ("stdout_bytes", stdout_bytes),
+        ("stderr_bytes", stderr_bytes),
     ];
     let share = cpu_percent.map(|percent| ("cpu_percent", percent));
     named.into_iter().chain(share).map(|(name, limit)| (name.to_owned(), limit)).collect()

@@ -10,8 +10,8 @@ use crate::{
         ids::{RoleName, RuleId, ToolName},
         journal::Verdict,
         policy::{
-            CommandRule, DeclaredRule, FileOperation, Limits, OptionForm, OptionRule, PathGlob,
-            PathRule, Place, Positionals, Role, Tests, ValueRule,
+            CommandRule, DeclaredRule, FileOperation, OptionForm, OptionRule, PathGlob, PathRule,
+            Place, Positionals, Role, Tests, ValueRule,
         },
         tool::{Declaration, EffectClass},
     },
@@ -119,23 +119,6 @@ impl Compiler {
     }
 
     /// A limit of nothing is either no limit or a tool that cannot be used.
-    pub(super) fn limits(&mut self, file: &str, key: &str, limits: &LimitsShape) {
-        for (name, limit) in [
-            ("wall_seconds", limits.wall_seconds),
-            ("cpu_seconds", limits.cpu_seconds),
-            ("cpu_percent", limits.cpu_percent.unwrap_or(1)),
-            ("memory_mib", limits.memory_mib),
-            ("processes", limits.processes),
-            ("open_files", limits.open_files),
-            ("file_mib", limits.file_mib),
-            ("tmp_mib", limits.tmp_mib),
-        ] {
-            if limit == 0 {
-                self.fault(file, key, &format!("limits: {name} is 0; give at least 1"));
-            }
-        }
-    }
-
     /// Paths from the root or from the home; those from a home that is not there are left out.
     fn absolute(&mut self, sources: &Sources, key: &str, paths: &[String]) -> Vec<String> {
         let paths: Vec<String> = paths.iter().filter_map(|path| expanded(sources, path)).collect();
@@ -237,6 +220,7 @@ impl Compiler {
             class: shape.effect,
             decision: shape.decision,
             limits: shape.limits.as_ref().map(LimitsShape::compile),
+            isolation: shape.isolation,
             network: shape.network.clone(),
             why: shape.why.clone(),
         };
@@ -363,6 +347,7 @@ pub(super) fn declared(sources: &Sources, tools: &ToolsFile) -> BTreeMap<ToolNam
     let rule = |tool: &Declaration| DeclaredRule {
         class: tool.class,
         limits: tool.limits.over(tools.limits.compile()),
+        isolation: tool.isolation,
         environment: environment(sources, tools, &tool.environment),
         network: tool.network.clone(),
     };
@@ -384,23 +369,8 @@ fn extra_command(sources: &Sources, argv: Vec<String>, tools: &ToolsFile) -> Com
         class: EffectClass::NonIdempotent,
         decision: Verdict::Allow,
         limits: None,
+        isolation: None,
         network: Vec::new(),
         why: "the operator allowed it for this process".into(),
-    }
-}
-
-impl LimitsShape {
-    pub(super) fn compile(&self) -> Limits {
-        const MIB: u64 = 1 << 20;
-        Limits {
-            wall_ms: self.wall_seconds.saturating_mul(1000),
-            cpu_seconds: self.cpu_seconds,
-            cpu_percent: self.cpu_percent,
-            memory_bytes: self.memory_mib.saturating_mul(MIB),
-            processes: self.processes,
-            open_files: self.open_files,
-            file_bytes: self.file_mib.saturating_mul(MIB),
-            tmp_bytes: self.tmp_mib.saturating_mul(MIB),
-        }
     }
 }

@@ -2,6 +2,7 @@
 //! Invariant: the files compile together or not at all.
 
 mod compiler;
+mod limits;
 mod network;
 mod shapes;
 mod testing;
@@ -239,6 +240,7 @@ pub fn compile_and_test(sources: &Sources, known_tools: &[ToolName]) -> Compiled
     let policy = Policy {
         revision: sources.revision(),
         limits: tools.limits.compile(),
+        run_limits: compiler.run_limits(sources, &tools),
         roles: compiler.roles(sources, &tools, known_tools),
         paths: compiler.paths(&sources.paths.name, &paths),
         network: compiler.network(sources, network.as_ref(), &tools),

@@ -21,6 +21,8 @@ pub(super) struct ToolsFile {
     #[serde(rename = "schema")]
     _schema: ToolsSchema,
     pub(super) limits: LimitsShape,
+    #[serde(default)]
+    pub(super) run_limits: RunLimitsShape,
     pub(super) program_directories: Vec<String>,
     #[serde(default)]
     pub(super) isolation: IsolationShape,
@@ -51,6 +53,18 @@ pub(super) struct LimitsShape {
     pub(super) file_mib: u64,
     #[serde(default = "tmp_mib")]
     pub(super) tmp_mib: u64,
+    #[serde(default = "stream_mib")]
+    pub(super) stdout_mib: u64,
+    #[serde(default = "stream_mib")]
+    pub(super) stderr_mib: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct RunLimitsShape {
+    pub(super) memory_mib: Option<u64>,
+    pub(super) processes: Option<u64>,
+    pub(super) cpu_seconds: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -64,6 +78,10 @@ impl Default for IsolationShape {
     fn default() -> Self {
         Self { minimum: Isolation::Root, enforcement: Enforcement::Strict }
     }
+}
+
+fn stream_mib() -> u64 {
+    64
 }
 
 fn tmp_mib() -> u64 {
@@ -101,6 +119,7 @@ pub(super) struct CommandShape {
     #[serde(default = "allow")]
     pub(super) decision: Verdict,
     pub(super) limits: Option<LimitsShape>,
+    pub(super) isolation: Option<Isolation>,
     #[serde(default)]
     pub(super) network: Vec<RuleId>,
     pub(super) why: String,

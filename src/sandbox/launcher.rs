@@ -321,12 +321,16 @@ impl Launcher {
         let egress = egress.map(|(grant, door)| Egress::new(grant, door, &self.outside));
         let hear_stdout = |bytes: &[u8]| heard(OutputStream::Stdout, bytes);
         let hear_stderr = |bytes: &[u8]| heard(OutputStream::Stderr, bytes);
+        let (limits, flooded) = (&call.orders.limits, stop.child_token());
         let streams = async {
-            tokio::join!(capture(stdout, *keep, &hear_stdout), capture(stderr, *keep, &hear_stderr))
+            tokio::join!(
+                capture(stdout, *keep, limits.stdout_bytes, &flooded, &hear_stdout),
+                capture(stderr, *keep, limits.stderr_bytes, &flooded, &hear_stderr)
+            )
         };
-        let wall = Duration::from_millis(call.orders.limits.wall_ms);
+        let wall = Duration::from_millis(limits.wall_ms);
         let heard = tokio::time::timeout(wall + GRACE, async {
-            tokio::join!(report(control, stop, egress.as_ref()), streams)
+            tokio::join!(report(control, &flooded, egress.as_ref()), streams)
         })
         .await;
         let Ok((report, (stdout, stderr))) = heard else {
@@ -350,6 +354,7 @@ impl Launcher {
         });
         let report = report?;
         let exit = match exit(report.end, &spent) {
+            Ok(_) if flooded.is_cancelled() && !stop.is_cancelled() => Exit::Output,
             Ok(exit) => exit,
             Err(ended) => return ended,
         };

@@ -297,7 +297,7 @@ fn look_result(ended: Ended) -> EffectResult {
             failed("OUT_OF_MEMORY", &format!("the look wanted too much memory; {smaller}"))
         }
         Exit::CpuTime => failed("CPU_TIME", &format!("the look took too much CPU time; {smaller}")),
-        Exit::Code(_) | Exit::Signal(_) | Exit::Processes => {
+        Exit::Code(_) | Exit::Signal(_) | Exit::Processes | Exit::Output => {
             let words = String::from_utf8_lossy(&ran.stderr.head).trim().to_owned();
             failed("LOOK_FAILED", &format!("the look broke off: {words}"))
         }

@@ -191,6 +191,7 @@ fn output(ended: Ended) -> Result<Ran, SnapshotError> {
         Exit::OutOfMemory => failed("git wanted too much memory".into()),
         Exit::CpuTime => failed("git took too much CPU time".into()),
         Exit::Processes => failed("git wanted too many processes".into()),
+        Exit::Output => failed("git wrote more than a program may".into()),
         Exit::Code(_) | Exit::Signal(_) | Exit::Stopped => {
             let words: String =
                 String::from_utf8_lossy(&ran.stderr.head).chars().take(500).collect();

@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     domain::{
+        effect::Isolation,
         ids::{RoleName, RuleId},
         policy::LimitsOver,
         tool::{Declaration, EffectClass, ToolSpec, Word, normalised},
@@ -46,6 +47,7 @@ struct DeclarationShape {
     effect: EffectClass,
     #[serde(default)]
     limits: LimitsShape,
+    isolation: Option<Isolation>,
     #[serde(default)]
     environment: BTreeMap<String, String>,
     #[serde(default)]
@@ -71,6 +73,8 @@ struct LimitsShape {
     open_files: Option<u64>,
     file_mib: Option<u64>,
     tmp_mib: Option<u64>,
+    stdout_mib: Option<u64>,
+    stderr_mib: Option<u64>,
 }
 
 fn no_parameters() -> Value {
@@ -175,6 +179,8 @@ fn settled(
         ("open_files", limits.open_files),
         ("file_mib", limits.file_mib),
         ("tmp_mib", limits.tmp_mib),
+        ("stdout_mib", limits.stdout_mib),
+        ("stderr_mib", limits.stderr_mib),
     ] {
         if limit == Some(0) {
             fault("limits", format!("{name} is 0; give at least 1"));
@@ -210,6 +216,7 @@ fn settled(
         class: shape.effect,
         limits: shape.limits.into(),
         environment: shape.environment,
+        isolation: shape.isolation,
         network: shape.network,
         roles: shape.roles,
         source: file.to_owned(),
@@ -245,6 +252,8 @@ impl From<LimitsShape> for LimitsOver {
             open_files: shape.open_files,
             file_bytes: mib(shape.file_mib),
             tmp_bytes: mib(shape.tmp_mib),
+            stdout_bytes: mib(shape.stdout_mib),
+            stderr_bytes: mib(shape.stderr_mib),
         }
     }
 }

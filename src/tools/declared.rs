@@ -70,6 +70,9 @@ impl Declared {
                     "the command wanted too many processes".into(),
                 );
             }
+            Exit::Output => {
+                return failed("TOO_MUCH_OUTPUT", "the command wrote more than it may".into());
+            }
             Exit::Stopped => {
                 return ToolOutcome::cancelled("the run was cancelled; the command was killed");
             }

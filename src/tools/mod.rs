@@ -200,6 +200,7 @@ mod tests {
             words: Vec::new(),
             class: EffectClass::Pure,
             limits: Default::default(),
+            isolation: None,
             environment: Default::default(),
             network: Vec::new(),
             roles: Vec::new(),

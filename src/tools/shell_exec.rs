@@ -60,6 +60,8 @@ enum Limit {
     Cpu,
     /// It wanted too many processes.
     Pids,
+    /// It wrote too much.
+    Output,
 }
 
 /// Most words of a command.
@@ -111,6 +113,7 @@ impl Tool for ShellExec {
             Exit::OutOfMemory => answer.limit = Some(Limit::Oom),
             Exit::CpuTime => answer.limit = Some(Limit::Cpu),
             Exit::Processes => answer.limit = Some(Limit::Pids),
+            Exit::Output => answer.limit = Some(Limit::Output),
             Exit::Stopped => {
                 return ToolOutcome::cancelled("the run was cancelled; the program was killed");
             }

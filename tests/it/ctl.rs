@@ -304,6 +304,7 @@ async fn every_answer_about_a_run_is_one_json_object_with_the_same_fields() {
                 "input_tokens": usage.input_tokens, "cached_input_tokens": 0,
                 "output_tokens": usage.output_tokens, "reasoning_tokens": 0,
                 "turns_of_unknown_cost": 0,
+                "cpu_ms": usage.cpu_ms,
             },
             "agent": "executor", "model": null, "workspace": workspace, "task": "read it",
             "head_sequence": run.head_sequence, "submitter": run.submitter,

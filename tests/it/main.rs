@@ -11,6 +11,7 @@ mod audit;
 mod bad_input;
 mod callers;
 mod cancel;
+mod ceilings;
 mod clients;
 mod configuration;
 mod confinement;

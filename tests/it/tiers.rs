@@ -20,7 +20,7 @@ use agentd::scripted::{Reply, Script, Seen, Turn};
 use serde_json::{Value, json};
 
 use crate::{
-    support::{Backend, Story, TestDaemon, not_checked},
+    support::{Backend, Settings, Story, TestDaemon, not_checked},
     walls,
 };
 
@@ -352,6 +352,29 @@ async fn alone(daemon: &TestDaemon, story: &Story, said: &[String]) {
     assert_eq!(said[0], "landlock");
     assert_eq!(said[1..], KEPT);
     assert!(daemon.audit().await.intact);
+}
+
+#[tokio::test]
+async fn a_command_s_own_minimum_holds_instead_of_the_policy_s() {
+    let call = |script: &str| Turn::call("shell_exec", json!({"command": ["sh", script]}));
+    let turns = vec![call("own.sh"), call("script.sh"), Turn::say("done")];
+    let backend = Backend::start(Script { turns }).await;
+    let commands =
+        "\n  - {id: test.own, argv: [sh, own.sh], isolation: full, why: a careful one}\n";
+    let settings =
+        Settings { base_url: backend.url(), commands: commands.into(), ..Settings::default() };
+    let mut daemon = TestDaemon::start_with(settings);
+    daemon.stop();
+    let Some(command) = without(&["user"], &daemon.command()) else { return };
+    assert!(daemon.boot_as(command), "{}", daemon.log());
+    daemon.put("own.sh", "touch own");
+    daemon.put("script.sh", "touch other");
+
+    let outputs = daemon.carry_out("run both").await.outputs();
+
+    assert_eq!(outputs[0].1["error"]["reason"], "ISOLATION_TOO_WEAK", "{outputs:?}");
+    assert_eq!(outputs[1].1["exit_code"], 0, "control: {outputs:?}");
+    assert_eq!((daemon.read("own"), daemon.read("other")), (None, Some(String::new())));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::domain::{
+    effect::Isolation,
     ids::RuleId,
     journal::Verdict,
     policy::{Limits, Place, Ruling, deny, refuse, strictest},
@@ -30,6 +31,8 @@ pub struct CommandRule {
     pub class: EffectClass,
     pub decision: Verdict,
     pub limits: Option<Limits>,
+    /// How well it must be kept apart, at least; none: as well as any other.
+    pub isolation: Option<Isolation>,
     /// Rules of `network.yaml` that say what it may reach.
     pub network: Vec<RuleId>,
     pub why: String,
@@ -300,6 +303,7 @@ mod tests {
             class: EffectClass::Pure,
             decision,
             limits: None,
+            isolation: None,
             network: Vec::new(),
             why: "because".into(),
         }

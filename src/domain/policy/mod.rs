@@ -69,6 +69,8 @@ pub struct Policy {
     pub declared: BTreeMap<ToolName, DeclaredRule>,
     /// Limits of a call whose rule sets none.
     pub limits: Limits,
+    /// What the programs of one run may use together.
+    pub run_limits: RunLimits,
     /// Directories where programs are looked for, in order; absolute.
     pub program_directories: Vec<String>,
     /// What programs may read besides the system's directories: toolchains in a home, say. Absolute.
@@ -97,9 +99,10 @@ pub enum Enforcement {
 }
 
 impl IsolationRule {
-    fn least(self) -> Isolation {
+    /// For something that states a minimum of its own, or none.
+    fn least(self, own: Option<Isolation>) -> Isolation {
         match self.enforcement {
-            Enforcement::Strict => self.minimum,
+            Enforcement::Strict => own.unwrap_or(self.minimum),
             Enforcement::BestEffort => Isolation::Landlock,
         }
     }
@@ -131,6 +134,8 @@ pub struct Role {
 pub struct DeclaredRule {
     pub class: EffectClass,
     pub limits: Limits,
+    /// How well it must be kept apart, at least; none: as well as any other.
+    pub isolation: Option<Isolation>,
     pub environment: BTreeMap<String, String>,
     /// Rules of `network.yaml` that say what it may reach.
     pub network: Vec<RuleId>,
@@ -150,6 +155,19 @@ pub struct Limits {
     pub file_bytes: u64,
     /// Most that may lie in temporary files.
     pub tmp_bytes: u64,
+    /// Most that may be written to each of its streams. How much of it is kept is another matter.
+    pub stdout_bytes: u64,
+    pub stderr_bytes: u64,
+}
+
+/// Limits of the programs of one run together, above those of each call; none: there is no such limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RunLimits {
+    /// Of the programs that run at one time, by their own limits.
+    pub memory_bytes: Option<u64>,
+    pub processes: Option<u64>,
+    /// CPU time of all programs of the run.
+    pub cpu_seconds: Option<u64>,
 }
 
 /// Limits that one tool sets for itself; the others are the policy's.
@@ -163,6 +181,8 @@ pub struct LimitsOver {
     pub open_files: Option<u64>,
     pub file_bytes: Option<u64>,
     pub tmp_bytes: Option<u64>,
+    pub stdout_bytes: Option<u64>,
+    pub stderr_bytes: Option<u64>,
 }
 
 impl LimitsOver {
@@ -177,6 +197,8 @@ impl LimitsOver {
             open_files: self.open_files.unwrap_or(base.open_files),
             file_bytes: self.file_bytes.unwrap_or(base.file_bytes),
             tmp_bytes: self.tmp_bytes.unwrap_or(base.tmp_bytes),
+            stdout_bytes: self.stdout_bytes.unwrap_or(base.stdout_bytes),
+            stderr_bytes: self.stderr_bytes.unwrap_or(base.stderr_bytes),
         }
     }
 }
@@ -231,6 +253,18 @@ pub struct Orders {
 impl<T> Permit<T> {
     pub fn ruling(&self) -> &Ruling {
         &self.ruling
+    }
+
+    /// Limits of the program that is permitted; none: what is permitted is no program.
+    pub fn program_limits(&self) -> Option<Limits> {
+        (!self.orders.argv.is_empty()).then_some(self.orders.limits)
+    }
+
+    /// The same with so much CPU time at most.
+    pub fn within(mut self, cpu_seconds: u64) -> Self {
+        let limit = &mut self.orders.limits.cpu_seconds;
+        *limit = cpu_seconds.min(*limit);
+        self
     }
 
     /// Gives what is permitted to whoever carries it out, and is gone.
@@ -297,6 +331,7 @@ impl Policy {
                 }
                 let orders = Orders {
                     limits: rule.limits.unwrap_or(self.limits),
+                    least_isolation: self.isolation.least(rule.isolation),
                     argv: rule.full_argv(argv),
                     environment: rule.environment.clone(),
                     grant: grant(&rule.id, &rule.network),
@@ -312,6 +347,7 @@ impl Policy {
                 };
                 let orders = Orders {
                     limits: rule.limits,
+                    least_isolation: self.isolation.least(rule.isolation),
                     argv: argv.clone(),
                     environment: rule.environment.clone(),
                     grant: grant(&id, &rule.network),
@@ -355,7 +391,7 @@ impl Policy {
             paths: Vec::new(),
             read_only: self.read_only_roots.clone(),
             protected: self.protected.clone(),
-            least_isolation: self.isolation.least(),
+            least_isolation: self.isolation.least(None),
             grant: None,
         }
     }

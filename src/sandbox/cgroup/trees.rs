@@ -232,6 +232,8 @@ mod tests {
             open_files: 64,
             file_bytes: 1 << 20,
             tmp_bytes: 1 << 20,
+            stdout_bytes: 1 << 20,
+            stderr_bytes: 1 << 20,
         }
     }
 

@@ -52,6 +52,7 @@ declare -rA OPTIONS=(
 # What holds in both tiers, and what takes namespaces.
 readonly EVERYWHERE='the_tier_that_is_found files_outside_of_the_workspace the_kernel_s_dangerous_calls
   no_file_can_be_made_that_would_run when_its_time_is_up_the_whole_tree what_a_program_leaves_behind
+  nothing_that_a_killed_daemon_started
   a_program_s_environment a_program_s_input a_file_cannot_grow cpu_time_is_counted'
 readonly NAMESPACED='nothing_outside_can_be_connected temporary_files_are a_program_can_talk_to_itself
   a_git_directory a_repository_s_git_directory a_program_has_no_capability'

@@ -34,6 +34,7 @@ use crate::{
         egress::{Egress, Outside},
         files::hex,
         framed::{Framed, Kind, Started},
+        mechanisms::mechanisms,
         order::{End, Tier, WayOut},
         placeholders::Placeholders,
         pool::{Keeper, Pool},
@@ -142,32 +143,7 @@ impl Launcher {
     }
 
     pub(super) fn mechanisms(&self) -> BTreeMap<String, String> {
-        let (tier, enforced) = (self.ground.tier, &self.enforced);
-        let by =
-            |resource, otherwise| enforced.get(resource).copied().unwrap_or(otherwise).to_owned();
-        let kill = match (enforced.contains_key("cpu"), tier) {
-            (true, _) => "cgroup_v2_kill",
-            (false, Tier::Full | Tier::Root) => "pid_namespace",
-            (false, Tier::Landlock) => "subreaper",
-        };
-        let can_look = can_look();
-        let network = match tier {
-            Tier::Full | Tier::Root => "proxy",
-            Tier::Landlock => "none",
-        };
-        BTreeMap::from([
-            ("isolation".into(), tier.as_str().into()),
-            ("cpu".into(), by("cpu", if can_look { "polled" } else { "rlimit" })),
-            ("cpu_share".into(), by("cpu_share", "none")),
-            ("memory".into(), by("memory", if can_look { "polled" } else { "rlimit" })),
-            ("processes".into(), by("processes", if can_look { "polled" } else { "none" })),
-            ("open_files".into(), "rlimit".into()),
-            ("file_size".into(), "rlimit".into()),
-            ("wall_time".into(), "launcher".into()),
-            ("output".into(), "daemon".into()),
-            ("network".into(), network.into()),
-            ("kill".into(), kill.into()),
-        ])
+        mechanisms(self.ground.tier, &self.enforced)
     }
 
     /// Runs a program to its end. `stop` kills it, and its whole tree, early.
@@ -458,16 +434,6 @@ fn wait_for_leftovers(path: &Path) -> io::Result<File> {
         io::ErrorKind::TimedOut,
         "programs started by the daemon before this one are still running; end them, then start again",
     ))
-}
-
-/// Whether launchers see what processes use: the kernel lists children, and `/proc` hides nobody.
-fn can_look() -> bool {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    let hides = mounts.lines().filter(|line| line.contains(" - proc ")).any(|line| {
-        let options = line.rsplit(' ').next().unwrap_or_default();
-        options.split(',').any(|option| option.starts_with("hidepid=") && option != "hidepid=0")
-    });
-    !hides && Path::new("/proc/thread-self/children").exists()
 }
 
 /// Blocking work, whose own failure is one to tell.

@@ -13,6 +13,7 @@ mod framed;
 pub mod inside;
 mod launcher;
 mod lines;
+mod mechanisms;
 pub mod order;
 mod placeholders;
 mod pool;

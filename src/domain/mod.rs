@@ -11,6 +11,7 @@ pub mod host;
 pub mod ids;
 pub mod item;
 pub mod journal;
+pub mod origin;
 pub mod policy;
 pub mod redact;
 pub mod retry;

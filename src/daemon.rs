@@ -286,6 +286,9 @@ impl Rules {
         let tools = Arc::new(Toolbox::new(declared.clone()).map_err(DaemonError::Tools)?);
         let files = policy_sources(config, &tools, declared);
         let policy = Arc::new(files.load()?);
+        for refused in policy.hosted_outlook().filter(|outlook| !outlook.is_declared()) {
+            tracing::warn!(tool = %refused.tool, decided = %refused, "a hosted tool is not declared to the backend");
+        }
         Ok(Self { tools, files, policy, programs })
     }
 }
@@ -349,6 +352,7 @@ pub(crate) fn policy_sources(
         extra_commands: config.allow_commands.clone(),
         allow_net: config.allow_net,
         declared,
+        hosted: config.hosted_tools.clone(),
         home: config.home.clone(),
         off_limits: own_paths(config).map(|path| path.display().to_string()).collect(),
         known_tools: tools.specs().iter().map(|spec| spec.name.clone()).collect(),

@@ -14,7 +14,7 @@ use crate::domain::{
     ids::{Caller, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence, Timestamp, TreeId},
     item::Item,
     journal::{AnsweredItem, Entry, NewEntry, Record, Sent, Verdict},
-    policy::{Destination, Grant, Limits, Passage, Permit, Ruling},
+    policy::{Destination, Grant, HostedLeave, Limits, Passage, Permit, Ruling},
     run::Failure,
     status::StateName,
     tool::ToolSpec,
@@ -42,6 +42,8 @@ pub struct Question<'a> {
     /// The whole conversation, oldest first.
     pub items: &'a [Item],
     pub tools: &'a [ToolSpec],
+    /// Tools that the backend runs itself: these and no others are declared to it.
+    pub hosted_tools: &'a [HostedLeave],
 }
 
 /// One answer of the model.

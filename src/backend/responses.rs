@@ -6,6 +6,7 @@ use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
 use async_trait::async_trait;
 use bytes::Bytes;
 use reqwest::{Client, RequestBuilder, header};
+use serde::ser::Error as _;
 use serde_json::value::RawValue;
 use tokio::sync::OnceCell;
 
@@ -32,8 +33,8 @@ pub struct Settings {
     /// With or without `/v1`.
     pub base_url: String,
     pub api_key: Option<Secret>,
-    /// Tools that the backend runs itself, each a JSON object that may hold a credential. They are passed
-    /// through; nothing here ever runs one.
+    /// Tools that the backend runs itself, each a JSON object that may hold a credential. Those that a question
+    /// has leave for are passed through; nothing here ever runs one.
     pub hosted_tools: Vec<Secret>,
     pub streaming: Streaming,
     /// How long to wait for the next bytes of an answer.
@@ -304,9 +305,12 @@ fn encode(
             strict: false,
         }))
     });
-    let hosted = hosted
-        .iter()
-        .map(|tool| Ok(RequestTool::Hosted(serde_json::from_str(tool.expose_secret())?)));
+    let hosted = question.hosted_tools.iter().map(|leave| {
+        let tool = hosted.get(leave.index());
+        let tool =
+            tool.ok_or_else(|| serde_json::Error::custom("it has leave for no such tool"))?;
+        Ok(RequestTool::Hosted(serde_json::from_str(tool.expose_secret())?))
+    });
     let encoded = tools.chain(hosted).collect::<Result<_, serde_json::Error>>().and_then(|tools| {
         serde_json::to_vec(&Request {
             model,
@@ -437,7 +441,13 @@ mod tests {
     fn a_conversation_with_an_open_call_is_never_encoded() {
         let raw = serde_json::value::to_raw_value(&serde_json::json!({})).unwrap().into();
         let items = [Item::Model { raw, call: Some(CallId::new("c1")) }];
-        let question = Question { model: None, instructions: "", items: &items, tools: &[] };
+        let question = Question {
+            model: None,
+            instructions: "",
+            items: &items,
+            tools: &[],
+            hosted_tools: &[],
+        };
         let error = encode("m", &question, Streaming::On, &[]).unwrap_err();
         assert_eq!(error.fault, ModelFault::BrokenConversation);
         assert_eq!(error.message, "the conversation was not sent: call c1 has no output");

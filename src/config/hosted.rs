@@ -1,10 +1,12 @@
 //! Tools that the backend runs itself. Exactly three types are known; what they say is passed through as it
-//! stands, except that a credential is named and not written.
+//! stands, except that a credential is named and not written. Whether one is declared at all is policy's to say.
 
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 
 use crate::{
     config::reader::{Origin, Reader},
+    domain::policy::{HostedKind, HostedTool, McpPlace},
     secrets::{self, ExposeSecret as _, Secret, Source},
     yaml::{Content, Node},
 };
@@ -16,7 +18,10 @@ const MOST: usize = 32;
 /// The hosted tools, and the secrets within them.
 #[derive(Debug, Default)]
 pub(super) struct Hosted {
-    pub(super) tools: Vec<Secret>,
+    /// As policy sees them, in the order of the file.
+    pub(super) tools: Vec<HostedTool>,
+    /// As the backend gets them, in the same order.
+    pub(super) json: Vec<Secret>,
     pub(super) secrets: Vec<Secret>,
 }
 
@@ -32,30 +37,41 @@ pub(super) fn take(reader: &mut Reader<'_>) -> Hosted {
     }
     for (place, tool) in tools.iter().enumerate() {
         let key = format!("{KEY}[{place}]");
-        if let Some((kind, json)) = self::tool(reader, &key, tool, &mut hosted.secrets) {
+        if let Some(read) = self::tool(reader, &key, tool, &mut hosted.secrets) {
             let origin = Origin::File { path: path.clone(), at: tool.at };
-            reader.show(&key, kind, &origin);
-            hosted.tools.push(Secret::from(json.to_string()));
+            reader.show(&key, read.name, &origin);
+            hosted.json.push(Secret::from(read.json.to_string()));
+            let (kind, digest) = (read.kind, read.digest);
+            hosted.tools.push(HostedTool { index: place, kind, digest });
         }
     }
     hosted
 }
 
-fn tool(
-    reader: &mut Reader<'_>,
-    key: &str,
-    node: &Node,
-    found: &mut Vec<Secret>,
-) -> Option<(String, Value)> {
+/// One tool, whole.
+struct Read {
+    /// The type, as it is written.
+    name: String,
+    kind: HostedKind,
+    digest: String,
+    /// With its credentials.
+    json: Value,
+}
+
+fn tool(reader: &mut Reader<'_>, key: &str, node: &Node, found: &mut Vec<Secret>) -> Option<Read> {
     let Value::Object(mut tool) = node.to_value() else {
         reader.fault_at(node.at, key, "is not a map with a `type`");
         return None;
     };
-    let kind = tool.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
-    if let Some(fault) = fault(&kind, &tool) {
-        reader.fault_at(node.at, key, &fault);
-        return None;
-    }
+    let name = tool.get("type").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let kind = match kind(&name, &tool) {
+        Ok(kind) => kind,
+        Err(fault) => {
+            reader.fault_at(node.at, key, &fault);
+            return None;
+        }
+    };
+    let digest = digest(&tool);
     let mut complete = true;
     if let Some(value) = tool.get_mut("authorization") {
         complete &= fill(reader, node, &format!("{key}.authorization"), value, found);
@@ -64,32 +80,67 @@ fn tool(
     for (name, value) in headers.into_iter().flatten() {
         complete &= fill(reader, node, &format!("{key}.headers.{name}"), value, found);
     }
-    if kind == "code_interpreter" && !tool.contains_key("container") {
+    if kind == HostedKind::CodeInterpreter && !tool.contains_key("container") {
         tool.insert("container".into(), serde_json::json!({"type": "auto"}));
     }
-    complete.then_some((kind, Value::Object(tool)))
+    complete.then_some(Read { name, kind, digest, json: Value::Object(tool) })
 }
 
-/// What is wrong with a tool of this type, if anything is.
-fn fault(kind: &str, tool: &Map<String, Value>) -> Option<String> {
-    let has = |name: &str| tool.contains_key(name);
-    match kind {
-        "code_interpreter" => None,
-        "file_search" if has("vector_store_ids") => None,
-        "file_search" => Some("a file_search names its vector_store_ids".into()),
-        "mcp" if !has("server_label") => Some("an mcp tool has a server_label".into()),
-        "mcp" if ["server_url", "connector_id", "tunnel_id"].into_iter().any(has) => None,
-        "mcp" => Some("an mcp tool has a server_url, a connector_id or a tunnel_id".into()),
-        "function" => Some(
+/// Of the tool as it is written: credentials are only named in it.
+fn digest(tool: &Map<String, Value>) -> String {
+    let hash = Sha256::digest(Value::Object(tool.clone()).to_string());
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What a tool of this type is to policy. Errors: what is wrong with it.
+fn kind(name: &str, tool: &Map<String, Value>) -> Result<HostedKind, String> {
+    match name {
+        "code_interpreter" => Ok(HostedKind::CodeInterpreter),
+        "file_search" if tool.contains_key("vector_store_ids") => Ok(HostedKind::FileSearch),
+        "file_search" => Err("a file_search names its vector_store_ids".into()),
+        "mcp" => mcp(tool),
+        "function" => Err(
             "a function is not run by the backend; declare it under `tools`, or as a file in the tools directory"
                 .into(),
         ),
-        "" => Some("has no type; it is code_interpreter, file_search or mcp".into()),
-        other => Some(format!(
+        "" => Err("has no type; it is code_interpreter, file_search or mcp".into()),
+        other => Err(format!(
             "{other} is not passed through: the types are code_interpreter, file_search and mcp. Leave it \
              out, or declare a tool of your own under `tools`"
         )),
     }
+}
+
+/// Exactly one place, so that what policy looked at is what the backend dials.
+fn mcp(tool: &Map<String, Value>) -> Result<HostedKind, String> {
+    let Some(label) = tool.get("server_label") else {
+        return Err("an mcp tool has a server_label".into());
+    };
+    let named: Vec<_> = ["server_url", "connector_id", "tunnel_id"]
+        .into_iter()
+        .filter_map(|key| Some((key, tool.get(key)?)))
+        .collect();
+    let (key, value) = match named.as_slice() {
+        [one] => *one,
+        [] => return Err("an mcp tool has a server_url, a connector_id or a tunnel_id".into()),
+        _ => {
+            return Err("an mcp tool has one of server_url, connector_id and tunnel_id; make it \
+                        two tools"
+                .into());
+        }
+    };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let at = match key {
+        // What is wrong is told without the URL: a credential may stand in it.
+        "server_url" => McpPlace::server(&text(value)).map_err(|error| {
+            format!("server_url: is not a URL such as https://mcp.example.com/mcp: {error}")
+        }),
+        "connector_id" => {
+            McpPlace::connector(&text(value)).map_err(|error| format!("connector_id: {error}"))
+        }
+        _ => McpPlace::tunnel(&text(value)).map_err(|error| format!("tunnel_id: {error}")),
+    }?;
+    HostedKind::mcp(&text(label), at).map_err(|error| format!("server_label: {error}"))
 }
 
 /// Puts the secret in the place of its source. Tells whether it could.

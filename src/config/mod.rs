@@ -22,7 +22,7 @@ use reader::{Count, Reader, SettingValue, Spare};
 use crate::{
     backend::{self, Streaming},
     callers::CallerSettings,
-    domain::policy::Gate,
+    domain::policy::{Gate, HostedTool},
     engine::Limits,
     secrets::Secret,
     telemetry::LogFormat,
@@ -95,6 +95,8 @@ pub struct Config {
     /// Home of the daemon's user, for policies that name paths in it; none: the environment names none.
     pub home: Option<String>,
     pub backend: backend::Settings,
+    /// The backend's hosted tools as policy sees them, in the same order.
+    pub hosted_tools: Vec<HostedTool>,
     pub model: Option<String>,
     pub limits: Limits,
     /// Launchers of each kind that wait for a call.
@@ -230,6 +232,8 @@ impl Config {
         let allow_net = reader.take(names::ALLOW_NET, flags.allow_net, || Some(false));
         let mut secrets = Vec::new();
         let backend = backend(reader, flags.base_url, &mut secrets);
+        let hosted = hosted::take(reader);
+        secrets.extend(hosted.secrets);
         let model = reader.take(names::MODEL, flags.model, || None);
         let limits = limits(reader);
         let ready = reader.take(names::READY_LAUNCHERS, None, || Some(Spare(2)));
@@ -247,7 +251,8 @@ impl Config {
             allow_commands,
             allow_net: if allow_net? { Gate::Open } else { Gate::Shut },
             home: around.variable("HOME").filter(|home| home.starts_with('/')),
-            backend: backend?,
+            backend: backend::Settings { hosted_tools: hosted.json, ..backend? },
+            hosted_tools: hosted.tools,
             model,
             limits: limits?,
             ready_launchers: ready?.0,
@@ -273,10 +278,9 @@ fn backend(
     let stream = reader.take(names::STREAM, None, || Some(true));
     let idle = reader.take(names::IDLE_TIMEOUT, None, || Some(Count(300)));
     let api_key = credential::api_key(reader);
-    let hosted = hosted::take(reader);
-    secrets.extend(api_key.iter().cloned().chain(hosted.secrets));
+    secrets.extend(api_key.iter().cloned());
     Some(backend::Settings {
-        hosted_tools: hosted.tools,
+        hosted_tools: Vec::new(),
         base_url: base_url?,
         api_key,
         streaming: if stream? { Streaming::On } else { Streaming::Off },

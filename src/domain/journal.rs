@@ -146,6 +146,21 @@ pub struct ModelRequest {
     pub attempt: u32,
     /// Items of the conversation that are sent.
     pub items: usize,
+    /// What was decided about each hosted tool, in the order of the configuration: those allowed are declared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosted_tools: Vec<HostedDecided>,
+}
+
+/// Policy decided whether a hosted tool is declared to the backend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostedDecided {
+    /// Its place in the configuration's list, from 0.
+    pub index: usize,
+    /// Without credentials, and of a URL the server alone: `mcp docs at https://mcp.example.com`.
+    pub tool: String,
+    pub decision: Verdict,
+    pub rule: RuleId,
+    pub why: String,
 }
 
 /// The model answered, and its terminal event has come.

@@ -25,8 +25,9 @@ use crate::domain::{
     item::{Paired, RawJson, check_pairing},
     journal::{
         AnsweredItem, AskedCall, CancelRequested, Connection, DaemonStarted, DaemonStopped,
-        Decided, ModelNudged, ModelRequest, NetworkUsed, PolicyReload, Reloaded, RunAnchored,
-        RunFinished, RunRecovered, RunSuspended, ToolResumed, Used, Verdict, WorkspaceSnapshot,
+        Decided, HostedDecided, ModelNudged, ModelRequest, NetworkUsed, PolicyReload, Reloaded,
+        RunAnchored, RunFinished, RunRecovered, RunSuspended, ToolResumed, Used, Verdict,
+        WorkspaceSnapshot,
     },
     retry,
     status::StateName,
@@ -60,7 +61,11 @@ fn spec(budget: Budget) -> RunCreated {
 }
 
 fn request(turn: u32, attempt: u32) -> Record {
-    ModelRequest { turn, attempt, items: 1 }.into()
+    model_request(turn, attempt).into()
+}
+
+fn model_request(turn: u32, attempt: u32) -> ModelRequest {
+    ModelRequest { turn, attempt, items: 1, hosted_tools: Vec::new() }
 }
 
 /// An answer that is whole, says nothing and asks for `calls` calls, each with an id of its own that
@@ -1009,6 +1014,17 @@ fn examples() -> Vec<Record> {
         }
         .into(),
         request(1, 1),
+        ModelRequest {
+            hosted_tools: vec![HostedDecided {
+                index: 0,
+                tool: "mcp docs at https://mcp.example.com".into(),
+                decision: Verdict::Allow,
+                rule: RuleId::new("docs"),
+                why: "it is allowed".into(),
+            }],
+            ..model_request(1, 1)
+        }
+        .into(),
         ModelResponse {
             response_id: Some("resp_1".into()),
             model: Some("qwen3".into()),
@@ -1064,4 +1080,12 @@ fn every_record_reads_back_as_it_was_written() {
         // Records that carry the backend's JSON cannot be compared; what they show of themselves can.
         assert_eq!(format!("{:?}", written_and_read(&record)), format!("{record:?}"));
     }
+}
+
+#[test]
+fn a_request_of_before_hosted_tools_were_decided_about_is_read_as_one_without_any() {
+    let old = r#"{"turn":1,"attempt":1,"items":1}"#;
+    let record = Record::decode("model_request", 1, old).unwrap();
+    assert_eq!(record.encode().unwrap(), old);
+    assert_eq!(format!("{record:?}"), format!("{:?}", request(1, 1)));
 }

@@ -12,8 +12,8 @@ use crate::{
     domain::{
         ids::{Caller, Timestamp},
         journal::{
-            BackendError, CancelRequested, ModelNudged, ModelRequest, ModelResponse, Moment,
-            RunFinished, RunSuspended, Taken, WorkspaceSnapshot,
+            BackendError, CancelRequested, ModelNudged, ModelResponse, Moment, RunFinished,
+            RunSuspended, Taken, WorkspaceSnapshot,
         },
         retry,
         run::{Command, Ending, Failure, Invocation, Wish, decide},
@@ -23,7 +23,7 @@ use crate::{
         ceiling::Ceiling,
         diff,
         door::{self, Note},
-        invoker,
+        hosted, invoker,
         live::{Live, Words},
         run_log::{Noted, Recorded, RunLog},
     },
@@ -111,7 +111,8 @@ impl Driver {
 
     async fn ask(&mut self, turn: u32, attempt: u32) -> Result<(), JournalError> {
         let items = self.log.state().items.len();
-        self.log.append([ModelRequest { turn, attempt, items }.into()]).await?;
+        let hosted = hosted::admitted(&self.world.policies.current(), &executor::role());
+        self.log.append([hosted.noted(turn, attempt, items)]).await?;
         let started = self.world.clock.steady_ms();
         let state = self.log.state();
         let words = Words::new(self.live.clone(), self.world.redactor.clone(), state.id, turn);
@@ -121,6 +122,7 @@ impl Driver {
             instructions: executor::INSTRUCTIONS,
             items: &state.items,
             tools: self.world.tools.specs(),
+            hosted_tools: &hosted.leaves,
         };
         let answer = tokio::select! {
             answer = self.world.model.respond(question, &said) => answer,

@@ -6,6 +6,7 @@ mod ceiling;
 mod diff;
 mod door;
 mod driver;
+mod hosted;
 mod invoker;
 mod live;
 mod policies;

@@ -2,6 +2,7 @@
 //! Invariant: the files compile together or not at all.
 
 mod compiler;
+mod hosted;
 mod limits;
 mod network;
 mod shapes;
@@ -15,7 +16,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     domain::{
         ids::{PolicyRevision, ToolName},
-        policy::{Compiled, Gate, IsolationRule, Policy},
+        policy::{Compiled, Gate, HostedTool, IsolationRule, Policy},
         tool::Declaration,
     },
     policy_files::{
@@ -54,6 +55,8 @@ pub struct Sources {
     pub allow_net: Gate,
     /// Tools that the operator declared elsewhere; they decide too.
     pub declared: Vec<Declaration>,
+    /// Tools that the operator wants the backend to run, in the order of the configuration.
+    pub hosted: Vec<HostedTool>,
     /// Home of the daemon's user, for paths that begin with `~/`.
     pub home: Option<String>,
     /// What no program may see, agentd's own: absolute paths.
@@ -71,6 +74,8 @@ pub struct Files {
     pub allow_net: Gate,
     /// See [`Sources::declared`].
     pub declared: Vec<Declaration>,
+    /// See [`Sources::hosted`].
+    pub hosted: Vec<HostedTool>,
     /// See [`Sources::home`].
     pub home: Option<String>,
     /// See [`Sources::off_limits`].
@@ -94,6 +99,7 @@ impl Files {
         sources.extra_commands = self.extra_commands.clone();
         sources.allow_net = self.allow_net;
         sources.declared = self.declared.clone();
+        sources.hosted = self.hosted.clone();
         sources.home = self.home.clone();
         sources.off_limits = self.off_limits.clone();
         compile_and_test(&sources, &self.known_tools)
@@ -154,6 +160,7 @@ impl Sources {
             extra_commands: None,
             allow_net: Gate::Shut,
             declared: Vec::new(),
+            hosted: Vec::new(),
             home: None,
             off_limits: Vec::new(),
         }
@@ -181,6 +188,7 @@ impl Sources {
                     extra_commands,
                     allow_net,
                     declared,
+                    hosted: Vec::new(),
                     home,
                     off_limits,
                 })
@@ -195,7 +203,7 @@ impl Sources {
     /// Content hash of everything that decides.
     fn revision(&self) -> PolicyRevision {
         let mut hasher = Sha256::new();
-        hasher.update(b"agentd/policy/4");
+        hasher.update(b"agentd/policy/5");
         let extra = self.extra_commands.as_deref().unwrap_or_default();
         let home = self.home.as_deref().unwrap_or_default();
         let network = self.network.as_ref().map_or("", |network| network.text.as_str());
@@ -206,7 +214,8 @@ impl Sources {
         let texts = [self.tools.text.as_str(), &self.paths.text, network, gate, extra, home];
         let declared =
             self.declared.iter().flat_map(|tool| [tool.spec.name.as_str(), &tool.digest]);
-        for text in texts.into_iter().chain(declared) {
+        let hosted = self.hosted.iter().map(|tool| tool.digest.as_str());
+        for text in texts.into_iter().chain(declared).chain(["hosted"]).chain(hosted) {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         }
@@ -246,6 +255,7 @@ pub fn compile_and_test(sources: &Sources, known_tools: &[ToolName]) -> Compiled
         network: compiler.network(sources, network.as_ref(), &tools),
         commands: compiler.commands(sources, &tools).into(),
         declared: declared(sources, &tools),
+        hosted: compiler.hosted(sources, &tools),
         program_directories: compiler.directories(sources, &tools),
         isolation: IsolationRule {
             minimum: tools.isolation.minimum,

@@ -12,6 +12,7 @@ use crate::{
         policy::{Enforcement, FileOperation, Positionals},
         tool::EffectClass,
     },
+    policy_files::hosted::HostedShape,
     yaml::Placed,
 };
 
@@ -33,6 +34,8 @@ pub(super) struct ToolsFile {
     pub(super) environment: BTreeMap<String, String>,
     #[serde(default)]
     pub(super) commands: Vec<CommandShape>,
+    #[serde(default)]
+    pub(super) hosted_tools: Vec<HostedShape>,
 }
 
 #[derive(Debug, Deserialize)]

@@ -326,6 +326,10 @@ async fn hosted_tools_are_passed_through_as_they_stand_and_their_credentials_are
                         docs\n    server_url: http://127.0.0.1:9/mcp\n    authorization: {env: MCP_TOKEN}\n    \
                         headers: {X-Key: {env: MCP_TOKEN}}\n"
             .into(),
+        hosted: "  - {id: code, type: code_interpreter, decision: allow, why: w}\n  - {id: search, type: \
+                 file_search, decision: allow, why: w}\n  - {id: docs, type: mcp, servers: \
+                 ['http://127.0.0.1:9'], decision: allow, why: w}\n"
+            .into(),
         environment: vec![
             ("MCP_TOKEN".into(), SECRET.into()),
             ("AGENTD_LOG".into(), "trace".into()),
@@ -355,7 +359,10 @@ async fn hosted_tools_are_passed_through_as_they_stand_and_their_credentials_are
 fn any_other_type_of_hosted_tool_stops_the_boot_with_a_remedy() {
     let file = "hosted_tools:\n  - {type: web_search}\n  - {type: function, name: f}\n  - {type: \
                 file_search}\n  - {type: mcp, server_label: a}\n  - {type: mcp, server_label: a, server_url: \
-                http://h, authorization: literal-token-0123}\n  - web\n";
+                http://h, authorization: literal-token-0123}\n  - web\n  - {type: mcp, server_label: a, server_url: \
+                'https://literal-token-0123@h/'}\n  - {type: mcp, server_label: a, server_url: 'https://h', \
+                connector_id: c}\n  - {type: mcp, server_label: [a], connector_id: c}\n  - {type: mcp, \
+                server_label: a, tunnel_id: 'a b'}\n";
     let (status, said) = refused(file, &[]);
     assert_eq!(status, Some(78), "{said}");
     for fault in [
@@ -366,6 +373,10 @@ fn any_other_type_of_hosted_tool_stops_the_boot_with_a_remedy() {
         "hosted_tools[3]: an mcp tool has a server_url, a connector_id or a tunnel_id",
         "hosted_tools[4].authorization: must name where the secret is",
         "hosted_tools[5]: is not a map",
+        "hosted_tools[6]: server_url: is not a URL such as https://mcp.example.com/mcp",
+        "hosted_tools[7]: an mcp tool has one of server_url, connector_id and tunnel_id",
+        "hosted_tools[8]: server_label: has 1 to 128 letters",
+        "hosted_tools[9]: tunnel_id: has 1 to 128 letters",
     ] {
         assert!(said.contains(fault), "{fault}\nis not in\n{said}");
     }

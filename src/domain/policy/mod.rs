@@ -36,12 +36,17 @@
 
 mod commands;
 mod explain;
+mod hosted;
 mod network;
 mod paths;
 mod tested;
 
 pub use commands::{CommandRule, Commands, OptionForm, OptionRule, Positionals, ValueRule};
 pub use explain::{Candidate, Explanation};
+pub use hosted::{
+    BadName, Hosted, HostedFate, HostedKind, HostedLeave, HostedOutlook, HostedPattern, HostedRule,
+    HostedTool, McpPlace,
+};
 pub use network::{
     Destination, Gate, Grant, HostPattern, Network, NetworkRule, Passage, Passing, Tunnels,
     judge as judge_network,
@@ -79,6 +84,7 @@ pub struct Policy {
     pub protected: Vec<String>,
     pub isolation: IsolationRule,
     pub network: Network,
+    pub hosted: Hosted,
 }
 
 /// How well programs must be kept apart.
@@ -370,17 +376,18 @@ impl Policy {
     }
 
     fn check_role(&self, role: &RoleName, tool: &ToolName) -> Result<(), Ruling> {
-        match self.roles.get(role) {
-            Some(granted) if granted.tools.contains(tool) => Ok(()),
-            Some(_) => Err(deny(
+        match self.role(role)?.tools.contains(tool) {
+            true => Ok(()),
+            false => Err(deny(
                 RuleId::new(format!("roles.{role}")),
                 format!("role {role} may not use {tool}"),
             )),
-            None => Err(deny(
-                RuleId::new("builtin/unknown-role"),
-                format!("the policy has no role {role}"),
-            )),
         }
+    }
+
+    fn role(&self, role: &RoleName) -> Result<&Role, Ruling> {
+        let why = || format!("the policy has no role {role}");
+        self.roles.get(role).ok_or_else(|| deny(RuleId::new("builtin/unknown-role"), why()))
     }
 
     fn plain_orders(&self) -> Orders {

@@ -89,6 +89,8 @@ pub(crate) struct Settings {
     pub(crate) environment: Vec<(String, String)>,
     /// Rules for `tools.yaml`, besides the tests' own.
     pub(crate) commands: String,
+    /// Rules of `tools.yaml` about hosted tools.
+    pub(crate) hosted: String,
     /// A `network.yaml`.
     pub(crate) network: Option<String>,
 }
@@ -134,6 +136,7 @@ impl TestDaemon {
         let more = &settings.commands;
         let tools = format!("{}{TEST_COMMANDS}{more}", agentd::policy_files::DEFAULT_TOOLS);
         let tools = tools.replace(LEAST, &least(std::env::var("AGENTD_IT_ISOLATION").ok()));
+        let tools = with_hosted(&tools, &settings.hosted);
         fs::write(home.path().join("policies/tools.yaml"), tools).unwrap();
         let paths = settings.paths.as_deref().unwrap_or(agentd::policy_files::DEFAULT_PATHS);
         fs::write(home.path().join("policies/paths.yaml"), paths).unwrap();
@@ -369,6 +372,16 @@ impl TestDaemon {
     pub(crate) async fn audit(&self) -> v1::VerifyAuditResponse {
         let request = v1::VerifyAuditRequest {};
         self.client().await.audit().verify_audit(request).await.unwrap().into_inner()
+    }
+}
+
+/// The built-in `tools.yaml`, or one made of it, with these rules about hosted tools.
+pub(crate) fn with_hosted(tools: &str, rules: &str) -> String {
+    const NONE: &str = "\nhosted_tools: []\n";
+    assert!(tools.contains(NONE), "there are others already");
+    match rules {
+        "" => tools.to_owned(),
+        rules => tools.replace(NONE, &format!("\nhosted_tools:\n{rules}")),
     }
 }
 

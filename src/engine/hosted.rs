@@ -1,0 +1,38 @@
+//! What a request to the model declares of the tools that the backend runs itself: what the policy allows when it is
+//! made, and nothing else. Runs none of them.
+
+use crate::{
+    domain::{
+        ids::{PolicyRevision, RoleName},
+        journal::{HostedDecided, ModelRequest},
+        policy::{HostedLeave, Policy},
+    },
+    engine::run_log::Noted,
+};
+
+/// What was decided for one request.
+pub(super) struct Admitted {
+    /// For those that are declared, in the order of the configuration.
+    pub(super) leaves: Vec<HostedLeave>,
+    decided: Vec<HostedDecided>,
+    revision: PolicyRevision,
+}
+
+/// Asks the policy about every hosted tool.
+pub(super) fn admitted(policy: &Policy, role: &RoleName) -> Admitted {
+    let (mut leaves, mut decided) = (Vec::new(), Vec::new());
+    for fate in policy.hosted_for(role) {
+        decided.push(fate.decided());
+        leaves.extend(fate.ruled.ok());
+    }
+    Admitted { leaves, decided, revision: policy.revision.clone() }
+}
+
+impl Admitted {
+    /// The intent to ask, with what was decided. Without hosted tools no policy applied.
+    pub(super) fn noted(&self, turn: u32, attempt: u32, items: usize) -> Noted {
+        let hosted_tools = self.decided.clone();
+        let policy = (!hosted_tools.is_empty()).then(|| self.revision.clone());
+        Noted { record: ModelRequest { turn, attempt, items, hosted_tools }.into(), policy }
+    }
+}

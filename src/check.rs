@@ -18,7 +18,7 @@ use crate::{
         effect::{Effect, EffectResult, Exit, Facts},
         ids::{RoleName, RuleId, ToolName},
         journal::Verdict,
-        policy::{CommandRule, Commands, Decision, Gate, Policy, Positionals, Role},
+        policy::{CommandRule, Commands, Decision, Gate, HostedOutlook, Policy, Positionals, Role},
         tool::EffectClass,
     },
     ports::{Attempt, Company, Sandbox as _, Scene},
@@ -175,11 +175,26 @@ fn policy(config: &Config) -> Vec<Finding> {
     let (count, own) = (toolbox.specs().len(), declared.len());
     let tools = Finding::fine(format!("tools: {count}, {own} of them declared"));
     match daemon::policy_sources(config, &toolbox, declared).load() {
-        Ok(policy) => vec![tools, Finding::fine(format!("policy: revision {}", policy.revision))],
+        Ok(policy) => {
+            let revision = Finding::fine(format!("policy: revision {}", policy.revision));
+            [tools, revision].into_iter().chain(policy.hosted_outlook().map(hosted)).collect()
+        }
         Err(error) => vec![
             tools,
             Finding::failure(error.to_string(), "mend the files, or leave out --policy-dir"),
         ],
+    }
+}
+
+fn hosted(outlook: HostedOutlook<'_>) -> Finding {
+    let what = format!("hosted tool {outlook}");
+    match outlook.is_declared() {
+        true => Finding::fine(what),
+        false => Finding::warning(
+            what,
+            "the backend is not told of it: allow it under hosted_tools in tools.yaml, or take it out of the \
+             configuration",
+        ),
     }
 }
 

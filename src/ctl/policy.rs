@@ -129,7 +129,22 @@ async fn show(global: &Global) -> Result<Exit, Failure> {
         vec![rule.id.clone(), rule.decision.clone(), of, rule.why.clone()]
     };
     output::table(&std::iter::once(head).chain(policy.rules.iter().map(rule)).collect::<Vec<_>>())?;
+    show_hosted(&policy.hosted_tools)?;
     Ok(Exit::Done)
+}
+
+/// What becomes of the tools that the backend would run; nothing where there are none.
+fn show_hosted(tools: &[v1::PolicyHostedTool]) -> Result<(), Failure> {
+    if tools.is_empty() {
+        return Ok(());
+    }
+    output::line("")?;
+    let head = ["HOSTED TOOL", "ROLE", "DECISION", "RULE", "WHY"].map(str::to_owned).to_vec();
+    let row = |one: &v1::PolicyHostedTool| {
+        [&one.tool, &one.role, &one.decision, &one.rule, &one.why].map(Clone::clone).to_vec()
+    };
+    output::table(&std::iter::once(head).chain(tools.iter().map(row)).collect::<Vec<_>>())?;
+    Ok(())
 }
 
 fn subject(rule: &v1::PolicyRule) -> &'static str {
@@ -137,6 +152,7 @@ fn subject(rule: &v1::PolicyRule) -> &'static str {
         PolicySubject::Path => "path",
         PolicySubject::Command => "command",
         PolicySubject::Network => "network",
+        PolicySubject::HostedTool => "hosted tool",
         PolicySubject::Unspecified => "-",
     }
 }
@@ -148,6 +164,12 @@ fn as_json(policy: &v1::Policy) -> serde_json::Value {
             "decision": rule.decision, "why": rule.why,
         })
     };
+    let hosted_tool = |one: &v1::PolicyHostedTool| {
+        json!({
+            "tool": one.tool, "role": one.role, "decision": one.decision, "rule": one.rule,
+            "why": one.why,
+        })
+    };
     json!({
         "revision": policy.revision,
         "since": policy.since_time.map(output::time),
@@ -157,6 +179,7 @@ fn as_json(policy: &v1::Policy) -> serde_json::Value {
             .map(|role| json!({"name": role.name, "tools": role.tools}))
             .collect::<Vec<_>>(),
         "rules": policy.rules.iter().map(rule).collect::<Vec<_>>(),
+        "hosted_tools": policy.hosted_tools.iter().map(hosted_tool).collect::<Vec<_>>(),
     })
 }
 

@@ -8,10 +8,10 @@ use crate::{
     agents::executor,
     domain::{
         ids::{Caller, PolicyRevision, RoleName, Sequence, ToolName},
-        journal::Verdict,
+        journal::{HostedDecided, Verdict},
         policy::{
-            Candidate, CommandRule, Compiled, Explanation, FileOperation, Gate, Limits,
-            NetworkRule, PathRule, Policy, PolicyTest,
+            Candidate, CommandRule, Compiled, Explanation, FileOperation, Gate, HostedOutlook,
+            HostedRule, Limits, NetworkRule, PathRule, Policy, PolicyTest,
         },
         redact::Redactor,
     },
@@ -285,9 +285,20 @@ fn shown(standing: &Standing) -> v1::Policy {
             .map(path_rule)
             .chain(policy.commands.iter().map(command_rule))
             .chain(policy.network.rules.iter().map(network_rule))
+            .chain(policy.hosted.rules.iter().map(hosted_rule))
             .collect(),
         allow_net: policy.network.gate == Gate::Open,
+        hosted_tools: policy.hosted_outlook().flat_map(hosted_tool).collect(),
     }
+}
+
+/// One for each role.
+fn hosted_tool(outlook: HostedOutlook<'_>) -> impl Iterator<Item = v1::PolicyHostedTool> {
+    outlook.fates.into_iter().map(|(role, fate)| {
+        let HostedDecided { tool, decision: verdict, rule, why, .. } = fate.decided();
+        let (role, rule) = (role.to_string(), rule.to_string());
+        v1::PolicyHostedTool { tool, role, decision: decision(verdict), rule, why }
+    })
 }
 
 fn path_rule(rule: &PathRule) -> v1::PolicyRule {
@@ -319,6 +330,16 @@ fn network_rule(rule: &NetworkRule) -> v1::PolicyRule {
     v1::PolicyRule {
         id: rule.id.to_string(),
         subject: v1::PolicySubject::Network.into(),
+        pattern: rule.speaks_of_what(),
+        decision: decision(rule.decision),
+        why: rule.why.clone(),
+    }
+}
+
+fn hosted_rule(rule: &HostedRule) -> v1::PolicyRule {
+    v1::PolicyRule {
+        id: rule.id.to_string(),
+        subject: v1::PolicySubject::HostedTool.into(),
         pattern: rule.speaks_of_what(),
         decision: decision(rule.decision),
         why: rule.why.clone(),

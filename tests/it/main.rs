@@ -20,6 +20,7 @@ mod ctl;
 mod declared;
 mod demo;
 mod egress;
+mod hosted;
 mod limits;
 mod lists;
 mod loops;

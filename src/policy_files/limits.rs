@@ -10,6 +10,9 @@ use crate::{
     },
 };
 
+/// What a program has open before it has opened anything, with room for a library or two.
+pub(super) const LEAST_FILES: u64 = 16;
+
 impl Compiler {
     /// What one call may have, all of them together must be allowed to have.
     pub(super) fn run_limits(&mut self, sources: &Sources, tools: &ToolsFile) -> RunLimits {
@@ -67,6 +70,11 @@ impl Compiler {
             if limit == 0 {
                 self.fault(file, key, &format!("limits: {name} is 0; give at least 1"));
             }
+        }
+        if (1..LEAST_FILES).contains(&limits.open_files) {
+            let message =
+                format!("limits: open_files: no program starts with less than {LEAST_FILES}");
+            self.fault(file, key, &message);
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     ports::SandboxError,
     sandbox::{
         egress,
-        framed::{Framed, Kind, Started},
+        framed::{Framed, Kind, NotGiven, Started},
         order::{
             Access, Descriptor, Order, Rlimits, Terms, Tier, View, Watched, WayOut, Work, Workspace,
         },
@@ -103,8 +103,8 @@ impl Call {
 }
 
 impl Brief {
-    /// Gives a launcher this order, within a runtime. Blocking. Errors: it takes none; nothing of it is left.
-    pub(super) fn give(&self, call: &Call, to: Framed) -> io::Result<Started> {
+    /// Gives a launcher this order, within a runtime. Blocking. Errors: nothing of it is left.
+    pub(super) fn give(&self, call: &Call, to: Framed) -> Result<Started, NotGiven> {
         let executable = call.proof.job.executable().map(|executable| executable.open.as_fd());
         let input = self.input.as_ref().map(|input| input.as_fd());
         let descriptors: Vec<BorrowedFd<'_>> = [executable, input].into_iter().flatten().collect();

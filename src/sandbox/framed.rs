@@ -26,8 +26,10 @@ use crate::{
     },
 };
 
-/// How long a launcher may take to read its order, and how long to go when it is told to.
+/// How long a launcher may take to read its order.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to go when it is told to; then it is killed, as nothing of a call can have begun.
+const LEAVE: Duration = Duration::from_millis(200);
 
 /// What a frame says of the work: what is done in one world cannot be done in another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +44,15 @@ pub(super) struct Framed {
     child: Child,
     control: StdUnixStream,
     group: Group,
+}
+
+/// Why an order was not given.
+#[derive(Debug)]
+pub(super) enum NotGiven {
+    /// The launcher did not get all of it: nothing has begun.
+    Unread(io::Error),
+    /// The launcher got it, and nobody hears of what it does.
+    Lost(io::Error),
 }
 
 /// A launcher at work.
@@ -113,12 +124,12 @@ impl Framed {
         &self.group
     }
 
-    /// Gives it its order, within a runtime. Blocking. Errors: it takes none; nothing of it is left.
+    /// Gives it its order, within a runtime. Blocking. Errors: nothing of it is left.
     pub(super) fn give(
         mut self,
         order: &Order,
         descriptors: &[BorrowedFd<'_>],
-    ) -> io::Result<Started> {
+    ) -> Result<Started, NotGiven> {
         match self.hand_over(order, descriptors) {
             Ok((control, stdout, stderr)) => {
                 let Self { child, group, .. } = self;
@@ -135,8 +146,16 @@ impl Framed {
         &mut self,
         order: &Order,
         descriptors: &[BorrowedFd<'_>],
-    ) -> io::Result<(UnixStream, pipe::Receiver, pipe::Receiver)> {
-        wire::send(&self.control, order, descriptors)?;
+    ) -> Result<(UnixStream, pipe::Receiver, pipe::Receiver), NotGiven> {
+        // First all that can fail: once the order is sent, nobody knows what has been done.
+        let ends = self.ends().map_err(NotGiven::Unread)?;
+        self.control.set_nonblocking(false).map_err(NotGiven::Unread)?;
+        wire::send(&self.control, order, descriptors).map_err(NotGiven::Unread)?;
+        self.control.set_nonblocking(true).map_err(NotGiven::Lost)?;
+        Ok(ends)
+    }
+
+    fn ends(&mut self) -> io::Result<(UnixStream, pipe::Receiver, pipe::Receiver)> {
         let gone = || io::Error::other("a pipe of the launcher is missing");
         let stdout = OwnedFd::from(self.child.stdout.take().ok_or_else(gone)?);
         let stderr = OwnedFd::from(self.child.stderr.take().ok_or_else(gone)?);
@@ -155,7 +174,7 @@ impl Framed {
         // To it this means that all must end.
         let _ = control.shutdown(std::net::Shutdown::Both);
         let step = Duration::from_millis(2);
-        for _ in 0..PATIENCE.as_millis() / step.as_millis() {
+        for _ in 0..LEAVE.as_millis() / step.as_millis() {
             match child.try_wait() {
                 Ok(None) => thread::sleep(step),
                 Ok(Some(_)) | Err(_) => break,

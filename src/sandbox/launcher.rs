@@ -33,7 +33,7 @@ use crate::{
         cgroup::{Cgroups, Group, Spent},
         egress::{Egress, Outside},
         files::hex,
-        framed::{Framed, Kind, Started},
+        framed::{Framed, Kind, NotGiven, Started},
         mechanisms::mechanisms,
         order::{End, Tier, WayOut},
         placeholders::Placeholders,
@@ -250,6 +250,7 @@ impl Launcher {
 
     /// A new one, for this call alone.
     async fn fresh(&self, call: &Arc<Call>) -> Result<Started, SandboxError> {
+        let brief = call.brief(self.ground.tier, &self.enforced, "").map_err(ordering)?;
         let (ground, of) = (self.ground.clone(), call.clone());
         let group = blocking(move || {
             let limits = &of.orders.limits;
@@ -263,11 +264,13 @@ impl Launcher {
             }
         })
         .await?;
-        let brief = call.brief(self.ground.tier, &self.enforced, "").map_err(ordering)?;
         let (ground, call) = (self.ground.clone(), call.clone());
         let started = self.spawner.run(move |program| {
             let framed = ground.frame(program, call.kind, &call.proof.workspace, group)?;
-            brief.give(&call, framed).map_err(ordering)
+            brief.give(&call, framed).map_err(|error| match error {
+                NotGiven::Unread(error) => ordering(error),
+                NotGiven::Lost(error) => lost(error.to_string()),
+            })
         });
         started.await?
     }
@@ -368,7 +371,11 @@ fn ready(
     let limits = &call.orders.limits;
     let Some(framed) = pool.take(call.kind, limits, &ground.cgroups) else { return Ok(None) };
     match framed.group().limit(limits) {
-        Ok(()) => Ok(brief.give(call, framed).ok()),
+        Ok(()) => match brief.give(call, framed) {
+            Ok(started) => Ok(Some(started)),
+            Err(NotGiven::Unread(_)) => Ok(None),
+            Err(NotGiven::Lost(error)) => Err(lost(error.to_string())),
+        },
         Err(error) => {
             framed.dismiss();
             Err(limiting(error))

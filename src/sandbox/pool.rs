@@ -56,6 +56,8 @@ pub(super) struct Pool {
 #[derive(Debug, Default)]
 struct Waiting {
     launchers: VecDeque<(Kind, Machine, Framed)>,
+    /// How often all were let go: who was started before the last time is not taken any more.
+    generation: u64,
     is_closed: bool,
 }
 
@@ -108,19 +110,26 @@ impl Pool {
     }
 
     fn dismiss_all(&self) {
-        let launchers = std::mem::take(&mut self.lock().launchers);
+        let launchers = {
+            let mut waiting = self.lock();
+            waiting.generation += 1;
+            std::mem::take(&mut waiting.launchers)
+        };
         launchers.into_iter().for_each(|(_, _, framed)| framed.dismiss());
     }
 
-    fn count(&self, kind: Kind) -> usize {
-        self.lock().launchers.iter().filter(|(of, _, _)| *of == kind).count()
+    /// Whether there are too few of a kind, and of which generation another would be.
+    fn wants(&self, kind: Kind) -> Option<u64> {
+        let waiting = self.lock();
+        let count = waiting.launchers.iter().filter(|(of, _, _)| *of == kind).count();
+        (!waiting.is_closed && count < self.of_a_kind).then_some(waiting.generation)
     }
 
     /// Blocking.
-    fn put(&self, kind: Kind, machine: Machine, framed: Framed) {
+    fn put(&self, kind: Kind, machine: Machine, generation: u64, framed: Framed) {
         let gone = {
             let mut waiting = self.lock();
-            if waiting.is_closed {
+            if waiting.is_closed || waiting.generation != generation {
                 Some(framed)
             } else {
                 waiting.launchers.push_back((kind, machine, framed));
@@ -180,7 +189,7 @@ impl Keeper {
     }
 
     async fn fill(&self, kind: Kind) -> Result<(), SandboxError> {
-        while self.pool.count(kind) < self.pool.of_a_kind {
+        while let Some(generation) = self.pool.wants(kind) {
             let (ground, root) = (self.ground.clone(), self.root.clone());
             let prepared = tasks::blocking(move || {
                 let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -197,7 +206,7 @@ impl Keeper {
                 .run(move |program| ground.frame(program, kind, &start, group))
                 .await??;
             let pool = self.pool.clone();
-            let put = tasks::blocking(move || pool.put(kind, machine, framed)).await;
+            let put = tasks::blocking(move || pool.put(kind, machine, generation, framed)).await;
             put.map_err(|error| io(io::Error::other(error)))?;
         }
         Ok(())

@@ -40,7 +40,10 @@ pub(super) async fn report(
                 reading.await
             }
         };
-        read.map_err(|source| SandboxError::Io { what: "reading the launcher's report", source })?;
+        read.map_err(|error| match error.kind() {
+            io::ErrorKind::ConnectionReset => lost("it was killed before it read its order".into()),
+            _ => SandboxError::Io { what: "reading the launcher's report", source: error },
+        })?;
     }
     first(&text).map_err(|error| match text.is_empty() {
         true => lost("it was killed from outside, or crashed".into()),

@@ -21,6 +21,7 @@ mod declared;
 mod demo;
 mod egress;
 mod hosted;
+mod launcher;
 mod limits;
 mod lists;
 mod loops;

@@ -5,7 +5,7 @@
 use std::{
     fs::File,
     io::{self, Write as _},
-    net::{Ipv4Addr, TcpListener},
+    net::{Ipv4Addr, Shutdown, TcpListener},
     os::{
         fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::net::UnixStream,
@@ -67,14 +67,18 @@ pub(super) fn run(init: &Init<'_>) -> io::Result<i32> {
         .and_then(|()| old.let_go())
         .and_then(|()| (&below).write_all(&[payload::BEGIN]));
     drop(held);
-    // The work has begun: from here on a failure is one to tell its end.
-    let end = match told {
-        Ok(()) => see_to_its_end(init, &order.terms, mounts.into(), &below, work),
-        // It had its reasons for being gone.
-        Err(error) => inside::said(&below).ok_or(error),
-    };
+    if let Err(error) = told {
+        // It has not begun: without the word it never will, and it may have had its reasons for being gone.
+        let _ = below.shutdown(Shutdown::Write);
+        return Err(match inside::said(&below) {
+            Some(End::NotStarted(message)) => io::Error::other(message),
+            Some(_) | None => error,
+        });
+    }
+    // The work has begun: from here on a failure is one to tell its end, and no error of ours.
+    let end = see_to_its_end(init, &order.terms, mounts.into(), &below, work);
     let end = end.unwrap_or_else(|error| End::Lost(error.to_string()));
-    inside::tell(init.control, &inside::report(end, Some(begun)))?;
+    let _ = inside::tell(init.control, &inside::report(end, Some(begun)));
     Ok(0)
 }
 
@@ -85,10 +89,18 @@ fn start_work(init: &Init<'_>) -> io::Result<(UnixStream, Pid)> {
     match inside::fork()? {
         Fork::Child => {
             drop(below);
-            inside::exit_with(&above, wait_for_work(init.frame, &above))
+            let done = alone_with(&above).and_then(|()| wait_for_work(init.frame, &above));
+            inside::exit_with(&above, done)
         }
         Fork::Parent(work) => Ok((below, work)),
     }
+}
+
+/// Lets go of all that is ours: whoever gets hold of the work must find nothing in it.
+fn alone_with(above: &UnixStream) -> io::Result<()> {
+    // Until it has its input; so far it is the daemon's.
+    rustix::stdio::dup2_stdin(above)?;
+    inside::close_all_but([above.as_fd()])
 }
 
 /// The work's own process, from its first moment on.
@@ -109,8 +121,8 @@ fn see_to_its_end(
 ) -> io::Result<End> {
     wire::send(init.terms, terms, &[mounts.as_fd()])?;
     drop(mounts);
-    walls::drop_capabilities()?;
-    close_all_but([init.control, below])?;
+    walls::keep_only_the_power_to_kill()?;
+    inside::close_all_but([init.control.as_fd(), below.as_fd()])?;
     let end = reap_until(work)?;
     reap::kill_the_world()?;
     Ok(inside::said(below).unwrap_or(end))
@@ -156,19 +168,6 @@ fn loopback_up() -> io::Result<()> {
 fn open_way_out(control: &UnixStream) -> io::Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, PROXY_PORT))?;
     wire::send_one(control, LISTENING, &listener)
-}
-
-fn close_all_but(kept: [&UnixStream; 2]) -> io::Result<()> {
-    let mut kept = kept.map(|socket| socket.as_raw_fd().unsigned_abs());
-    kept.sort_unstable();
-    let mut first = 3;
-    for kept in kept {
-        if kept > first {
-            inside::close_range(first, kept - 1, 0)?;
-        }
-        first = kept + 1;
-    }
-    inside::close_range(first, u32::MAX, 0)
 }
 
 /// Takes in orphans until the work itself has ended.

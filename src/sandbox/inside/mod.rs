@@ -23,7 +23,7 @@ use std::{
     io::{self, Read as _, Write as _},
     net::Shutdown,
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
     process::ExitCode,
@@ -75,7 +75,15 @@ fn launch(control: &UnixStream) -> io::Result<(Report, Option<OwnedFd>)> {
     // Orphans of the work come to us, not to the machine's init, so that we can kill them.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let Started { child, words, terms, _life } = start(&frame, &mut held, control)?;
-    let mut watch = Watch::new(control, child, held.cgroup_cpu.take())?;
+    let mut watch = match Watch::new(control, child, held.cgroup_cpu.take()) {
+        Ok(watch) => watch,
+        // It may take the order all the same.
+        Err(error) => {
+            reap::kill_all(child, held.cgroup_kill.as_ref());
+            let lost = reap::reap_all(child).err().unwrap_or(error);
+            return Ok((report(End::Lost(lost.to_string()), None), None));
+        }
+    };
     let early = let_go_of_output().and_then(|()| watch.until_the_end(&terms));
     // However that went: nothing may be left when we report.
     let reaped = match (frame.tier, &early) {
@@ -93,6 +101,10 @@ fn launch(control: &UnixStream) -> io::Result<(Report, Option<OwnedFd>)> {
         }
         (Ok(Some(end)), _, Ok(_)) => end,
         (Ok(None), Some(end), Ok(_)) => end,
+        // Nobody has told of the work, which may have begun.
+        (Ok(None), None, Ok(_)) if !watch.has_begun() => {
+            End::Lost("process 1 of its world was killed".into())
+        }
         (Ok(None), None, Ok(status)) => status,
         (Err(error), _, _) | (_, _, Err(error)) => End::Lost(error.to_string()),
     };
@@ -144,7 +156,9 @@ fn start(frame: &Frame, held: &mut Held, control: &UnixStream) -> io::Result<Sta
                     control,
                     life: &listen,
                 }),
-                Tier::Landlock => directly(frame, &cgroup_procs, launcher, control, &tell),
+                Tier::Landlock => {
+                    directly(frame, &cgroup_procs, launcher, control, (&tell, &speak))
+                }
             };
             exit_with(&speak, done)
         }
@@ -158,12 +172,16 @@ fn directly(
     cgroup_procs: &[File],
     launcher: Pid,
     control: &UnixStream,
-    tell: &UnixStream,
+    (tell, words): (&UnixStream, &File),
 ) -> io::Result<i32> {
     init::enter_cgroups(cgroup_procs)?;
     let place = payload::stand_by(frame, Some(launcher))?;
     let (order, held) = receive::receive::<Order>(control)?;
     wire::send(tell, &order.terms, &[File::open("/proc/self/ns/mnt")?.as_fd()])?;
+    // What looks at a hostile tree holds nothing of ours.
+    let executable = held.executable.as_ref().map_or(words.as_fd(), |program| program.as_fd());
+    let input = held.input.as_ref().map_or(words.as_fd(), |input| input.as_fd());
+    close_all_but([words.as_fd(), executable, input])?;
     place.carry_out(&order, held, None)
 }
 
@@ -266,6 +284,20 @@ fn close_range(first: u32, last: u32, flags: u32) -> io::Result<()> {
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Closes all descriptors but standard input and output and these.
+fn close_all_but<const COUNT: usize>(kept: [BorrowedFd<'_>; COUNT]) -> io::Result<()> {
+    let mut kept = kept.map(|kept| kept.as_raw_fd().unsigned_abs());
+    kept.sort_unstable();
+    let mut first = 3;
+    for kept in kept {
+        if kept > first {
+            close_range(first, kept - 1, 0)?;
+        }
+        first = first.max(kept + 1);
+    }
+    close_range(first, u32::MAX, 0)
+}
+
 /// The daemon reads until the last writer is gone; we must not be one.
 fn let_go_of_output() -> io::Result<()> {
     let null = File::options().read(true).write(true).open("/dev/null")?;
@@ -286,7 +318,8 @@ fn missing() -> io::Error {
 /// The first that was said of how it ended: whoever could not begin says so before anybody tells its end.
 fn said(words: impl io::Read) -> Option<End> {
     let mut text = Vec::new();
-    words.take(WORDS).read_to_end(&mut text).ok()?;
+    // A socket whose other end has left something unread gives an error after the words.
+    let _ = words.take(WORDS).read_to_end(&mut text);
     serde_json::Deserializer::from_slice(&text).into_iter().next()?.ok()
 }
 

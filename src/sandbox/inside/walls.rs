@@ -28,16 +28,23 @@ pub(super) fn last(tier: Tier, access: Access, view: &View) -> io::Result<()> {
 
 /// No capability, now or by any program that is started later.
 pub(super) fn drop_capabilities() -> io::Result<()> {
+    keep_only(CapabilitySet::empty())
+}
+
+/// No capability but that to kill: the work of another user is to be killed too.
+pub(super) fn keep_only_the_power_to_kill() -> io::Result<()> {
+    let own = rustix::thread::capabilities(None)?.permitted;
+    keep_only(own & CapabilitySet::KILL)
+}
+
+fn keep_only(kept: CapabilitySet) -> io::Result<()> {
     for number in 0..64 {
         // Those that this kernel does not know, and all where we may not: `no_new_privs` stands either way.
         let _ = drop_bounding(number);
     }
-    let none = CapabilitySets {
-        effective: CapabilitySet::empty(),
-        permitted: CapabilitySet::empty(),
-        inheritable: CapabilitySet::empty(),
-    };
-    Ok(rustix::thread::set_capabilities(None, none)?)
+    let none = CapabilitySet::empty();
+    let kept = CapabilitySets { effective: kept, permitted: kept, inheritable: none };
+    Ok(rustix::thread::set_capabilities(None, kept)?)
 }
 
 fn drop_bounding(number: libc::c_ulong) -> io::Result<()> {
@@ -78,9 +85,10 @@ fn landlock(tier: Tier, access: Access, view: &View) -> io::Result<()> {
         rules.push(("/tmp", data));
     }
     rules.extend(root::devices().map(|path| (path, AccessFs::ReadFile | AccessFs::WriteFile)));
-    let opened = rules.into_iter().filter_map(|(path, access)| {
-        // What is not there needs no rule.
-        PathFd::new(path).ok().map(|path| Ok(PathBeneath::new(path, access)))
+    // What is not there needs no rule; nor does what nobody may open.
+    let opened = rules.into_iter().filter_map(|(path, access)| match PathFd::new(path) {
+        Ok(path) => Some(Ok(PathBeneath::new(path, access))),
+        Err(_) => None,
     });
     let status = wanted
         .add_rules(opened)

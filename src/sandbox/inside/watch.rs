@@ -69,6 +69,11 @@ impl<'a> Watch<'a> {
         Ok(Self { control, process, cpu, begun: None })
     }
 
+    /// Whether the child has told that there is work.
+    pub(super) fn has_begun(&self) -> bool {
+        self.begun.is_some()
+    }
+
     /// When the order came, if one did, and the work's mount namespace.
     pub(super) fn end(self) -> (Option<Begun>, Option<OwnedFd>) {
         self.begun.map_or((None, None), |(begun, mounts)| (Some(begun), mounts))

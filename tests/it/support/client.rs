@@ -119,12 +119,23 @@ impl TestDaemon {
 fn remove_groups(parent: &Path, prefix: &str) {
     for group in fs::read_dir(parent).into_iter().flatten().flatten() {
         match group.file_name().to_string_lossy().starts_with(prefix) {
-            true => drop(fs::remove_dir(group.path())),
+            true => remove_group(&group.path()),
             false if group.file_type().is_ok_and(|kind| kind.is_dir()) => {
                 remove_groups(&group.path(), prefix);
             }
             false => {}
         }
+    }
+}
+
+/// Launchers that waited for a call die with their daemon, and take a moment for it.
+fn remove_group(group: &Path) {
+    for _ in 0..1000 {
+        match fs::remove_dir(group) {
+            Err(error) if error.kind() == std::io::ErrorKind::ResourceBusy => {}
+            Ok(()) | Err(_) => return,
+        }
+        std::thread::sleep(Duration::from_millis(2));
     }
 }
 

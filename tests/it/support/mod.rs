@@ -397,12 +397,9 @@ fn put_tool(directory: &Path, name: &str, content: &str) {
 impl Drop for TestDaemon {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let left = self.programs();
             let _ = child.kill();
             let _ = child.wait();
-            if !left.is_empty() {
-                self.sweep();
-            }
+            self.sweep();
         }
     }
 }

@@ -1,7 +1,13 @@
 //! Every YAML call of the crate, with strict options: to a type, or to a tree that knows its places.
 
-use std::{fs::File, io::Read as _, path::Path};
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    os::fd::OwnedFd,
+    path::Path,
+};
 
+use rustix::fs::{Mode, OFlags};
 use serde::{
     Deserialize, Deserializer,
     de::{DeserializeOwned, MapAccess, SeqAccess, Visitor},
@@ -30,8 +36,19 @@ impl YamlError {
 
 /// Reads a file of at most 1 MiB as text.
 pub fn read(path: &Path) -> Result<String, YamlError> {
+    text_of(path, File::open(path))
+}
+
+/// The same, of an open directory: that one's file, whatever its name stands for by now. Errors call it `path`.
+pub fn read_in(directory: &OwnedFd, name: &str, path: &Path) -> Result<String, YamlError> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let opened = rustix::fs::openat(directory, name, flags, Mode::empty());
+    text_of(path, opened.map(File::from).map_err(io::Error::from))
+}
+
+fn text_of(path: &Path, opened: io::Result<File>) -> Result<String, YamlError> {
     let fault = |message: String| YamlError { file: path.display().to_string(), at: None, message };
-    let file = File::open(path).map_err(|error| fault(format!("cannot be opened: {error}")))?;
+    let file = opened.map_err(|error| fault(format!("cannot be opened: {error}")))?;
     let mut text = String::new();
     // The library's own size limit does not bind texts, so that the reading is bounded here.
     file.take(FILE_BYTES + 1)

@@ -11,6 +11,10 @@ mod testing;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
+use rustix::{
+    fs::{AtFlags, Mode, OFlags},
+    io::Errno,
+};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -168,13 +172,21 @@ impl Sources {
 
     /// The files of a directory. Errors: one is missing, too long or not text.
     pub fn from_directory(directory: &Path) -> Result<Self, PolicyErrors> {
+        // All of them by one descriptor: whoever puts another directory in its place meanwhile would have us read
+        // some of the old files and some of the new, and reading twice does not always show it.
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = rustix::fs::open(directory, flags, Mode::empty()).map_err(|error| {
+            let error = std::io::Error::from(error);
+            PolicyErrors(vec![format!("{}: cannot be opened: {error}", directory.display())])
+        })?;
         let read = |name| {
             let path = directory.join(name);
-            yaml::read(&path).map(|text| Source { name: path.display().to_string(), text })
+            let text = yaml::read_in(&open, name, &path)?;
+            Ok(Source { name: path.display().to_string(), text })
         };
         // A link that leads nowhere is not taken for a file that was left out.
-        let network = match directory.join(NETWORK).symlink_metadata() {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        let network = match rustix::fs::statat(&open, NETWORK, AtFlags::SYMLINK_NOFOLLOW) {
+            Err(Errno::NOENT) => Ok(None),
             Ok(_) | Err(_) => read(NETWORK).map(Some),
         };
         match (read(TOOLS), read(PATHS), network) {
@@ -194,7 +206,8 @@ impl Sources {
                 })
             }
             (tools, paths, network) => {
-                let errors = [tools.err(), paths.err(), network.err()];
+                let errors: [Option<yaml::YamlError>; 3] =
+                    [tools.err(), paths.err(), network.err()];
                 Err(PolicyErrors(errors.into_iter().flatten().map(|e| e.to_string()).collect()))
             }
         }
@@ -376,5 +389,48 @@ mod tests {
             policy.commands.iter().find(|rule| rule.check(&words("just test")).is_ok()).unwrap();
         assert_eq!(just.class, EffectClass::NonIdempotent);
         assert!(just.check(&words("just test all")).is_err());
+    }
+
+    #[test]
+    fn files_of_a_directory_that_is_replaced_meanwhile_are_of_one_and_the_same() {
+        let home = tempfile::tempdir().unwrap();
+        let (one, other) = (home.path().join("one"), home.path().join("other"));
+        for (directory, text) in [(&one, "one"), (&other, "other")] {
+            std::fs::create_dir(directory).unwrap();
+            for name in [TOOLS, PATHS, NETWORK] {
+                std::fs::write(directory.join(name), text).unwrap();
+            }
+        }
+        let swap = || {
+            let (cwd, flags) = (rustix::fs::CWD, rustix::fs::RenameFlags::EXCHANGE);
+            rustix::fs::renameat_with(cwd, &one, cwd, &other, flags).unwrap();
+        };
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let swaps = std::sync::atomic::AtomicUsize::new(0);
+        let relaxed = std::sync::atomic::Ordering::Relaxed;
+        let seen = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(relaxed) {
+                    swap();
+                    swaps.fetch_add(1, relaxed);
+                }
+            });
+            let mut seen = Vec::new();
+            while seen.len() < 5000 || swaps.load(relaxed) < 5000 {
+                seen.push(Sources::from_directory(&one));
+            }
+            done.store(true, relaxed);
+            seen
+        });
+
+        let texts = |read: Result<Sources, _>| {
+            let Sources { tools, paths, network, .. } = read.unwrap();
+            [tools.text, paths.text, network.unwrap().text]
+        };
+        let seen: Vec<_> = seen.into_iter().map(texts).collect();
+        let of_one = seen.iter().filter(|texts| texts.iter().all(|text| text == "one")).count();
+        let of_other = seen.iter().filter(|texts| texts.iter().all(|text| text == "other")).count();
+        assert_eq!(of_one + of_other, seen.len(), "no mixture");
+        assert!(of_one > 0 && of_other > 0, "control: both were read");
     }
 }

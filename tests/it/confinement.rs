@@ -202,7 +202,7 @@ async fn who_kills_the_launcher_kills_the_program_and_what_it_started() {
 }
 
 /// No cgroup of this run is left in any tree.
-fn assert_no_groups_left(run: &str) {
+pub(crate) fn assert_no_groups_left(run: &str) {
     let trees = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten();
     for tree in trees {
         let groups = fs::read_dir(tree.path()).into_iter().flatten().flatten();
@@ -261,15 +261,19 @@ async fn a_fork_bomb_stays_within_its_limit_and_nothing_of_it_is_left() {
     assert_eq!(output["limit"], "timeout", "{output}");
     assert_eq!(daemon.audit().await.faults, []);
     let workspace = daemon.workspace();
-    wait_until("no process is left in the workspace", || !anyone_in(&workspace)).await;
+    wait_until("no process is left in the workspace", || processes_in(&workspace).is_empty()).await;
     assert_no_groups_left(&story.run.id);
 }
 
-fn anyone_in(directory: &Path) -> bool {
+/// Processes whose working directory this is, or lies below it.
+pub(crate) fn processes_in(directory: &Path) -> Vec<i32> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     processes
-        .filter_map(|process| fs::read_link(process.path().join("cwd")).ok())
-        .any(|cwd| cwd == directory)
+        .filter(|process| {
+            fs::read_link(process.path().join("cwd")).is_ok_and(|cwd| cwd.starts_with(directory))
+        })
+        .filter_map(|process| process.file_name().to_str()?.parse().ok())
+        .collect()
 }
 
 #[tokio::test]

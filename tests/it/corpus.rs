@@ -1,94 +1,51 @@
-//! The corpus of attacks, `tests/corpus/*.yaml`, run twice through gRPC and judged from outside of the daemon:
-//! as the call that a model would make, decided by the policy that comes with agentd; and, with that policy out
-//! of the way, as a script in the sandbox, which must hold alone. Each script is also run without walls, where
-//! it must get through: else it proves nothing.
+//! The corpus of attacks, `tests/corpus/*.yaml`, run through gRPC and judged from outside of the daemon: as the
+//! calls that a model would make, decided by the policy that comes with agentd; and, with that policy out of the
+//! way, as a script in the sandbox, which must hold alone. Each script is also run without walls, where it must get
+//! through: else it proves nothing.
 //!
-//! A case: `setup` (a script outside, in the workspace), `call` and what to `expect` of it; `attack` (a script
-//! whose success is that the attack got through) and what it is `held_by`; `absent` (a file of the workspace
-//! that must not be there afterwards); `under` (the script's name, which brings its limits) and the `limit` that
-//! ends it; `broken` (a change of a policy file, after which a reload must say what it `says` and change nothing);
-//! `reach` (a script that runs where there is an internet of the test's own,
-//! under a policy that lets it reach a part of that, and through the proxy; its `control` is run outside of the
-//! sandbox, by default the same; what is `decided` about each thing it wants); `note`. In braces: OUT, a directory outside with a file `canary`; REL,
-//! the same seen from the workspace; STATE, DAEMON and PORT of agentd;
-//! `SYS_name`, the number of a system call.
+//! A case: `setup` (a script outside, in the workspace), `call` (one or several) and what to `expect` of each, or
+//! all that is to come of them, where that is several things; `given` (a change of a policy file, for this case);
+//! `hides` (texts that the model hears and nobody else does); `attack` (a script whose success is that the attack
+//! got through) and what it is `held_by`; `first` (what an earlier call of the same run did); `under` (the script's
+//! name, which brings its limits), the `limit` that ends it, or what it is `bounded` to; `while` (what goes on
+//! outside meanwhile); `absent` (a file of the workspace that must not be there afterwards); `lives` (a file that
+//! names a process outside, which must live).
+//!
+//! `control`: what gets through without walls, where it is not the attack word for word; `no_control`: why nothing
+//! can. `takes`: a program, or `cgroup`, without which the case is not run; `may_lack`: what a machine may lack, so
+//! that the control fails. Both are told by name.
+//!
+//! `broken` (a change of a policy file, after which a reload must say what it `says` and change nothing); `swapped`
+//! (files that change while they are read); `submit` (a run that is not taken); `reach` (a script that runs where
+//! there is an internet of the test's own, under a policy that lets it reach a part of that, and through the proxy;
+//! its `control` is run outside of the sandbox, by default the same; what is `decided` about each thing it wants;
+//! `then`, a change of the policy while it runs); `shown_by` (the test that shows it, where no single call can);
+//! `note`. What stands in braces is told in tests/it/corpus/words.rs: OUT, for example, is a directory outside with
+//! a file `canary`, and REL the same seen from the workspace.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
+mod cases;
+mod files;
+mod meanwhile;
+mod reaching;
+mod report;
+mod stage;
+mod words;
+
+use std::{collections::BTreeSet, fs, path::Path, process::Output};
+
+use agentd::proto::v1::{self, stream_run_events_response::Event};
+use serde_json::json;
+
+use self::{
+    cases::{Call, Case, Expected, Meanwhile, cases, corpus, root},
+    files::{changed, restored},
+    meanwhile::{Exchange, watch},
+    stage::{Scene, Stage, answers},
+    words::KEY,
 };
+use crate::support::{Settings, Story, TestDaemon, not_checked};
 
-use agentd::{
-    proto::v1,
-    scripted::{Reply, Seen, Turn},
-};
-use serde::Deserialize;
-use serde_json::{Value, json};
-
-use crate::{
-    egress,
-    support::{Backend, Settings, Story, TestDaemon, not_checked},
-};
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Case {
-    id: String,
-    what: String,
-    #[serde(default)]
-    setup: String,
-    call: Option<Call>,
-    expect: Option<Expected>,
-    attack: Option<String>,
-    held_by: Option<String>,
-    under: Option<String>,
-    limit: Option<String>,
-    broken: Option<Broken>,
-    reach: Option<Reach>,
-    absent: Option<String>,
-    note: Option<String>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Broken {
-    file: String,
-    /// Empty: the whole file.
-    replace: String,
-    by: String,
-    says: String,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Reach {
-    script: String,
-    control: Option<String>,
-    /// Why there can be no control.
-    no_control: Option<String>,
-    #[serde(default)]
-    decided: Vec<String>,
-    /// A host that it may well reach on the way.
-    may_ask: Option<String>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Call {
-    tool: String,
-    arguments: Value,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Expected {
-    decision: String,
-    rule: String,
-    outcome: String,
-}
-
+/// A policy that keeps nothing from anybody.
 const ALL_FILES: &str = "\
 schema: agentd/paths/v1
 rules:
@@ -96,347 +53,376 @@ rules:
 protected: [.git]
 ";
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).to_owned()
+/// A rule that wants a person's leave.
+const ASKS: &str = "
+  - {id: test.asks, argv: [sh, asks.sh], decision: require_approval, why: a person is to look at it}
+";
+
+/// How often a case is carried out at most while names change places.
+const MOST_ROUNDS: usize = 50;
+
+/// Names cases that this machine cannot run.
+fn name_unchecked<'a>(cases: impl IntoIterator<Item = &'a Case>, why: &str) {
+    let ids: Vec<_> = cases.into_iter().map(|case| case.id.as_str()).collect();
+    if !ids.is_empty() {
+        not_checked(&format!("{} attacks of the corpus ({why}): {}", ids.len(), ids.join(", ")));
+    }
 }
 
-fn corpus() -> Vec<Case> {
-    let mut files: Vec<_> = fs::read_dir(root().join("tests/corpus"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
-    files.sort();
-    let read = |path: &PathBuf| -> Vec<Case> {
-        let text = fs::read_to_string(path).unwrap();
-        serde_yaml::from_str(&text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-    };
-    files.iter().flat_map(read).collect()
+/// Says what lacks here, where the case takes it.
+fn lacks(case: &Case, mechanisms: &serde_json::Value) -> Option<String> {
+    match case.takes.as_deref() {
+        None => None,
+        Some("cgroup") => {
+            let kept = mechanisms["processes"].as_str().unwrap_or_default();
+            (!kept.starts_with("cgroup")).then(|| format!("processes={kept} here"))
+        }
+        Some(program) => {
+            let places = ["/usr/local/bin", "/usr/bin", "/bin"].map(Path::new);
+            let is_here = places.iter().any(|place| place.join(program).exists());
+            (!is_here).then(|| format!("no {program} here"))
+        }
+    }
 }
 
-/// A daemon, and where the workspaces of the cases lie.
-struct Stage {
-    daemon: TestDaemon,
-    _backend: Backend,
+/// Says `in` where it got through and `out` where it did not.
+fn tried(attack: &str) -> String {
+    format!("if {{ {attack}\n}} 2>/dev/null; then echo in; else echo out; fi\n")
+}
+
+/// What was found wrong, case by case.
+#[derive(Default)]
+struct Findings {
+    through: Vec<String>,
+    powerless: Vec<String>,
+    otherwise: Vec<String>,
+}
+
+impl Findings {
+    fn assert_none(&self) {
+        let Self { through, powerless, otherwise } = self;
+        let said = |what: &str, found: &[String]| match found {
+            [] => String::new(),
+            found => format!("{what}:\n{}\n", found.join("\n")),
+        };
+        let said = [
+            said("controls, which fail without walls", powerless),
+            said("these got through", through),
+            said("decided otherwise", otherwise),
+        ];
+        let said = said.concat();
+        assert!(said.is_empty(), "{said}");
+    }
 }
 
 impl Stage {
-    /// With a model that makes the call of the case that its task names.
-    async fn open(cases: &[Case], settings: Settings, of: fn(&Case) -> Option<Call>) -> Self {
-        let home = std::sync::Arc::new(std::sync::OnceLock::<Words>::new());
-        let calls: BTreeMap<String, Option<Call>> =
-            cases.iter().map(|case| (case.id.clone(), of(case))).collect();
-        let words = home.clone();
-        let backend = Backend::start(move |seen: &Seen| {
-            let call = calls[&seen.task].as_ref().unwrap();
-            Reply::Answer(match seen.turn {
-                1 => {
-                    let words = words.get().unwrap();
-                    Turn::call(&call.tool, words.json(&seen.task, &call.arguments))
-                }
-                _ => Turn::say("done"),
-            })
-        })
-        .await;
-        let daemon = TestDaemon::start_with(Settings { base_url: backend.url(), ..settings });
-        home.set(Words::of(&daemon)).unwrap();
-        Self { daemon, _backend: backend }
-    }
-
-    fn words(&self) -> Words {
-        Words::of(&self.daemon)
-    }
-
-    /// Sets a case's scene in `place`: its workspace, and what lies outside of it.
-    fn set(&self, case: &Case, place: &str) -> PathBuf {
-        let (workspace, out) = (self.daemon.home().join(place).join(&case.id), self.out(case));
-        fs::create_dir_all(&workspace).unwrap();
-        fs::create_dir_all(&out).unwrap();
-        fs::write(out.join("canary"), canary(case)).unwrap();
-        let setup = self.words().text(&case.id, &case.setup);
-        let done =
-            Command::new("sh").args(["-c", &setup]).current_dir(&workspace).output().unwrap();
-        assert!(done.status.success(), "{}: setup: {done:?}", case.id);
-        workspace
-    }
-
-    fn out(&self, case: &Case) -> PathBuf {
-        self.daemon.home().join("outside").join(&case.id)
-    }
-
-    async fn carry_out(&self, case: &Case, workspace: &Path) -> Story {
-        let request = v1::CreateRunRequest {
-            task: case.id.clone(),
-            workspace: workspace.display().to_string(),
-            ..Default::default()
-        };
-        let run = self.daemon.create(request).await.unwrap().run.unwrap();
-        let story = self.daemon.story(&run.id).await;
-        story.assert_calls_are_tied();
-        story
-    }
-
-    /// What must hold whatever was tried.
-    fn judge(&self, case: &Case, story: &Story, workspace: &Path) {
-        let everything: String = story.entries.iter().map(|entry| entry.payload.as_str()).collect();
-        assert!(!everything.contains(canary(case).as_str()), "{}: the secret got out", case.id);
-        let out = self.out(case);
-        assert_eq!(fs::read_to_string(out.join("canary")).unwrap(), canary(case), "{}", case.id);
-        assert!(!out.join("planted").exists(), "{}: a file was made outside", case.id);
-        if let Some(absent) = &case.absent {
-            assert!(!workspace.join(absent).exists(), "{}: {absent} is there", case.id);
+    /// Runs the control of a case. Whether the case can be run on this machine.
+    async fn control(&self, case: &Case, findings: &mut Findings) -> bool {
+        let Some(control) = case.control() else { return true };
+        let scene = self.set(case, "control");
+        let script = self.words().text(&case.id, control);
+        let script =
+            case.first.as_ref().map_or(script.clone(), |_| format!(". ./pure.sh\n{script}"));
+        let exchange = self.meanwhile(case, &scene);
+        let (through, done) = self.gets_through(&scene, &tried(&script));
+        drop(exchange);
+        let long = case.bounded.is_none_or(|most| done.stdout.len() > most.output_bytes);
+        let can = through && long;
+        match (can, &case.may_lack) {
+            (true, _) => {}
+            (false, Some(why)) => name_unchecked([case], &format!("this machine lacks {why}")),
+            (false, None) => findings.powerless.push(format!("{}: {}", case.id, shown(&done))),
         }
-    }
-}
-
-/// Told apart from everything else that could be printed.
-fn canary(case: &Case) -> String {
-    format!("the canary of {} sings\n", case.id)
-}
-
-/// What the braces stand for.
-#[derive(Debug)]
-struct Words {
-    home: PathBuf,
-    state: PathBuf,
-    daemon: String,
-    port: String,
-}
-
-impl Words {
-    fn of(daemon: &TestDaemon) -> Self {
-        Self {
-            home: daemon.home().canonicalize().unwrap(),
-            state: daemon.state().canonicalize().unwrap(),
-            daemon: daemon.pid().as_raw_nonzero().to_string(),
-            port: daemon.tcp.rsplit_once(':').unwrap().1.to_owned(),
-        }
+        self.strike(scene);
+        can || case.may_lack.is_none()
     }
 
-    fn text(&self, id: &str, text: &str) -> String {
-        let out = self.home.join("outside").join(id).display().to_string();
-        text.replace("{OUT}", &out)
-            .replace("{REL}", &format!("../../outside/{id}"))
-            .replace("{STATE}", &self.state.display().to_string())
-            .replace("{DAEMON}", &self.daemon)
-            .replace("{PORT}", &self.port)
-            .replace("{SYS_ptrace}", &libc::SYS_ptrace.to_string())
-            .replace("{SYS_socket}", &libc::SYS_socket.to_string())
-    }
-
-    /// The same in every text of a call's arguments.
-    fn json(&self, id: &str, value: &Value) -> Value {
-        match value {
-            Value::String(text) => self.text(id, text).into(),
-            Value::Array(list) => list.iter().map(|one| self.json(id, one)).collect(),
-            Value::Object(map) => {
-                map.iter().map(|(key, one)| (key.clone(), self.json(id, one))).collect()
+    fn meanwhile(&self, case: &Case, scene: &Scene) -> Option<Exchange> {
+        match &case.meanwhile {
+            Some(Meanwhile::Exchange { exchange: [one, other], .. }) => {
+                Some(Exchange::start(scene.workspace.join(one), scene.workspace.join(other)))
             }
-            other => other.clone(),
+            Some(Meanwhile::Answer { .. }) | None => None,
         }
     }
+
+    /// Carries a case out, with what goes on meanwhile, as often as that takes: where names change places, until they
+    /// have done so often enough, and so many different things have come of it.
+    async fn carry_out_meanwhile(&self, case: &Case, scene: &Scene, outcomes: usize) -> Vec<Story> {
+        let exchange = self.meanwhile(case, scene);
+        let mut stories = Vec::new();
+        loop {
+            let story = self.carry_out(case, &scene.workspace);
+            match &case.meanwhile {
+                Some(Meanwhile::Answer { answers, most_processes }) => {
+                    let (story, watched) = watch(&self.daemon, &scene.workspace, story).await;
+                    let kept =
+                        watched.answers >= *answers && watched.most_processes <= *most_processes;
+                    assert!(kept && watched.most_processes > 1, "{}: {watched:?}", case.id);
+                    stories.push(story);
+                }
+                Some(Meanwhile::Exchange { .. }) | None => stories.push(story.await),
+            }
+            match (&case.meanwhile, &exchange) {
+                (Some(Meanwhile::Exchange { times, .. }), Some(now))
+                    if stories.len() < MOST_ROUNDS
+                        && (now.times() < *times || came_of(&stories).len() < outcomes) => {}
+                (Some(Meanwhile::Exchange { times, .. }), Some(now)) => {
+                    assert!(now.times() >= *times, "{}: {} times", case.id, now.times());
+                    return stories;
+                }
+                _ => return stories,
+            }
+        }
+    }
+}
+
+/// All that was decided about the calls, and came of them.
+fn came_of(stories: &[Story]) -> BTreeSet<[String; 2]> {
+    stories.iter().flat_map(answers).collect()
+}
+
+fn shown(done: &Output) -> String {
+    let words = [&done.stdout, &done.stderr]
+        .map(|text| String::from_utf8_lossy(&text[text.len().saturating_sub(300)..]).into_owned());
+    format!("{} {words:?}", done.status)
 }
 
 #[tokio::test]
 async fn each_call_of_the_corpus_is_decided_as_expected_and_nothing_gets_out() {
-    let cases: Vec<_> = corpus().into_iter().filter(|case| case.call.is_some()).collect();
-    let stage = Stage::open(&cases, Settings::default(), |case| case.call.clone()).await;
-    let mut otherwise = Vec::new();
+    let cases = cases(|case| case.call.is_some());
+    let settings = Settings { commands: ASKS.into(), ..Settings::default() };
+    let stage = Stage::open(&cases, settings, |case| case.calls().to_vec()).await;
+    let mechanisms = stage.mechanisms().await;
+    let mut findings = Findings::default();
     for case in &cases {
-        let workspace = stage.set(case, "cases");
-
-        let story = stage.carry_out(case, &workspace).await;
-
-        let expected = case.expect.as_ref().unwrap();
-        let expected =
-            [format!("{} {}", expected.decision, expected.rule), expected.outcome.clone()];
-        let (outcome, output) = story.outputs().remove(0);
-        let found = [story.decisions().remove(0), outcome];
-        if found != expected {
-            otherwise.push(format!("{}: {found:?} instead of {expected:?}: {output}", case.id));
+        if let Some(why) = lacks(case, &mechanisms) {
+            name_unchecked([case], &why);
+            continue;
         }
-        stage.judge(case, &story, &workspace);
+        // An attack that has a script has its control with that.
+        if case.attack.is_none() && !stage.control(case, &mut findings).await {
+            continue;
+        }
+        let before = match &case.given {
+            Some(change) => Some(changed(&stage.daemon, &stage.words(), &case.id, change).await),
+            None => None,
+        };
+        let scene = stage.set(case, "cases");
+
+        let stories = stage.carry_out_meanwhile(case, &scene, case.expected().len()).await;
+
+        let found = came_of(&stories);
+        let expected: BTreeSet<_> = case.expected().iter().map(Expected::as_found).collect();
+        if found != expected {
+            let outputs = stories[0].outputs();
+            findings
+                .otherwise
+                .push(format!("{}: {found:?} instead of {expected:?}: {outputs:?}", case.id));
+        }
+        for story in &stories {
+            stage.judge(case, story, &scene).await;
+        }
+        if let Some(before) = before {
+            restored(&stage.daemon, case.given.as_ref().unwrap(), before).await;
+        }
     }
-    assert!(otherwise.is_empty(), "decided otherwise:\n{}", otherwise.join("\n"));
+    findings.assert_none();
     assert!(stage.daemon.audit().await.intact);
+}
+
+#[tokio::test]
+async fn what_the_corpus_hides_is_heard_by_the_model_and_by_nobody_else() {
+    let cases = cases(|case| !case.hides.is_empty());
+    let environment = vec![("AGENTD_LOG".into(), "trace".into())];
+    let settings = Settings { environment, ..Settings::default() };
+    let stage = Stage::open(&cases, settings, |case| case.calls().to_vec()).await;
+    for case in &cases {
+        let scene = stage.set(case, "cases");
+        let (run, mut told) = followed(&stage, case, &scene).await;
+        told.extend(asked(&stage, case, &run).await);
+
+        let last = stage.backend.server.requests().pop().unwrap().to_string();
+        for secret in case.hides.iter().map(|one| stage.words().text(&case.id, one)) {
+            assert!(last.contains(&secret), "{}: control: the model has {secret}", case.id);
+            for (what, text) in &told {
+                assert!(!text.contains(&secret), "{}: {secret} stands in {what}", case.id);
+                let shown = text.contains("[redacted]");
+                assert!(shown, "{}: control: it would stand in {what}: {text}", case.id);
+            }
+        }
+        assert!(!stage.daemon.log().contains(KEY), "{}", case.id);
+    }
+    assert!(stage.daemon.log().contains("TRACE"), "control: everything was logged");
+}
+
+/// Carries a case out, followed live. Gives the run, all that was heard of it, and what its programs printed.
+async fn followed(
+    stage: &Stage,
+    case: &Case,
+    scene: &Scene,
+) -> (String, Vec<(&'static str, String)>) {
+    let request = v1::CreateRunRequest {
+        task: case.id.clone(),
+        workspace: scene.workspace.display().to_string(),
+        ..Default::default()
+    };
+    let run = stage.daemon.create(request).await.unwrap().run.unwrap().id;
+    let follow = v1::StreamRunEventsRequest { id: run.clone(), after_sequence: 0, follow: true };
+    let stream = stage.daemon.client().await.runs().stream_run_events(follow).await;
+    let mut stream = stream.unwrap().into_inner();
+    let (mut heard, mut printed) = (String::new(), String::new());
+    while let Some(message) = stream.message().await.unwrap() {
+        heard.push_str(&format!("{message:?}\n"));
+        if let Some(Event::ToolOutputDelta(delta)) = message.event {
+            printed.push_str(&delta.text);
+        }
+    }
+    let printed = (!printed.is_empty()).then_some(("what was printed", printed));
+    (run, [("the events", heard)].into_iter().chain(printed).collect())
+}
+
+/// What others are told of a run that has ended, where a call's words would stand.
+async fn asked(stage: &Stage, case: &Case, run: &str) -> Vec<(&'static str, String)> {
+    let client = stage.daemon.client().await;
+    let list = v1::ListToolCallsRequest { run_id: run.into(), ..Default::default() };
+    let calls = client.runs().list_tool_calls(list).await.unwrap().into_inner();
+    let mut told = vec![("the list of calls", format!("{calls:?}"))];
+    for call in case.calls() {
+        let arguments = stage.words().json(&case.id, &call.arguments).to_string();
+        if !arguments.contains(KEY) {
+            continue;
+        }
+        let (role, tool) = (String::new(), call.tool.clone());
+        let request = v1::ExplainDecisionRequest { role, tool, arguments };
+        let answer = client.policy().explain_decision(request).await;
+        told.push(("the explanation", format!("{answer:?}")));
+    }
+    told
+}
+
+#[tokio::test]
+async fn the_judge_of_the_corpus_sees_what_a_call_shows() {
+    let shown = r#"
+- id: X01
+  what: a canary within the workspace
+  setup: cp {OUT}/canary here
+  call: {tool: read_file, arguments: {path: here}}
+  expect: {decision: allow, rule: workspace, outcome: done}
+- id: X02
+  what: nothing
+  setup: touch here
+  call: {tool: read_file, arguments: {path: here}}
+  expect: {decision: allow, rule: workspace, outcome: done}
+"#;
+    let cases: Vec<Case> = serde_yaml::from_str(shown).unwrap();
+    let stage = Stage::open(&cases, Settings::default(), |case| case.calls().to_vec()).await;
+    let mut told = Vec::new();
+    for case in &cases {
+        let scene = stage.set(case, "cases");
+        let story = stage.carry_out(case, &scene.workspace).await;
+        told.push(stage.tells(case, &story));
+    }
+    assert_eq!(told, [true, false]);
 }
 
 #[tokio::test]
 async fn with_the_allowlist_off_the_sandbox_holds_each_attack_of_the_corpus_alone() {
-    let cases: Vec<_> = corpus().into_iter().filter(|case| case.attack.is_some()).collect();
+    let all = cases(|case| case.attack.is_some());
     let settings = Settings { paths: Some(ALL_FILES.into()), ..Settings::default() };
-    let script = |case: &Case| {
-        let arguments = json!({"command": ["sh", case.script()]});
-        Some(Call { tool: "shell_exec".into(), arguments })
+    let run = |name: &str| {
+        let arguments = json!({"command": ["sh", name]});
+        Call { tool: "shell_exec".into(), arguments }
     };
-    let stage = Stage::open(&cases, settings, script).await;
-    let info = stage.daemon.agentctl(&["info", "-o", "json"]).await;
-    let info: Value = serde_json::from_slice(&info.stdout).unwrap();
-    if info["sandbox_limits"]["isolation"] == "landlock" {
-        return not_checked(&format!("{} attacks (isolation=landlock here)", cases.len()));
+    let scripts = |case: &Case| {
+        case.first.iter().map(|_| run("pure.sh")).chain([run(case.script())]).collect()
+    };
+    let stage = Stage::open(&all, settings, scripts).await;
+    let mechanisms = stage.mechanisms().await;
+    if mechanisms["isolation"] == "landlock" {
+        return name_unchecked(&all, "isolation=landlock here");
     }
-    let (mut through, mut powerless, mut places) = (Vec::new(), Vec::new(), Vec::new());
-    for case in &cases {
-        let attack = stage.words().text(&case.id, case.attack.as_ref().unwrap());
-        let script = format!("if {{ {attack}\n}} 2>/dev/null; then echo in; else echo out; fi\n");
-
-        let control = stage.set(case, "control");
-        fs::write(control.join("script.sh"), &script).unwrap();
-        let done = Command::new("sh").arg("script.sh").current_dir(&control).output().unwrap();
-        let said = String::from_utf8_lossy(&done.stdout).into_owned();
-        if !said.ends_with("in\n") {
-            powerless.push(format!("{}: {done:?}", case.id));
+    let (mut findings, mut places) = (Findings::default(), Vec::new());
+    for case in &all {
+        if let Some(why) = lacks(case, &mechanisms) {
+            name_unchecked([case], &why);
+            continue;
         }
-        fs::remove_dir_all(stage.out(case)).unwrap();
+        // What this machine does to nobody, it does not do to a program either: that is shown all the same.
+        let _ = stage.control(case, &mut findings).await;
 
-        let workspace = stage.set(case, "cases");
-        fs::write(workspace.join(case.script()), &script).unwrap();
-        let story = stage.carry_out(case, &workspace).await;
+        let scene = stage.set(case, "cases");
+        let attack = stage.words().text(&case.id, case.attack.as_ref().unwrap());
+        fs::write(scene.workspace.join(case.script()), tried(&attack)).unwrap();
+        let before = peak(&stage.daemon);
+        let stories = stage.carry_out_meanwhile(case, &scene, 1).await;
 
-        let (outcome, output) = &story.outputs()[0];
+        let story = stories.last().unwrap();
+        let (outcome, output) = story.outputs().pop().unwrap();
         assert_eq!(outcome, "done", "{}: {output}", case.id);
         let said = output["stdout"].as_str().unwrap();
-        let held = match &case.limit {
-            Some(limit) => output["limit"] == limit.as_str() && !said.ends_with("in\n"),
-            None => said.ends_with("out\n"),
+        let ended = case.may_end_by(output["limit"].as_str());
+        let held = match &case.bounded {
+            Some(most) => {
+                let grown = peak(&stage.daemon) - before;
+                ended && said.len() <= most.output_bytes && grown <= most.daemon_kib
+            }
+            // What was ended before says nothing.
+            None if !output["limit"].is_null() => ended && !said.ends_with("in\n"),
+            None => ended && said.ends_with("out\n"),
         };
         if !held {
-            through.push(format!("{}: {output}", case.id));
+            findings.through.push(format!("{}: {output}", case.id));
         }
-        stage.judge(case, &story, &workspace);
-        places.push((case, story, workspace));
+        for story in &stories {
+            stage.judge(case, story, &scene).await;
+        }
+        places.push((case, stories, scene));
     }
     // What was to come later has had its time: the last of them is seconds ago.
-    for (case, story, workspace) in &places {
-        stage.judge(case, story, workspace);
+    for (case, stories, scene) in &places {
+        stage.judge(case, stories.last().unwrap(), scene).await;
     }
-    assert!(powerless.is_empty(), "control: without walls these fail:\n{}", powerless.join("\n"));
-    assert!(through.is_empty(), "these got through:\n{}", through.join("\n"));
+    findings.assert_none();
     assert!(stage.daemon.audit().await.intact);
 }
 
-impl Case {
-    /// Name of the script that tries it; the rule for it brings its limits.
-    fn script(&self) -> &str {
-        self.under.as_deref().unwrap_or("script.sh")
-    }
+/// The most memory that the daemon ever had, in KiB.
+fn peak(daemon: &TestDaemon) -> u64 {
+    let status =
+        fs::read_to_string(format!("/proc/{}/status", daemon.pid().as_raw_nonzero())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 #[tokio::test]
-async fn no_broken_policy_of_the_corpus_comes_into_force_or_takes_anything_out_of_it() {
-    let cases: Vec<_> = corpus().into_iter().filter(|case| case.broken.is_some()).collect();
-    let stage = Stage::open(&[], Settings::default(), |_| None).await;
-    let daemon = &stage.daemon;
-    let policies = daemon.home().join("policies");
-    let revision = async || {
-        let request = v1::GetPolicyRequest {};
-        let answer = daemon.client().await.policy().get_policy(request).await.unwrap();
-        answer.into_inner().policy.unwrap().revision
+async fn with_the_allowlist_off_files_outside_are_out_of_reach_of_agentd_s_own_tools() {
+    let is_beyond_paths = |case: &Case| {
+        let by_force = |one: &Expected| one.rule.starts_with("builtin/");
+        let files = case.calls().iter().all(|call| call.tool != "shell_exec");
+        case.call.is_some() && files && case.given.is_none() && case.expected().iter().all(by_force)
     };
-    let before = revision().await;
-    let mut otherwise = Vec::new();
-    for case in &cases {
-        let broken = case.broken.as_ref().unwrap();
-        let path = policies.join(&broken.file);
-        let text = fs::read_to_string(&path).ok();
-        let by = stage.words().text(&case.id, &broken.by);
-        let changed = match broken.replace.as_str() {
-            "" => by,
-            part => text.as_ref().unwrap().replacen(part, &by, 1),
-        };
-        assert_ne!(Some(&changed), text.as_ref(), "{}: control: it changes the file", case.id);
-        fs::write(&path, changed).unwrap();
-
-        let request = v1::ReloadPolicyRequest::default();
-        let answer = daemon.client().await.policy().reload_policy(request).await;
-
-        match answer {
-            Err(refused) if refused.message().contains(&broken.says) => {}
-            answer => otherwise.push(format!("{}: {answer:?}", case.id)),
+    let all = cases(|case| is_beyond_paths(case) || case.id == "P10");
+    let settings = Settings { paths: Some(ALL_FILES.into()), ..Settings::default() };
+    let stage = Stage::open(&all, settings, |case| case.calls().to_vec()).await;
+    let mut findings = Findings::default();
+    for case in &all {
+        let scene = stage.set(case, "cases");
+        let story = stage.carry_out(case, &scene.workspace).await;
+        let found = answers(&story).remove(0);
+        let expected = case.expected().iter().find(|one| found == one.as_found());
+        if case.id == "P10" {
+            // The control: what only a rule keeps, nothing keeps now.
+            assert_eq!(found, ["allow everything", "done"]);
+            continue;
         }
-        assert_eq!(revision().await, before, "{}", case.id);
-        match text {
-            Some(text) => fs::write(&path, text).unwrap(),
-            None => fs::remove_file(&path).unwrap(),
+        if expected.is_none() {
+            findings.otherwise.push(format!("{}: {found:?}", case.id));
         }
+        stage.judge(case, &story, &scene).await;
     }
-    assert!(otherwise.is_empty(), "{}", otherwise.join("\n"));
-    let request = v1::ReloadPolicyRequest::default();
-    let answer = daemon.client().await.policy().reload_policy(request).await;
-    assert_eq!(
-        answer.unwrap().into_inner().revision,
-        before,
-        "control: as they were, they are fine"
-    );
-}
-
-/// What the scripts that reach for something are written with: a request to the proxy, and one over SOCKS (an
-/// address, and a command unless it is to connect); both succeed when what they ask for is granted.
-const ASKING: &str = r#"
-ask() {
-  exec 3<>/dev/tcp/127.0.0.1/3128; printf "$1" >&3; IFS= read -r line <&3
-  case "$line" in *" 200"*) true;; *) false;; esac
-}
-socks() {
-  exec 3<>/dev/tcp/127.0.0.1/3128; printf '\5\1\0' >&3; head -c 2 <&3 >/dev/null
-  printf "\5\\${2:-1}\0$1" >&3; [ "$(head -c 2 <&3 | od -An -tu1 | tr -d ' ')" = 50 ]
-}
-"#;
-
-#[tokio::test]
-async fn nothing_of_the_corpus_gets_past_the_proxy_or_around_it() {
-    let cases: Vec<_> = corpus().into_iter().filter(|case| case.reach.is_some()).collect();
-    let Some(stage) = egress::Stage::open("true") else { return };
-    let fair = [
-        r"ask 'CONNECT allowed.example.com:443 HTTP/1.1\r\nHost: allowed.example.com:443\r\n\r\n'",
-        r"socks '\3\23allowed.example.com\1\273'",
-    ];
-    for asked in fair {
-        let story = stage.carry_out(&format!("{ASKING}{asked} && echo in")).await;
-        assert_eq!(story.outputs()[0].1["stdout"], "in\n", "{asked}");
-    }
-    let (mut through, mut powerless, mut otherwise) = (Vec::new(), Vec::new(), Vec::new());
-    for case in &cases {
-        let reach = case.reach.as_ref().unwrap();
-        let script = |attack: &str| format!("{ASKING}{attack}\n");
-        if reach.no_control.is_none() {
-            let control = script(reach.control.as_ref().unwrap_or(&reach.script));
-            let run = move || {
-                Command::new("timeout").args(["10", "bash", "-c", &control]).output().unwrap()
-            };
-            let done = stage.internet.inside(run);
-            if !done.status.success() {
-                powerless.push(format!("{}: {done:?}", case.id));
-            }
-        }
-        let before = {
-            let seen = stage.internet.seen();
-            (seen.requests.len(), seen.names.len())
-        };
-
-        stage.daemon.put("attack.sh", &script(&reach.script));
-        let judged = "timeout 10 bash attack.sh >/dev/null 2>&1; code=$?
-             case $code in 0) echo in;; 124) echo hung;; *) echo out;; esac";
-        let story = stage.carry_out(judged).await;
-
-        let (_, output) = &story.outputs()[0];
-        if output["stdout"] != "out\n" {
-            through.push(format!("{}: {output}", case.id));
-        }
-        let decided = egress::reached(&story);
-        if reach.may_ask.is_none() && decided != reach.decided {
-            otherwise.push(format!("{}: {decided:?} instead of {:?}", case.id, reach.decided));
-        }
-        let seen = stage.internet.seen();
-        let expected = |host: &str| host.ends_with(".example.com");
-        let asked = &seen.requests[before.0..];
-        let may = |one: &String| reach.may_ask.as_ref().is_some_and(|host| one.contains(host));
-        if !asked.iter().all(may) || !seen.names[before.1..].iter().all(|name| expected(name)) {
-            through.push(format!("{}: {asked:?} {:?}", case.id, &seen.names[before.1..]));
-        }
-    }
-    assert!(powerless.is_empty(), "control: without walls these fail:\n{}", powerless.join("\n"));
-    assert!(through.is_empty(), "these got through:\n{}", through.join("\n"));
-    assert!(otherwise.is_empty(), "decided otherwise:\n{}", otherwise.join("\n"));
+    findings.assert_none();
+    assert!(all.len() > 5, "control: there are some");
 }
 
 #[test]
@@ -446,58 +432,29 @@ fn each_case_is_complete_and_the_report_says_what_stops_it() {
     ids.sort();
     ids.dedup();
     assert_eq!(ids.len(), cases.len(), "an id is used twice");
-    for case in &cases {
-        let by_reader = case.reach.is_some() || case.broken.is_some();
-        let tried = case.call.is_some() || case.attack.is_some() || by_reader;
-        assert!(tried, "{}: nothing is tried", case.id);
-        assert_eq!(case.call.is_some(), case.expect.is_some(), "{}: call and expect", case.id);
-        let by_force = case.attack.is_some() || case.reach.is_some();
-        assert_eq!(by_force, case.held_by.is_some(), "{}: attack, held_by", case.id);
+    // Whoever takes one out is noticed.
+    for (letter, last) in
+        [('P', 17), ('C', 27), ('N', 22), ('R', 12), ('S', 13), ('K', 15), ('F', 16)]
+    {
+        let all = (1..=last).map(|number| format!("{letter}{number:02}"));
+        let missing: Vec<_> = all.filter(|id| !ids.contains(&id)).collect();
+        assert!(missing.is_empty(), "{missing:?}");
+    }
+    let faults: Vec<String> = cases
+        .iter()
+        .flat_map(|case| case.faults().into_iter().map(|fault| format!("{}: {fault}", case.id)))
+        .collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+    for (case, test) in cases.iter().filter_map(|case| Some((case, case.shown_by.as_ref()?))) {
+        let (file, name) = test.split_once("::").unwrap();
+        let text = fs::read_to_string(root().join(format!("tests/it/{file}.rs"))).unwrap();
+        assert!(text.contains(&format!("fn {name}()")), "{}: there is no test {test}", case.id);
     }
     let report = root().join("docs/reports/attacks.md");
-    let text = told(&cases);
+    let text = report::told(&cases);
     if std::env::var_os("AGENTD_WRITE_REPORTS").is_some() {
         fs::write(&report, &text).unwrap();
     }
     let found = fs::read_to_string(&report).unwrap_or_default();
     assert!(found == text, "write it anew: AGENTD_WRITE_REPORTS=1 cargo test --test it corpus");
-}
-
-fn told(cases: &[Case]) -> String {
-    let row = |case: &Case| {
-        let policy = match (&case.expect, &case.broken) {
-            (Some(expected), _) => format!("{} by `{}`", expected.decision, expected.rule),
-            (None, Some(_)) => "is not taken".into(),
-            (None, None) => match case.reach.as_ref().and_then(|reach| reach.decided.last()) {
-                Some(decided) => {
-                    let rule = decided.rsplit(' ').next().unwrap_or_default();
-                    format!("deny by `{rule}`")
-                }
-                None => "-".into(),
-            },
-        };
-        let held = case.held_by.as_deref().unwrap_or("-");
-        let no_control = case.reach.as_ref().and_then(|reach| reach.no_control.as_ref());
-        let note = match (&case.note, no_control) {
-            (Some(note), _) => note.clone(),
-            (None, Some(why)) => format!("no control: {why}"),
-            (None, None) => String::new(),
-        };
-        format!("| {} | {} | {policy} | {held} | {note} |", case.id, case.what)
-    };
-    let reaching = cases.iter().filter(|case| case.reach.is_some()).count();
-    let scripts = cases.iter().filter(|case| case.attack.is_some()).count();
-    let rows: Vec<String> = cases.iter().map(row).collect();
-    format!(
-        "# Attacks\n\n\
-         {} cases of `tests/corpus`, run by `tests/it/corpus.rs`, which also writes this page. The policy that \
-         comes with agentd decides about the call that a model would make. With the policy out of the way, the \
-         sandbox alone holds the same thing tried by a script; {scripts} have one, and each of those gets through \
-         where there are no walls. {reaching} more reach for something, in an internet of the test's own, under a \
-         policy that opens a part of it; what they want gets through without sandbox and proxy, unless it says why \
-         that cannot be.\n\n\
-         | | what is tried | the policy | behind the walls | |\n|---|---|---|---|---|\n{}\n",
-        cases.len(),
-        rows.join("\n")
-    )
 }

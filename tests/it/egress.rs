@@ -49,6 +49,7 @@ pub(crate) fn names() -> Names {
         ("second.example.com", vec![vec![SECOND]]),
         ("mixed.example.com", vec![vec![ALLOWED, PRIVATE]]),
         ("rebinding.example.com", vec![vec![ALLOWED], vec![PRIVATE]]),
+        ("flipping.example.com", vec![vec![ALLOWED], vec![PRIVATE]]),
     ])
 }
 

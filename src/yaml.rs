@@ -215,13 +215,26 @@ fn strict() -> Options {
     }
 }
 
-/// The library's message without the position that is told apart from it.
+/// The library's message without the position that is told apart from it, in one line.
 fn message(error: &serde_yaml::Error) -> String {
     let text = error.without_snippet().to_string();
     match text.rsplit_once(" at line ").or_else(|| text.rsplit_once(" (line ")) {
-        Some((message, _)) => message.to_owned(),
-        None => text,
+        Some((message, _)) => in_one_line(message),
+        None => in_one_line(&text),
     }
+}
+
+/// A text from a file as it can be told: control characters are escaped, so that it neither breaks a line
+/// nor steers a terminal.
+pub fn in_one_line(text: &str) -> String {
+    let mut line = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character.is_control() {
+            true => line.extend(character.escape_default()),
+            false => line.push(character),
+        }
+    }
+    line
 }
 
 #[cfg(test)]
@@ -239,6 +252,13 @@ mod tests {
         assert_eq!(at::<BTreeMap<String, u32>>("a: 1\na: 2\n"), Some((2, 1)));
         assert_eq!(at::<BTreeMap<String, u32>>("a: 1\nb: x\n"), Some((2, 4)));
         assert_eq!(at::<BTreeMap<String, bool>>("a: no\n"), Some((1, 4)));
+    }
+
+    #[test]
+    fn a_message_is_one_line_whatever_the_file_says() {
+        let error = parse::<BTreeMap<String, u32>>("x.yaml", "a: \"b\\n\\e[2J\"\n").unwrap_err();
+        assert!(!error.to_string().contains(char::is_control), "{error:?}");
+        assert_eq!(in_one_line("a\n\u{1b}ä"), "a\\n\\u{1b}ä");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::{
             ValueShape,
         },
     },
-    yaml::Placed,
+    yaml::{self, Placed},
 };
 
 /// Collects errors, so that all of them are told at once, and what came of the tests.
@@ -34,7 +34,7 @@ pub(super) struct Compiler {
 
 impl Compiler {
     pub(super) fn fault(&mut self, file: &str, key: &str, message: &str) {
-        self.errors.push(format!("{file}: {key}: {message}"));
+        self.errors.push(yaml::in_one_line(&format!("{file}: {key}: {message}")));
     }
 
     pub(super) fn roles(

@@ -334,6 +334,18 @@ mod tests {
     }
 
     #[test]
+    fn a_fault_is_one_line_whatever_the_files_say() {
+        let errors = errors(|s| {
+            s.tools.text = s.tools.text.replace("id: wc", "id: \"ls\\n\\e[2J\"");
+            s.tools.text = s.tools.text.replace("[read_file, ", "[\"rm\\nrf\", ");
+            s.paths.text = s.paths.text.replace("protected: [", "protected: [\"/\\n\", ");
+            s.paths.text = s.paths.text.replace("path: .env,", "path: \"\\e.env\",");
+        });
+        assert_eq!(errors.len(), 3, "{errors:#?}");
+        assert!(!errors.iter().any(|fault| fault.contains(char::is_control)), "{errors:#?}");
+    }
+
+    #[test]
     fn all_errors_of_both_files_are_told_at_once() {
         let errors = errors(|s| {
             s.tools.text = s.tools.text.replace("[read_file, write_file, edit_file, list_dir, search_files, repo_summarize, shell_exec]", "[rm_rf]");

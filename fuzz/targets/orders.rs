@@ -1,9 +1,10 @@
-//! What the launcher reads from its socket is an order, or an error; and never takes more memory than an order may.
+//! What the launcher reads from its socket is a frame and then an order, or an error; and never takes more memory
+//! than an order may.
 #![no_main]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-use agentd::sandbox::order::{self, ORDER_BYTES, Order};
+use agentd::sandbox::order::{self, Frame, Message, ORDER_BYTES, Order, Terms};
 use libfuzzer_sys::fuzz_target;
 
 /// The system's, for whoever asks for a reasonable amount at once.
@@ -41,10 +42,23 @@ fn bounded(layout: Layout) {
 static ALLOCATOR: Bounded = Bounded;
 
 fuzz_target!(|input: &[u8]| {
-    let Ok(order) = order::read::<Order>(input) else { return };
-    let text = serde_json::to_vec(&order).expect("an order can be written");
-    let length = u32::try_from(text.len()).expect("an order is short").to_le_bytes();
-    let again =
-        order::read::<Order>([length.as_slice(), &text].concat().as_slice()).expect("and read again");
-    assert_eq!(serde_json::to_vec(&again).unwrap(), text);
+    let mut stream = input;
+    if read::<Frame>(&mut stream) {
+        read::<Order>(&mut stream);
+    }
+    read::<Order>(&mut &*input);
+    read::<Terms>(&mut &*input);
 });
+
+/// Whether the stream begins with such a message. If so, it is taken off the stream, and nothing more than it.
+fn read<T: Message>(stream: &mut &[u8]) -> bool {
+    let before = *stream;
+    let Ok(message) = order::read::<T>(&mut *stream) else { return false };
+    let length = u32::from_le_bytes(before[..4].try_into().expect("four bytes")) as usize;
+    assert_eq!(stream.len(), before.len() - 4 - length, "it took what is the next message's");
+    let text = serde_json::to_vec(&message).expect("a message can be written");
+    let length = u32::try_from(text.len()).expect("a message is short").to_le_bytes();
+    let again = order::read::<T>([length.as_slice(), &text].concat().as_slice());
+    assert_eq!(serde_json::to_vec(&again.expect("and read again")).unwrap(), text);
+    true
+}

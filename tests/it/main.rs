@@ -31,6 +31,7 @@ mod real_parts;
 mod refusals;
 mod resume;
 mod revisions;
+mod seeds;
 mod streams;
 mod submissions;
 mod support;

@@ -177,7 +177,7 @@ impl Compiler {
         let extra = sources.extra_commands.as_deref().unwrap_or_default();
         for line in extra.split(',').map(str::trim).filter(|line| !line.is_empty()) {
             match shlex::split(line).as_deref() {
-                Some([program, ..]) if program.contains('/') => {
+                Some([program, ..]) if program.is_empty() || program.contains('/') => {
                     let message = "must begin with a program's name without '/'";
                     self.fault("ALLOW_COMMANDS", line, message);
                 }

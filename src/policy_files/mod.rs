@@ -445,4 +445,15 @@ mod tests {
         assert_eq!(of_one + of_other, seen.len(), "no mixture");
         assert!(of_one > 0 && of_other > 0, "control: both were read");
     }
+
+    #[test]
+    fn an_extra_command_begins_with_the_name_of_a_program() {
+        let errors = errors(|s| s.extra_commands = Some("'' test, /bin/sh, \"a".into()));
+        let expected = [
+            "ALLOW_COMMANDS: '' test: must begin with a program's name without '/'",
+            "ALLOW_COMMANDS: /bin/sh: must begin with a program's name without '/'",
+            "ALLOW_COMMANDS: \"a: is not a command: its quotes do not close",
+        ];
+        assert_eq!(errors, expected);
+    }
 }

@@ -71,6 +71,7 @@ fn sources([tools, paths, network, extra_commands]: [&str; 4]) -> Sources {
         extra_commands: Some(extra_commands.into()),
         allow_net: Gate::Open,
         declared: Vec::new(),
+        hosted: Vec::new(),
         home: Some("/home/somebody".into()),
         off_limits: vec!["/var/lib/agentd".into()],
     }

@@ -257,7 +257,7 @@ async fn nothing_is_read_from_the_directory_that_agentd_is_started_in() {
 #[test]
 fn a_check_tries_the_sandbox_and_finds_nothing_wrong_with_a_daemon_that_runs() {
     let daemon = TestDaemon::start("http://127.0.0.1:9");
-    let (status, said) = checked(&daemon);
+    let (status, said) = daemon.check();
     assert_eq!(status, Some(0), "{said}");
     for fine in [
         "ok    a daemon is running on this state directory",
@@ -299,15 +299,6 @@ fn a_check_tells_every_failure_with_what_to_do_and_exits_78() {
     ] {
         assert!(said.contains(failure), "{failure}\nis not in\n{said}");
     }
-}
-
-/// `agentd check` with the flags of this daemon.
-fn checked(daemon: &TestDaemon) -> (Option<i32>, String) {
-    let serve = daemon.command();
-    let mut command = std::process::Command::new(serve.get_program());
-    command.arg("check").args(serve.get_args().skip(1)).env_clear();
-    let output = command.output().unwrap();
-    (output.status.code(), String::from_utf8(output.stdout).unwrap())
 }
 
 #[tokio::test]

@@ -92,7 +92,7 @@ async fn what_no_rule_allows_is_not_declared_and_everyone_who_looks_is_told() {
     let show = daemon.agentctl(&["policy", "show"]).await;
     let show = String::from_utf8(show.stdout).unwrap();
     assert!(show.contains("HOSTED TOOL") && show.contains("mcp docs at"), "{show}");
-    let (status, checked) = checked(&daemon);
+    let (status, checked) = daemon.check();
     assert_eq!(status, Some(0), "a warning: {checked}");
     let warning = "warn  hosted tool mcp docs at https://mcp.example.com: deny by builtin/no-rule for \
                    executor\n      -> the backend is not told of it: allow it under hosted_tools";
@@ -101,15 +101,6 @@ async fn what_no_rule_allows_is_not_declared_and_everyone_who_looks_is_told() {
     assert!(log.contains("a hosted tool is not declared to the backend"), "{log}");
     let everything = format!("{story:?}{show}{checked}{log}");
     assert!(!everything.contains(SECRET), "a credential was said");
-}
-
-/// `agentd check` with the flags of this daemon.
-fn checked(daemon: &TestDaemon) -> (Option<i32>, String) {
-    let serve = daemon.command();
-    let mut command = std::process::Command::new(serve.get_program());
-    command.arg("check").args(serve.get_args().skip(1)).env_clear();
-    let output = command.output().unwrap();
-    (output.status.code(), String::from_utf8(output.stdout).unwrap())
 }
 
 #[tokio::test]

@@ -141,10 +141,7 @@ async fn the_tier_that_is_found_is_told_is_recorded_is_what_a_program_has_and_ho
 
 /// `agentd check` and `agentctl doctor` are of one mind with `agentctl info`.
 async fn everybody_says_the_same(daemon: &TestDaemon, told: &BTreeMap<String, String>) {
-    let serve = daemon.command();
-    let mut check = Command::new(serve.get_program());
-    let checked = check.arg("check").args(serve.get_args().skip(1)).env_clear().output().unwrap();
-    let said = String::from_utf8(checked.stdout).unwrap();
+    let (_, said) = daemon.check();
     for (limit, mechanism) in told {
         assert!(said.contains(&format!("limit {limit}: {mechanism}\n")), "{limit}: {said}");
     }

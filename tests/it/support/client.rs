@@ -81,6 +81,15 @@ impl TestDaemon {
         command
     }
 
+    /// What `agentd check` says with the flags of this daemon.
+    pub(crate) fn check(&self) -> (Option<i32>, String) {
+        let serve = self.command();
+        let mut command = Command::new(serve.get_program());
+        command.arg("check").args(serve.get_args().skip(1)).env_clear();
+        let output = command.output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    }
+
     /// Processes of the workspace: those that have it, or what is below it, as working directory.
     pub(crate) fn programs(&self) -> Vec<String> {
         let workspace = self.workspace().canonicalize().unwrap_or_else(|_| self.workspace());

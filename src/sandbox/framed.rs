@@ -4,13 +4,7 @@
 use std::{
     fs::File,
     io,
-    os::{
-        fd::{AsFd as _, BorrowedFd, OwnedFd},
-        unix::net::UnixStream as StdUnixStream,
-    },
-    path::Path,
-    process::{Child, Stdio},
-    thread,
+    os::fd::{AsFd as _, BorrowedFd},
     time::Duration,
 };
 
@@ -20,9 +14,10 @@ use crate::{
     ports::SandboxError,
     sandbox::{
         cgroup::Group,
+        fork_server::{ForkServer, Forked, Process},
         order::{Access, Descriptor, Frame, Order, Owner, Tier},
         programs::LaunchProof,
-        spawner, wire,
+        wire,
     },
 };
 
@@ -41,8 +36,7 @@ pub(super) struct Kind {
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Framed {
-    child: Child,
-    control: StdUnixStream,
+    forked: Forked,
     group: Group,
 }
 
@@ -57,7 +51,7 @@ pub(super) enum NotGiven {
 
 /// A launcher at work.
 pub(super) struct Started {
-    pub(super) child: Child,
+    pub(super) process: Process,
     pub(super) group: Group,
     pub(super) control: UnixStream,
     pub(super) stdout: pipe::Receiver,
@@ -79,20 +73,20 @@ impl Framed {
     /// Starts one, on the thread that starts them all. `start` is the workspace, or a directory above it. `alive`
     /// is held by it as long as a process of it lives.
     pub(super) fn start(
-        program: &Path,
+        server: &mut ForkServer,
         (tier, kind): (Tier, Kind),
         start: BorrowedFd<'_>,
         alive: &File,
         group: Group,
     ) -> Result<Self, SandboxError> {
-        let (child, control) = match spawner::spawn(program, Stdio::piped) {
-            Ok(started) => started,
+        let forked = match server.fork() {
+            Ok(forked) => forked,
             Err(error) => {
                 group.remove();
                 return Err(error);
             }
         };
-        let framed = Self { child, control, group };
+        let framed = Self { forked, group };
         match framed.frame(tier, kind, start, alive) {
             Ok(()) => Ok(framed),
             Err(source) => {
@@ -109,14 +103,14 @@ impl Framed {
         start: BorrowedFd<'_>,
         alive: &File,
     ) -> io::Result<()> {
-        self.control.set_write_timeout(Some(PATIENCE))?;
+        let control = &self.forked.control;
+        control.set_write_timeout(Some(PATIENCE))?;
         let groups = self.group.open()?;
         let mut descriptors: Vec<(Descriptor, BorrowedFd<'_>)> =
             vec![(Descriptor::Start, start), (Descriptor::Alive, alive.as_fd())];
         descriptors.extend(groups.iter().map(|(kind, file)| (*kind, file.as_fd())));
         let (descriptors, sent): (Vec<_>, Vec<_>) = descriptors.into_iter().unzip();
-        let daemon = rustix::process::getpid().as_raw_nonzero().get();
-        wire::send(&self.control, &Frame { tier, access, owner, daemon, descriptors }, &sent)
+        wire::send(control, &Frame { tier, access, owner, descriptors }, &sent)
     }
 
     /// Its groups, whose limits must be set before it has its order.
@@ -126,14 +120,14 @@ impl Framed {
 
     /// Gives it its order, within a runtime. Blocking. Errors: nothing of it is left.
     pub(super) fn give(
-        mut self,
+        self,
         order: &Order,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<Started, NotGiven> {
         match self.hand_over(order, descriptors) {
             Ok((control, stdout, stderr)) => {
-                let Self { child, group, .. } = self;
-                Ok(Started { child, group, control, stdout, stderr })
+                let Self { forked: Forked { process, .. }, group } = self;
+                Ok(Started { process, group, control, stdout, stderr })
             }
             Err(error) => {
                 self.dismiss();
@@ -143,45 +137,39 @@ impl Framed {
     }
 
     fn hand_over(
-        &mut self,
+        &self,
         order: &Order,
         descriptors: &[BorrowedFd<'_>],
     ) -> Result<(UnixStream, pipe::Receiver, pipe::Receiver), NotGiven> {
         // First all that can fail: once the order is sent, nobody knows what has been done.
         let ends = self.ends().map_err(NotGiven::Unread)?;
-        self.control.set_nonblocking(false).map_err(NotGiven::Unread)?;
-        wire::send(&self.control, order, descriptors).map_err(NotGiven::Unread)?;
-        self.control.set_nonblocking(true).map_err(NotGiven::Lost)?;
+        let control = &self.forked.control;
+        control.set_nonblocking(false).map_err(NotGiven::Unread)?;
+        wire::send(control, order, descriptors).map_err(NotGiven::Unread)?;
+        control.set_nonblocking(true).map_err(NotGiven::Lost)?;
         Ok(ends)
     }
 
-    fn ends(&mut self) -> io::Result<(UnixStream, pipe::Receiver, pipe::Receiver)> {
-        let gone = || io::Error::other("a pipe of the launcher is missing");
-        let stdout = OwnedFd::from(self.child.stdout.take().ok_or_else(gone)?);
-        let stderr = OwnedFd::from(self.child.stderr.take().ok_or_else(gone)?);
-        let control = self.control.try_clone()?;
+    fn ends(&self) -> io::Result<(UnixStream, pipe::Receiver, pipe::Receiver)> {
+        let Forked { control, stdout, stderr, .. } = &self.forked;
+        let control = control.try_clone()?;
         control.set_nonblocking(true)?;
         Ok((
             UnixStream::from_std(control)?,
-            pipe::Receiver::from_owned_fd(stdout)?,
-            pipe::Receiver::from_owned_fd(stderr)?,
+            pipe::Receiver::from_owned_fd(stdout.try_clone()?)?,
+            pipe::Receiver::from_owned_fd(stderr.try_clone()?)?,
         ))
     }
 
     /// Lets it go. Blocking; nothing of it is left.
     pub(super) fn dismiss(self) {
-        let Self { mut child, control, group } = self;
+        let Self { forked: Forked { process, control, .. }, group } = self;
         // To it this means that all must end.
         let _ = control.shutdown(std::net::Shutdown::Both);
-        let step = Duration::from_millis(2);
-        for _ in 0..LEAVE.as_millis() / step.as_millis() {
-            match child.try_wait() {
-                Ok(None) => thread::sleep(step),
-                Ok(Some(_)) | Err(_) => break,
-            }
+        if !matches!(process.wait(Some(LEAVE)), Ok(true)) {
+            process.kill();
+            let _ = process.wait(None);
         }
-        let _ = child.kill();
-        let _ = child.wait();
         group.remove();
     }
 }

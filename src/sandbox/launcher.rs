@@ -33,6 +33,7 @@ use crate::{
         cgroup::{Cgroups, Group, Spent},
         egress::{Egress, Outside},
         files::hex,
+        fork_server::ForkServer,
         framed::{Framed, Kind, NotGiven, Started},
         mechanisms::mechanisms,
         order::{End, Tier, WayOut},
@@ -98,12 +99,12 @@ impl Ground {
     /// Starts a launcher, on the thread for it.
     pub(super) fn frame(
         &self,
-        program: &Path,
+        server: &mut ForkServer,
         kind: Kind,
         start: impl AsFd,
         group: Group,
     ) -> Result<Framed, SandboxError> {
-        Framed::start(program, (self.tier, kind), start.as_fd(), &self.alive, group)
+        Framed::start(server, (self.tier, kind), start.as_fd(), &self.alive, group)
     }
 }
 
@@ -265,8 +266,8 @@ impl Launcher {
         })
         .await?;
         let (ground, call) = (self.ground.clone(), call.clone());
-        let started = self.spawner.run(move |program| {
-            let framed = ground.frame(program, call.kind, &call.proof.workspace, group)?;
+        let started = self.spawner.run(move |server| {
+            let framed = ground.frame(server, call.kind, &call.proof.workspace, group)?;
             brief.give(&call, framed).map_err(|error| match error {
                 NotGiven::Unread(error) => ordering(error),
                 NotGiven::Lost(error) => lost(error.to_string()),
@@ -294,7 +295,7 @@ impl Launcher {
         call: &Call,
         sight: &Sight<'_>,
     ) -> Result<Ended, SandboxError> {
-        let Started { mut child, group, control, stdout, stderr } = started;
+        let Started { process, group, control, stdout, stderr } = started;
         let Sight { grant, keep, company: Company { stop, heard, door } } = sight;
         let egress = grant.clone().zip(*door);
         let egress = egress.map(|(grant, door)| Egress::new(grant, door, &self.outside));
@@ -315,8 +316,8 @@ impl Launcher {
         let Ok((report, (stdout, stderr))) = heard else {
             // Nothing may be left, however it went.
             blocking(move || {
-                let _ = child.kill();
-                let _ = child.wait();
+                process.kill();
+                let _ = process.wait(None);
                 group.remove();
                 Ok(())
             })
@@ -326,7 +327,7 @@ impl Launcher {
         let spent = group.spent();
         // What was reported on is dead; the launcher itself is at its end, and so are its groups.
         tasks::in_background(move || {
-            if let Err(error) = child.wait() {
+            if let Err(error) = process.wait(None) {
                 tracing::warn!(%error, "a launcher cannot be waited for");
             }
             group.remove();

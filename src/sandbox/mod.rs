@@ -9,6 +9,7 @@ mod cgroup;
 mod edits;
 mod egress;
 mod files;
+mod fork_server;
 mod framed;
 pub mod inside;
 mod launcher;

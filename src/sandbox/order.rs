@@ -1,6 +1,7 @@
 //! What the daemon and `agentd-sandbox` say to each other. Shapes, and how they are read.
 //!
-//! The launcher's standard input is a socket. The daemon sends a frame, from which a world is built that fits any
+//! The fork server's standard input is a socket, over which the daemon asks for launchers and gives each a socket of
+//! its own. Over that the daemon sends a frame, from which a world is built that fits any
 //! work of its kind, and then, at once or much later, one order. Each is its length (4 bytes, little endian),
 //! then JSON, with descriptors beside the first byte. The launcher answers with a JSON report, and ends. If the daemon
 //! closes the socket, or dies, the launcher kills everything.
@@ -34,6 +35,17 @@ pub trait Message: Serialize + DeserializeOwned {
     fn descriptors(&self) -> &[Descriptor];
 }
 
+/// What the fork server is asked for: a launcher, with these ends of its socket and pipes.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Launch {}
+
+/// What it answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Launched {
+    /// Why there is no launcher; none: there is one.
+    pub failure: Option<String>,
+}
+
 /// What a launcher is told first: what work it is for, of which it can do one.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Frame {
@@ -41,8 +53,6 @@ pub struct Frame {
     pub access: Access,
     /// Whom the work acts as; none: the daemon's user.
     pub owner: Option<Owner>,
-    /// Process id of the daemon: whoever else is our parent, that one has died.
-    pub daemon: i32,
     pub descriptors: Vec<Descriptor>,
 }
 
@@ -73,6 +83,18 @@ pub struct Terms {
     /// CPU time of all processes together.
     pub cpu_ms: u64,
     pub watched: Watched,
+}
+
+impl Message for Launch {
+    fn descriptors(&self) -> &[Descriptor] {
+        &[Descriptor::Control, Descriptor::Stdout, Descriptor::Stderr]
+    }
+}
+
+impl Message for Launched {
+    fn descriptors(&self) -> &[Descriptor] {
+        if self.failure.is_none() { &[Descriptor::Process] } else { &[] }
+    }
 }
 
 impl Message for Frame {
@@ -175,6 +197,12 @@ pub struct Watched {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Descriptor {
+    /// The launcher's end of its socket to the daemon.
+    Control,
+    Stdout,
+    Stderr,
+    /// A process, as `pidfd_open` gives it.
+    Process,
     /// The workspace, or a directory above it.
     Start,
     /// The program; for a look, git, where there is one.

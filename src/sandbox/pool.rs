@@ -201,10 +201,8 @@ impl Keeper {
             let prepared = prepared.await.map_err(|error| io(io::Error::other(error)))?;
             let (start, machine, group): (OwnedFd, _, _) = prepared.map_err(io)?;
             let ground = self.ground.clone();
-            let framed = self
-                .spawner
-                .run(move |program| ground.frame(program, kind, &start, group))
-                .await??;
+            let framed =
+                self.spawner.run(move |server| ground.frame(server, kind, &start, group)).await??;
             let pool = self.pool.clone();
             let put = tasks::blocking(move || pool.put(kind, machine, generation, framed)).await;
             put.map_err(|error| io(io::Error::other(error)))?;

@@ -4,12 +4,8 @@
 use std::{
     fs::File,
     io::{self, Read as _},
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::{fs::MetadataExt as _, net::UnixStream},
-    },
+    os::{fd::AsFd as _, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::mpsc,
     thread,
     time::Duration,
@@ -20,6 +16,7 @@ use tokio::sync::oneshot;
 use crate::{
     ports::SandboxError,
     sandbox::{
+        fork_server::{ForkServer, Forked},
         order::{
             Access, Descriptor, End, Frame, Order, Owner, Report, Rlimits, Terms, Tier, View,
             Watched, WayOut, Work, Workspace,
@@ -33,7 +30,7 @@ const QUEUE: usize = 64;
 /// How long a trial may take.
 const TRIAL: Duration = Duration::from_secs(10);
 
-type Job = Box<dyn FnOnce(&Path) + Send>;
+type Job = Box<dyn FnOnce(&mut ForkServer) + Send>;
 
 /// Runs what starts launchers.
 #[derive(Debug)]
@@ -53,21 +50,24 @@ impl Spawner {
         let (jobs, queue) = mpsc::sync_channel::<Job>(QUEUE);
         thread::Builder::new()
             .name("sandbox-spawner".into())
-            .spawn(move || queue.iter().for_each(|job| job(&program)))
+            .spawn(move || {
+                let mut server = ForkServer::new(program);
+                queue.iter().for_each(|job| job(&mut server));
+            })
             .map_err(|source| SandboxError::Io { what: "starting a thread", source })?;
         Ok(Self { jobs })
     }
 
-    /// Runs `job` on the thread, with the launcher's path. Gives what it gave.
+    /// Runs `job` on the thread, which has the launchers. Gives what it gave.
     pub(super) async fn run<T: Send + 'static>(
         &self,
-        job: impl FnOnce(&Path) -> T + Send + 'static,
+        job: impl FnOnce(&mut ForkServer) -> T + Send + 'static,
     ) -> Result<T, SandboxError> {
         let (reply, answer) = oneshot::channel();
         let runtime = tokio::runtime::Handle::current();
-        let job: Job = Box::new(move |program| {
+        let job: Job = Box::new(move |server| {
             let _guard = runtime.enter();
-            drop(reply.send(job(program)));
+            drop(reply.send(job(server)));
         });
         self.queue(job).await?;
         answer.await.map_err(|_| ended())
@@ -92,8 +92,7 @@ impl Spawner {
         for tier in [Tier::Full, Tier::Root, Tier::Landlock] {
             let (reply, answer) = mpsc::channel();
             let place = workspace.to_owned();
-            let job: Job =
-                Box::new(move |program| drop(reply.send(attempt(program, tier, &place))));
+            let job: Job = Box::new(move |server| drop(reply.send(attempt(server, tier, &place))));
             self.jobs.send(job).map_err(|_| ended())?;
             match answer.recv().map_err(|_| ended())? {
                 Ok(()) => return Ok((tier, refusals)),
@@ -109,16 +108,14 @@ fn ended() -> SandboxError {
 }
 
 /// Puts up the walls of a tier around nothing.
-fn attempt(program: &Path, tier: Tier, workspace: &Path) -> io::Result<()> {
+fn attempt(server: &mut ForkServer, tier: Tier, workspace: &Path) -> io::Result<()> {
     let place = File::open(workspace)?;
     let metadata = place.metadata()?;
-    let daemon = rustix::process::getpid().as_raw_nonzero().get();
     let owner = Owner { user: metadata.uid(), group: metadata.gid() };
     let frame = Frame {
         tier,
         access: Access::ReadOnly,
         owner: (rustix::process::geteuid().is_root() && owner.user != 0).then_some(owner),
-        daemon,
         descriptors: vec![Descriptor::Start],
     };
     let order = Order {
@@ -141,7 +138,7 @@ fn attempt(program: &Path, tier: Tier, workspace: &Path) -> io::Result<()> {
         way_out: WayOut::None,
         descriptors: Vec::new(),
     };
-    let (mut child, control) = spawn(program, Stdio::null).map_err(io::Error::other)?;
+    let Forked { process, control, .. } = server.fork().map_err(io::Error::other)?;
     let sent = wire::send(&control, &frame, &[place.as_fd()]);
     let said = sent.and_then(|()| wire::send(&control, &order, &[])).and_then(|()| {
         control.set_read_timeout(Some(TRIAL))?;
@@ -150,32 +147,12 @@ fn attempt(program: &Path, tier: Tier, workspace: &Path) -> io::Result<()> {
         Ok(serde_json::from_slice::<Report>(&text)?)
     });
     if said.is_err() {
-        let _ = child.kill();
+        process.kill();
     }
-    child.wait()?;
+    process.wait(None)?;
     match said?.end {
         End::Code(0) => Ok(()),
         End::NotStarted(message) | End::Lost(message) => Err(io::Error::other(message)),
         other => Err(io::Error::other(format!("a trial ended with {other:?}"))),
     }
-}
-
-/// Starts a launcher, which waits for its frame at the other end of the socket.
-pub(super) fn spawn(
-    program: &Path,
-    output: impl Fn() -> Stdio,
-) -> Result<(Child, UnixStream), SandboxError> {
-    let (control, other_end) = UnixStream::pair()
-        .map_err(|source| SandboxError::Io { what: "making a socket", source })?;
-    let child = Command::new(program)
-        .env_clear()
-        .stdin(Stdio::from(OwnedFd::from(other_end)))
-        .stdout(output())
-        .stderr(output())
-        .spawn()
-        .map_err(|source| SandboxError::Launcher {
-            launcher: program.display().to_string(),
-            source,
-        })?;
-    Ok((child, control))
 }

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Backend, Settings, Story, TestDaemon,
-    processes::{children, command_line, descendants},
+    processes::{command_line, descendants, launchers},
     wait_until,
 };
 
@@ -191,8 +191,7 @@ async fn who_kills_the_launcher_kills_the_program_and_what_it_started() {
     let of_work = |launcher: &i32| {
         descendants(*launcher).into_iter().any(|process| command_line(process).contains(&seconds))
     };
-    let launchers: Vec<i32> =
-        children(daemon.pid().as_raw_nonzero().get()).into_iter().filter(of_work).collect();
+    let launchers: Vec<i32> = launchers(daemon.pid()).into_iter().filter(of_work).collect();
     assert_eq!(launchers.len(), 1, "control: there is one");
     let launcher = rustix::process::Pid::from_raw(launchers[0]).unwrap();
     rustix::process::kill_process(launcher, rustix::process::Signal::KILL).unwrap();

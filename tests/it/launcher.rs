@@ -13,21 +13,23 @@ use std::{
 };
 
 use agentd::sandbox::order::{
-    Access, Descriptor, End, Frame, Order, Owner, Report, Rlimits, Terms, Tier, View, Watched,
-    WayOut, Work, Workspace,
+    self, Access, Descriptor, End, Frame, Launch, Launched, Order, Owner, Report, Rlimits, Terms,
+    Tier, View, Watched, WayOut, Work, Workspace,
 };
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use tempfile::TempDir;
 
 use crate::support::{
     PATIENCE, not_checked,
-    processes::{command_line, descendants},
+    processes::{children, command_line, descendants},
     wait_until,
 };
 
-/// A launcher that has its frame.
+/// A launcher that has its frame, and the fork server that it comes from.
 struct Launcher {
-    child: Child,
+    server: Child,
+    requests: UnixStream,
+    id: i32,
     control: UnixStream,
     workspace: TempDir,
 }
@@ -50,20 +52,26 @@ impl Launcher {
         if let Some(Owner { user, group }) = owner {
             std::os::unix::fs::chown(workspace.path(), Some(user), Some(group)).unwrap();
         }
-        let (control, theirs) = UnixStream::pair().unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_agentd-sandbox"))
+        let (requests, theirs) = UnixStream::pair().unwrap();
+        let server = Command::new(env!("CARGO_BIN_EXE_agentd-sandbox"))
             .env_clear()
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let daemon = i32::try_from(std::process::id()).unwrap();
+        let (control, theirs) = UnixStream::pair().unwrap();
+        let nothing = File::options().write(true).open("/dev/null").unwrap();
+        send(&requests, &Launch {}, &[theirs.as_fd(), nothing.as_fd(), nothing.as_fd()]);
+        drop(theirs);
+        let answer: Launched = order::read(&requests).unwrap();
+        assert_eq!(answer.failure, None);
+        let id = children(i32::try_from(server.id()).unwrap())[0];
         let (access, descriptors) = (Access::ReadWrite, vec![Descriptor::Start]);
         let place = File::open(workspace.path()).unwrap();
-        send(&control, &Frame { tier, access, owner, daemon, descriptors }, &[place.as_fd()]);
+        send(&control, &Frame { tier, access, owner, descriptors }, &[place.as_fd()]);
         control.set_read_timeout(Some(PATIENCE)).unwrap();
-        Self { child, control, workspace }
+        Self { server, requests, id, control, workspace }
     }
 
     /// Has it run a shell's script, by this program.
@@ -106,9 +114,15 @@ impl Launcher {
     fn end(mut self) -> Option<End> {
         let mut text = Vec::new();
         let _ = self.control.read_to_end(&mut text);
-        self.child.wait().unwrap();
         let mut reports = serde_json::Deserializer::from_slice(&text).into_iter::<Report>();
         reports.next().map(|report| report.unwrap().end)
+    }
+}
+
+impl Drop for Launcher {
+    fn drop(&mut self) {
+        let _ = self.server.kill();
+        let _ = self.server.wait();
     }
 }
 
@@ -168,7 +182,7 @@ fn a_program_that_is_not_in_the_sandbox_is_said_not_to_be_there() {
 async fn a_launcher_that_waits_holds_nothing_where_the_work_s_user_could_get_at_it() {
     for (tier, owner) in worlds() {
         let launcher = Launcher::start(tier, owner);
-        let id = i32::try_from(launcher.child.id()).unwrap();
+        let id = launcher.id;
         wait_until("all three are there", || descendants(id).len() == 2).await;
         // It has let go of everything when it waits, in a call to the kernel.
         let work = descendants(id)[1];
@@ -186,12 +200,24 @@ async fn a_launcher_that_waits_holds_nothing_where_the_work_s_user_could_get_at_
     }
 }
 
+/// Whoever it works for, the process that launchers are made from belongs to root or to the daemon's user alone.
+#[tokio::test]
+async fn the_fork_server_ends_with_the_daemon_s_socket_and_nobody_may_look_into_it() {
+    let (tier, owner) = worlds()[0];
+    let mut launcher = Launcher::start(tier, owner);
+    let server = launcher.server.id();
+    let owned = std::fs::metadata(format!("/proc/{server}/fd")).unwrap().uid();
+    assert_eq!(owned, 0, "nobody but root may look into it");
+    drop(std::mem::replace(&mut launcher.requests, UnixStream::pair().unwrap().0));
+    assert!(launcher.server.wait().unwrap().success());
+}
+
 #[tokio::test]
 async fn what_was_killed_while_it_waited_says_nothing_that_could_be_taken_for_work() {
     for (tier, owner) in worlds() {
         for place in [0, 1] {
             let launcher = Launcher::start(tier, owner);
-            let id = i32::try_from(launcher.child.id()).unwrap();
+            let id = launcher.id;
             wait_until("all three are there", || descendants(id).len() == 2).await;
             let killed = descendants(id)[place];
             let process = rustix::process::Pid::from_raw(killed).unwrap();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::support::{
     Backend, Settings, TestDaemon, not_checked,
-    processes::{children, command_line, descendants},
+    processes::{command_line, descendants, fork_server, launchers},
     wait_until,
 };
 
@@ -47,7 +47,7 @@ fn waiting(daemon: &TestDaemon) -> Vec<i32> {
         let ours = |process: &i32| command_line(*process).contains("agentd-sandbox");
         below.len() == 2 && ours(launcher) && below.iter().all(ours)
     };
-    children(daemon.pid().as_raw_nonzero().get()).into_iter().filter(waits).collect()
+    launchers(daemon.pid()).into_iter().filter(waits).collect()
 }
 
 /// Has a script run, whatever by; gives what it printed, and how it went.
@@ -105,8 +105,7 @@ async fn the_next_call_is_done_by_one_that_waited_and_none_is_left_of_a_daemon_t
             .into_iter()
             .any(|process| command_line(process).contains("script.sh"))
     };
-    let at_work: Vec<i32> =
-        children(daemon.pid().as_raw_nonzero().get()).into_iter().filter(works).collect();
+    let at_work: Vec<i32> = launchers(daemon.pid()).into_iter().filter(works).collect();
     assert_eq!(at_work.len(), 1);
     assert!(waited.contains(&at_work[0]), "{at_work:?} of {waited:?}");
     wait_until("another waits in its place", || waiting(&daemon).len() == 2).await;
@@ -141,6 +140,23 @@ async fn a_call_is_done_although_all_that_waited_were_killed() {
         kill_process(Pid::from_raw(launcher).unwrap(), Signal::KILL).unwrap();
     }
     assert_eq!(call(&daemon, "echo all the same").await, "all the same\n");
+}
+
+#[tokio::test]
+async fn a_call_is_done_although_what_forks_launchers_was_killed_and_the_launchers_with_it() {
+    let (_backend, daemon) = daemon().await;
+    let waited = match any_wait(&daemon).await {
+        true => some_that_wait(&daemon).await,
+        false => Vec::new(),
+    };
+    let server = fork_server(daemon.pid());
+    kill_process(Pid::from_raw(server).unwrap(), Signal::KILL).unwrap();
+    wait_until("they die with it", || {
+        waited.iter().all(|launcher| command_line(*launcher).is_empty())
+    })
+    .await;
+    assert_eq!(call(&daemon, "echo all the same").await, "all the same\n");
+    assert_ne!(fork_server(daemon.pid()), server);
 }
 
 #[tokio::test]

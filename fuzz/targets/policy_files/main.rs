@@ -7,7 +7,10 @@ mod promises;
 mod trees;
 
 use agentd::{
-    domain::{ids::ToolName, policy::Gate},
+    domain::{
+        ids::ToolName,
+        policy::{Gate, HostedKind, HostedTool, McpPlace},
+    },
     policy_files::{Source, Sources, compile_and_test},
 };
 use libfuzzer_sys::{fuzz_mutator, fuzz_target, fuzzer_mutate};
@@ -47,6 +50,7 @@ fuzz_target!(|input: &str| {
             promises::keeps_limits(policy);
             promises::is_well_formed(policy, &known);
             promises::denies_what_no_rule_allows(policy);
+            promises::declares_what_a_rule_allows(policy);
             promises::decides_as_its_tests_say(policy, &compiled.tests);
         }
     }
@@ -71,10 +75,28 @@ fn sources([tools, paths, network, extra_commands]: [&str; 4]) -> Sources {
         extra_commands: Some(extra_commands.into()),
         allow_net: Gate::Open,
         declared: Vec::new(),
-        hosted: Vec::new(),
+        hosted: hosted(),
         home: Some("/home/somebody".into()),
         off_limits: vec!["/var/lib/agentd".into()],
     }
+}
+
+/// One of each kind, at places that the seeds speak of.
+fn hosted() -> Vec<HostedTool> {
+    let at = |place: Result<McpPlace, _>| HostedKind::Mcp {
+        label: "m".into(),
+        at: place.expect("a place"),
+    };
+    let server = McpPlace::server("https://mcp.example.com/sse").expect("a server");
+    let kinds = [
+        HostedKind::CodeInterpreter,
+        HostedKind::FileSearch,
+        HostedKind::Mcp { label: "m".into(), at: server },
+        at(McpPlace::connector("mail")),
+        at(McpPlace::tunnel("t")),
+    ];
+    let tool = |(index, kind)| HostedTool { index, kind, digest: String::new() };
+    kinds.into_iter().enumerate().map(tool).collect()
 }
 
 fuzz_mutator!(|data: &mut [u8], size: usize, longest: usize, seed: u32| {

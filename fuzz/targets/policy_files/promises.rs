@@ -7,7 +7,10 @@ use agentd::{
         effect::{Facts, WorkspacePath},
         ids::{RoleName, RuleId, ToolName},
         journal::Verdict,
-        policy::{CommandRule, Compiled, Decision, FileOperation, Policy, TestOutcome, Tests},
+        policy::{
+            CommandRule, Compiled, Decision, FileOperation, HostedKind, HostedPattern, HostedRule,
+            Policy, TestOutcome, Tests,
+        },
     },
     policy_files::Sources,
 };
@@ -149,6 +152,31 @@ pub fn denies_what_no_rule_allows(policy: &Policy) {
                 let does = decide(policy, role, tool, file(operation, path.clone()));
                 assert_eq!(does == Verdict::Allow, may, "{role}, {tool}, {path}");
             }
+        }
+    }
+}
+
+/// A hosted tool is declared for a role if rules speak of both, and all of them allow it.
+pub fn declares_what_a_rule_allows(policy: &Policy) {
+    let nobody = RoleName::new("a role that is not there");
+    for role in policy.roles.keys().take(TRIED).chain([&nobody]) {
+        for fate in policy.hosted_for(role) {
+            let speaks = |rule: &&HostedRule| {
+                let about = match (&rule.about, &fate.tool.kind) {
+                    (HostedPattern::CodeInterpreter, HostedKind::CodeInterpreter)
+                    | (HostedPattern::FileSearch, HostedKind::FileSearch) => true,
+                    (HostedPattern::Mcp(places), HostedKind::Mcp { at, .. }) => {
+                        places.as_ref().is_none_or(|places| places.iter().any(|place| place == at))
+                    }
+                    _ => false,
+                };
+                about && rule.roles.as_ref().is_none_or(|roles| roles.contains(role))
+            };
+            let rules: Vec<&HostedRule> = policy.hosted.rules.iter().filter(speaks).collect();
+            let may = !rules.is_empty()
+                && rules.iter().all(|rule| rule.decision == Verdict::Allow)
+                && policy.roles.contains_key(role);
+            assert_eq!(fate.ruled.is_ok(), may, "{role}, {}", fate.tool);
         }
     }
 }

@@ -13,10 +13,12 @@ mod reap;
 mod receive;
 mod root;
 mod seccomp;
+mod serve;
 mod walls;
 mod watch;
 
 pub(in crate::sandbox) use root::machine;
+pub use serve::main;
 
 use std::{
     fs::{self, File},
@@ -26,7 +28,6 @@ use std::{
         fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    process::ExitCode,
 };
 
 use rustix::{
@@ -49,32 +50,30 @@ const NOT_STARTED: i32 = 127;
 /// Longest words that are read of how it ended, in bytes.
 const WORDS: u64 = 64 << 10;
 
-/// Carries out the order that comes, after a frame, over standard input: a socket to the daemon.
-pub fn main() -> ExitCode {
-    let Ok(control) = io::stdin().as_fd().try_clone_to_owned().map(UnixStream::from) else {
-        return ExitCode::FAILURE;
-    };
-    let (report, _mounts) = launch(&control).unwrap_or_else(|error| {
+/// Carries out the order that comes, after a frame, over this socket to the daemon. `parent` is the fork server. Gives
+/// an exit status.
+fn launcher(control: &UnixStream, parent: Pid) -> i32 {
+    let (report, _mounts) = launch(control, parent).unwrap_or_else(|error| {
         let end = End::NotStarted(format!("the work cannot be confined: {error}"));
         (self::report(end, None), None)
     });
     // Whoever saw the end first has told of it, and this goes nowhere.
-    let _ = tell(&control, &report);
+    let _ = tell(control, &report);
     // An order that nobody has read would be an error to the daemon.
     let heard = control.shutdown(Shutdown::Read);
-    match heard.and_then(|()| io::copy(&mut &control, &mut io::sink())) {
-        Ok(_) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+    match heard.and_then(|()| io::copy(&mut &*control, &mut io::sink())) {
+        Ok(_) => 0,
+        Err(_) => 1,
     }
 }
 
 /// Gives the work's mount namespace too, whose end takes longer than anybody should wait for.
-fn launch(control: &UnixStream) -> io::Result<(Report, Option<OwnedFd>)> {
+fn launch(control: &UnixStream, parent: Pid) -> io::Result<(Report, Option<OwnedFd>)> {
     let (frame, mut held) = receive::receive::<Frame>(control)?;
     rustix::thread::set_no_new_privs(true)?;
     // Orphans of the work come to us, not to the machine's init, so that we can kill them.
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
-    let Started { child, words, terms, _life } = start(&frame, &mut held, control)?;
+    let Started { child, words, terms, _life } = start(&frame, &mut held, control, parent)?;
     let mut watch = match Watch::new(control, child, held.cgroup_cpu.take()) {
         Ok(watch) => watch,
         // It may take the order all the same.
@@ -123,7 +122,7 @@ struct Started {
     _life: File,
 }
 
-fn start(frame: &Frame, held: &mut Held, control: &UnixStream) -> io::Result<Started> {
+fn start(frame: &Frame, held: &mut Held, control: &UnixStream, parent: Pid) -> io::Result<Started> {
     let cgroup_procs = std::mem::take(&mut held.cgroup_procs);
     // The kernel carries the current directory into every namespace that we make.
     rustix::process::fchdir(held.start.take().ok_or_else(missing)?)?;
@@ -138,7 +137,7 @@ fn start(frame: &Frame, held: &mut Held, control: &UnixStream) -> io::Result<Sta
         // Not before: a change of user undoes it.
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     }
-    if rustix::process::getppid().map(|pid| pid.as_raw_nonzero().get()) != Some(frame.daemon) {
+    if rustix::process::getppid() != Some(parent) {
         return Err(io::Error::other("the daemon died"));
     }
     let launcher = rustix::process::getpid();
@@ -195,6 +194,8 @@ fn separate(frame: &Frame) -> io::Result<()> {
             if let Some(owner) = frame.owner {
                 become_user(owner)?;
             }
+            // Else what is ours in /proc would belong to root, and the maps could not be written.
+            rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
             let (user, group) =
                 (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
             unshare(UnshareFlags::NEWUSER | own)?;
@@ -232,9 +233,7 @@ fn become_user(owner: Owner) -> io::Result<()> {
     let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
     leave_groups();
     rustix::thread::set_thread_res_gid(group, group, group)?;
-    rustix::thread::set_thread_res_uid(user, user, user)?;
-    // Else what is ours in /proc would belong to root, and the maps could not be written.
-    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?)
+    Ok(rustix::thread::set_thread_res_uid(user, user, user)?)
 }
 
 fn pipe() -> io::Result<(File, File)> {
@@ -269,6 +268,10 @@ fn exit_with(mut words: impl io::Write, done: io::Result<i32>) -> ! {
         let _ = words.write_all(&end);
         NOT_STARTED
     });
+    exit(status)
+}
+
+fn exit(status: i32) -> ! {
     #[expect(unsafe_code, reason = "the child must not run the parent's exit handlers")]
     // SAFETY: _exit ends the process at once and touches nothing.
     unsafe {

@@ -47,7 +47,7 @@ pub(super) fn stand_by(frame: &Frame, parent: Option<Pid>) -> io::Result<Place<'
     // In a user namespace there is one user, whom the launcher has become.
     if let Some(owner) = frame.owner.filter(|_| frame.tier != Tier::Full) {
         super::become_user(owner)?;
-        // That made us somebody whom this user may look into.
+        // Whatever the machine says of who changes his user: this user may not look into us.
         rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     }
     if let Some(parent) = parent {

@@ -35,8 +35,12 @@ impl Held {
             Descriptor::CgroupProcs => self.cgroup_procs.push(File::from(descriptor)),
             Descriptor::CgroupKill => self.cgroup_kill = Some(File::from(descriptor)),
             Descriptor::CgroupCpu => self.cgroup_cpu = Some(File::from(descriptor)),
-            // Comes alone, and is only held where it is heard.
-            Descriptor::Mounts => {}
+            // These come alone, and are only held where they are heard.
+            Descriptor::Mounts
+            | Descriptor::Control
+            | Descriptor::Stdout
+            | Descriptor::Stderr
+            | Descriptor::Process => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
-use crate::support::TestDaemon;
+use crate::support::{TestDaemon, processes::fork_server};
 
 /// The key of the model's server, which the daemon has from its environment. Some of it looks otherwise in a URL.
 pub(super) const KEY: &str = "planted+key/4f9a8b7c6d5e";
@@ -17,6 +17,7 @@ pub(super) struct Words {
     home: PathBuf,
     state: PathBuf,
     daemon: String,
+    fork_server: String,
     port: String,
 }
 
@@ -26,6 +27,7 @@ impl Words {
             home: daemon.home().canonicalize().unwrap(),
             state: daemon.state().canonicalize().unwrap(),
             daemon: daemon.pid().as_raw_nonzero().to_string(),
+            fork_server: fork_server(daemon.pid()).to_string(),
             port: daemon.tcp.rsplit_once(':').unwrap().1.to_owned(),
         }
     }
@@ -41,6 +43,7 @@ impl Words {
             ("STATE", path(self.state.clone())),
             ("LAUNCHER", launcher),
             ("DAEMON", self.daemon.clone()),
+            ("FORK_SERVER", self.fork_server.clone()),
             ("PORT", self.port.clone()),
             ("SIXTY", "git status; ".repeat(60)),
             ("LONG", "x".repeat(5000)),

@@ -11,6 +11,20 @@ pub(crate) fn children(process: i32) -> Vec<i32> {
     pids.collect()
 }
 
+/// The process that forks all launchers of a daemon.
+pub(crate) fn fork_server(daemon: rustix::process::Pid) -> i32 {
+    let is_ours = |process: &i32| command_line(*process).contains("agentd-sandbox");
+    let found: Vec<i32> =
+        children(daemon.as_raw_nonzero().get()).into_iter().filter(is_ours).collect();
+    assert_eq!(found.len(), 1, "{found:?}");
+    found[0]
+}
+
+/// Launchers of a daemon, at work or not.
+pub(crate) fn launchers(daemon: rustix::process::Pid) -> Vec<i32> {
+    children(fork_server(daemon))
+}
+
 pub(crate) fn descendants(process: i32) -> Vec<i32> {
     let below = children(process);
     let further: Vec<i32> = below.iter().copied().flat_map(descendants).collect();

@@ -525,5 +525,5 @@ fn out_of(what: &str, limit: u64) -> Suspension {
 }
 
 #[cfg(test)]
-#[path = "run_tests.rs"]
+#[path = "run_tests/mod.rs"]
 mod tests;

@@ -447,7 +447,9 @@ impl Source {
 
     /// Whether the whole file is `#[cfg(test)]`, by a `mod` elsewhere.
     fn is_tests(&self) -> bool {
-        self.path.ends_with("/tests.rs") || self.path.ends_with("_tests.rs")
+        self.path.ends_with("/tests.rs")
+            || self.path.ends_with("_tests.rs")
+            || self.path.contains("_tests/")
     }
 
     /// The text up to its tests, with comments and the insides of literals blanked. Lines keep their
@@ -854,7 +856,7 @@ mod controls {
             const C: [char; 3] = ['\"', '\\'', 'x']; fn f<'a>(a: &'a str) {} // crate::grpc\n\
             #[cfg(test)]\nmod tests { use crate::grpc; }\n";
         check(forbidden_rooms, "src/domain/run.rs", text, &[]);
-        check(forbidden_rooms, "src/domain/run_tests.rs", "use crate::grpc;", &[]);
+        check(forbidden_rooms, "src/domain/run_tests/mod.rs", "use crate::grpc;", &[]);
     }
 
     #[test]

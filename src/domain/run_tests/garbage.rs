@@ -1,0 +1,108 @@
+//! Records that make no sense, and chains that no daemon would write.
+
+use super::*;
+
+/// Mostly numbers that other records use too.
+pub(super) fn number() -> impl Strategy<Value = u32> {
+    prop_oneof![20 => 0..4u32, 1 => Just(u32::MAX)]
+}
+
+pub(super) fn any_key() -> impl Strategy<Value = CallKey> {
+    (number(), number()).prop_map(|(turn, index)| key(turn, index))
+}
+
+pub(super) fn any_suspension() -> impl Strategy<Value = Suspension> {
+    let message = || "look at it".to_owned();
+    prop_oneof![
+        Just(Suspension::BudgetExhausted { limit: "turns".into(), message: message() }),
+        vec(any_key(), 0..3)
+            .prop_map(move |calls| Suspension::OutcomeUnknown { calls, message: message() }),
+    ]
+}
+
+pub(super) fn any_ending() -> impl Strategy<Value = Ending> {
+    prop_oneof![
+        Just(Ending::Succeeded { answer: "all done".into() }),
+        Just(Ending::Failed(failure())),
+        Just(Ending::Cancelled),
+    ]
+}
+
+pub(super) fn any_response() -> impl Strategy<Value = Record> {
+    let text = option::of(Just(Arc::from("words")));
+    let incomplete = option::of(Just("content_filter".to_owned()));
+    let tokens = (any::<u64>(), any::<u64>()).prop_map(|(input, output)| TokenCount {
+        input,
+        output,
+        ..TokenCount::default()
+    });
+    (number(), number(), 0..4usize, text, incomplete, tokens).prop_map(
+        |(turn, attempt, calls, text, incomplete, tokens)| {
+            ModelResponse { text, incomplete, tokens, ..response(turn, attempt, calls) }.into()
+        },
+    )
+}
+
+/// Any record at all, of a run or of the daemon. Those after which little happens are rare.
+pub(super) fn any_record() -> impl Strategy<Value = Record> {
+    let retry_at = option::of(any::<i64>().prop_map(Timestamp));
+    let class = select(CLASSES.as_slice());
+    prop_oneof![
+        1 => budget().prop_map(|budget| spec(budget).into()),
+        8 => (number(), number()).prop_map(|(turn, attempt)| request(turn, attempt)),
+        8 => any_response(),
+        4 => (number(), number(), retry_at)
+            .prop_map(|(turn, attempt, retry_at)| failed(turn, attempt, retry_at)),
+        4 => number().prop_map(nudged),
+        8 => (any_key(), class).prop_map(|(call, class)| called(call, class)),
+        8 => (any_key(), number()).prop_map(|(call, attempt)| resumed(call, attempt)),
+        2 => any_key().prop_map(decided),
+        8 => any_key().prop_map(output),
+        2 => Just(cancelled()),
+        4 => Just(recovered()),
+        2 => any_suspension().prop_map(suspended),
+        1 => any_ending().prop_map(finished),
+        1 => select(records_of_the_daemon()),
+    ]
+}
+
+pub(super) fn records_of_the_daemon() -> Vec<Record> {
+    vec![
+        DaemonStarted {
+            version: "0.1.0".into(),
+            epoch: Epoch(3),
+            sqlite: "3.50.4".into(),
+            policy_revision: PolicyRevision::new("sha256:00"),
+        }
+        .into(),
+        reload(Reloaded::Applied { revision: PolicyRevision::new("sha256:01") }),
+        reload(Reloaded::Refused { faults: vec!["tools.yaml:3:1: no".into()] }),
+        RunAnchored { run_id: run_id(), sequence: Sequence(7), hash: "00".repeat(32) }.into(),
+        DaemonStopped { why: "asked to".into() }.into(),
+    ]
+}
+
+pub(super) fn reload(outcome: Reloaded) -> Record {
+    let before = PolicyRevision::new("sha256:00");
+    PolicyReload { by: Caller::new("signal:SIGHUP"), before, outcome }.into()
+}
+
+/// A chain that no daemon would write: a life with records in it that do not belong there, or no life
+/// at all.
+pub(super) fn garbage() -> impl Strategy<Value = Vec<Entry>> {
+    let strays = vec((any::<Index>(), any_record()), 1..6);
+    let spoilt = (life(), strays).prop_map(|(life, strays)| {
+        let mut records: Vec<Record> = life.into_iter().skip(1).map(|entry| entry.record).collect();
+        for (place, stray) in strays {
+            records.insert(place.index(records.len() + 1), stray);
+        }
+        chain(Budget::default(), records)
+    });
+    let senseless =
+        (budget(), vec(any_record(), 0..30)).prop_map(|(budget, records)| chain(budget, records));
+    prop_oneof![spoilt, senseless]
+}
+
+pub(super) fn any_chain() -> impl Strategy<Value = Vec<Entry>> {
+    prop_oneof![life(), garbage()]
+}

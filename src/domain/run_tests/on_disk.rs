@@ -1,0 +1,98 @@
+//! Records as they stand on disk.
+
+use super::*;
+
+pub(super) fn written_and_read(record: &Record) -> Record {
+    let json = record.encode().unwrap();
+    Record::decode(record.kind(), record.version(), &json).unwrap()
+}
+
+/// Each kind at least once, in the order of [`Record::KINDS`], with everything set that can be.
+fn examples() -> Vec<Record> {
+    let call = key(1, 0);
+    let facts = Some(raw(&json!({ "path": "notes.txt" })));
+    let of_a_run = vec![
+        spec(Budget::default()).into(),
+        RunCreated {
+            model: Some("qwen3".into()),
+            labels: BTreeMap::from([("team".into(), "infra".into())]),
+            request_id: Some("r-1".into()),
+            ..spec(Budget::default())
+        }
+        .into(),
+        request(1, 1),
+        ModelRequest {
+            hosted_tools: vec![HostedDecided {
+                index: 0,
+                tool: "mcp docs at https://mcp.example.com".into(),
+                decision: Verdict::Allow,
+                rule: RuleId::new("docs"),
+                why: "it is allowed".into(),
+            }],
+            ..model_request(1, 1)
+        }
+        .into(),
+        ModelResponse {
+            response_id: Some("resp_1".into()),
+            model: Some("qwen3".into()),
+            text: Some("all done".into()),
+            incomplete: Some("content_filter".into()),
+            tokens: TokenCount { input: 9, cached_input: 4, output: 3, reasoning: 2 },
+            ..response(1, 1, 2)
+        }
+        .into(),
+        failed(1, 1, None),
+        BackendError {
+            http_status: Some(503),
+            backend_request_id: Some("req_1".into()),
+            sent: Sent::Maybe,
+            ..backend_error(1, 1, Some(Timestamp(5)))
+        }
+        .into(),
+        nudged(1),
+        called(call, EffectClass::Pure),
+        ToolCalled { facts, ..intent(call, EffectClass::NonIdempotent) }.into(),
+        resumed(call, 2),
+        decided(call),
+        connection(call),
+        output(call),
+        WorkspaceSnapshot {
+            moment: Moment::Before,
+            taken: Taken::Tree(TreeId::new("4b825dc642cb6eb9a060e54bf8d69288fbee4904")),
+        }
+        .into(),
+        WorkspaceSnapshot { moment: Moment::After, taken: Taken::Failed("disk full".into()) }
+            .into(),
+        cancelled(),
+        recovered(),
+        suspended(Suspension::BudgetExhausted { limit: "turns".into(), message: "more".into() }),
+        suspended(Suspension::OutcomeUnknown { calls: vec![call], message: "look".into() }),
+        finished(Ending::Succeeded { answer: "all done".into() }),
+        finished(Ending::Failed(failure())),
+        finished(Ending::Cancelled),
+    ];
+    [of_a_run, records_of_the_daemon()].concat()
+}
+
+#[test]
+fn every_kind_of_record_has_an_example() {
+    let mut kinds: Vec<&str> = examples().iter().map(Record::kind).collect();
+    kinds.dedup();
+    assert_eq!(kinds, Record::KINDS);
+}
+
+#[test]
+fn every_record_reads_back_as_it_was_written() {
+    for record in examples() {
+        // Records that carry the backend's JSON cannot be compared; what they show of themselves can.
+        assert_eq!(format!("{:?}", written_and_read(&record)), format!("{record:?}"));
+    }
+}
+
+#[test]
+fn a_request_of_before_hosted_tools_were_decided_about_is_read_as_one_without_any() {
+    let old = r#"{"turn":1,"attempt":1,"items":1}"#;
+    let record = Record::decode("model_request", 1, old).unwrap();
+    assert_eq!(record.encode().unwrap(), old);
+    assert_eq!(format!("{record:?}"), format!("{:?}", request(1, 1)));
+}

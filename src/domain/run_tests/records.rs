@@ -1,0 +1,222 @@
+//! Plain records, each the least that `fold` needs of its kind, and chains of them.
+
+use super::*;
+
+pub(super) const CLASSES: [EffectClass; 4] = [
+    EffectClass::Pure,
+    EffectClass::Idempotent,
+    EffectClass::Reconcilable,
+    EffectClass::NonIdempotent,
+];
+
+pub(super) fn run_id() -> RunId {
+    RunId::new(uuid::Uuid::nil())
+}
+
+pub(super) fn spec(budget: Budget) -> RunCreated {
+    RunCreated {
+        task: "tidy up".into(),
+        workspace: "/srv/work".into(),
+        agent: "executor".into(),
+        model: None,
+        budget,
+        labels: BTreeMap::new(),
+        submitter: Caller::new("uid:1000"),
+        request_id: None,
+    }
+}
+
+pub(super) fn request(turn: u32, attempt: u32) -> Record {
+    model_request(turn, attempt).into()
+}
+
+pub(super) fn model_request(turn: u32, attempt: u32) -> ModelRequest {
+    ModelRequest { turn, attempt, items: 1, hosted_tools: Vec::new() }
+}
+
+/// An answer that is whole, says nothing and asks for `calls` calls, each with an id of its own that
+/// comes again in the next turn, as with local servers.
+pub(super) fn response(turn: u32, attempt: u32, calls: usize) -> ModelResponse {
+    let reasoning = AnsweredItem { raw: raw(&json!({ "type": "reasoning" })), call: None };
+    let asked = (0..calls).map(|index| asked_item(turn, index));
+    ModelResponse {
+        turn,
+        attempt,
+        response_id: None,
+        model: None,
+        text: None,
+        incomplete: None,
+        items: std::iter::once(reasoning).chain(asked).collect(),
+        tokens: TokenCount::default(),
+        duration_ms: 1,
+    }
+}
+
+/// The key rides along in the item's `id`, so that a conversation can be checked against it.
+pub(super) fn asked_item(turn: u32, index: usize) -> AnsweredItem {
+    let call_id = format!("call_{index}");
+    let id = format!("{turn}.{index}");
+    AnsweredItem {
+        raw: raw(&json!({ "type": "function_call", "call_id": call_id, "id": id })),
+        call: Some(AskedCall {
+            call_id: CallId::new(call_id),
+            tool: ToolName::new("some_tool"),
+            arguments: "{}".into(),
+        }),
+    }
+}
+
+pub(super) fn raw(value: &Value) -> RawJson {
+    to_raw_value(value).unwrap().into()
+}
+
+pub(super) fn failed(turn: u32, attempt: u32, retry_at: Option<Timestamp>) -> Record {
+    backend_error(turn, attempt, retry_at).into()
+}
+
+pub(super) fn backend_error(turn: u32, attempt: u32, retry_at: Option<Timestamp>) -> BackendError {
+    BackendError {
+        turn,
+        attempt,
+        reason: "BACKEND_UNAVAILABLE".into(),
+        message: "connection refused".into(),
+        http_status: None,
+        backend_request_id: None,
+        sent: Sent::Maybe,
+        retry_at,
+    }
+}
+
+pub(super) fn nudged(turn: u32) -> Record {
+    ModelNudged { turn, text: "you said nothing".into() }.into()
+}
+
+pub(super) fn key(turn: u32, index: u32) -> CallKey {
+    CallKey { turn, index }
+}
+
+pub(super) fn call_id(call: CallKey) -> CallId {
+    CallId::new(format!("call_{}", call.index))
+}
+
+pub(super) fn called(call: CallKey, effect_class: EffectClass) -> Record {
+    intent(call, effect_class).into()
+}
+
+pub(super) fn intent(call: CallKey, effect_class: EffectClass) -> ToolCalled {
+    ToolCalled {
+        call,
+        call_id: call_id(call),
+        tool: ToolName::new("some_tool"),
+        arguments: "{}".into(),
+        effect_class,
+        facts: None,
+    }
+}
+
+pub(super) fn resumed(call: CallKey, attempt: u32) -> Record {
+    ToolResumed { call, call_id: call_id(call), attempt }.into()
+}
+
+pub(super) fn decided(call: CallKey) -> Record {
+    Decided {
+        call,
+        call_id: call_id(call),
+        decision: Verdict::Allow,
+        rule: RuleId::new("some.rule"),
+        why: "it is allowed".into(),
+    }
+    .into()
+}
+
+pub(super) fn connection(call: CallKey) -> Record {
+    Connection {
+        call,
+        call_id: call_id(call),
+        host: Host::parse("api.example.com").unwrap(),
+        port: 443,
+        method: "CONNECT".into(),
+        decision: Verdict::Allow,
+        rule: RuleId::new("some.rule"),
+        why: "it is allowed".into(),
+        addresses: vec!["93.184.215.14".into()],
+    }
+    .into()
+}
+
+/// The output's text is the call's key.
+pub(super) fn output(call: CallKey) -> Record {
+    ToolOutput {
+        call,
+        call_id: call_id(call),
+        outcome: OutcomeKind::Done,
+        output: call.to_string().into(),
+        duration_ms: 1,
+        used: Some(Used {
+            cpu_ms: 3,
+            peak_memory_kib: 512,
+            isolation: Isolation::Full,
+            network: Some(NetworkUsed {
+                opened: 1,
+                refused: 0,
+                sent: 5,
+                received: 7,
+                dialled: vec!["93.184.215.14 for api.example.com:443".into()],
+            }),
+        }),
+    }
+    .into()
+}
+
+pub(super) fn cancelled() -> Record {
+    CancelRequested { by: Caller::new("uid:1000"), why: "changed my mind".into() }.into()
+}
+
+pub(super) fn recovered() -> Record {
+    RunRecovered { epoch: Epoch(2) }.into()
+}
+
+pub(super) fn suspended(why: Suspension) -> Record {
+    RunSuspended { why }.into()
+}
+
+pub(super) fn finished(ending: Ending) -> Record {
+    RunFinished { ending }.into()
+}
+
+pub(super) fn failure() -> Failure {
+    Failure { reason: "SANDBOX_FAILED".into(), message: "it fell over".into() }
+}
+
+/// A run's chain: its creation, then `records`.
+pub(super) fn chain(budget: Budget, records: impl IntoIterator<Item = Record>) -> Vec<Entry> {
+    let created = Record::from(spec(budget));
+    (1..).zip(std::iter::once(created).chain(records)).map(entry).collect()
+}
+
+pub(super) fn entry((sequence, record): (u64, Record)) -> Entry {
+    Entry { sequence: Sequence(sequence), time: Timestamp(sequence as i64 * 1_000), record }
+}
+
+pub(super) fn next_entry(state: &RunState, record: Record) -> Entry {
+    entry((state.head.next().0, record))
+}
+
+pub(super) fn folded(entries: &[Entry]) -> RunState {
+    RunState::from_entries(run_id(), entries.iter().cloned()).unwrap()
+}
+
+/// The state of a run with the default budget after `records`.
+pub(super) fn after(records: impl IntoIterator<Item = Record>) -> RunState {
+    folded(&chain(Budget::default(), records))
+}
+
+/// The state after each entry, with the entries up to it.
+pub(super) fn each_moment(entries: &[Entry]) -> impl Iterator<Item = (&[Entry], RunState)> {
+    let first = folded(&entries[..1]);
+    let later = (2..=entries.len()).scan(first.clone(), |state, length| {
+        fold_into(state, &entries[length - 1]);
+        Some((&entries[..length], state.clone()))
+    });
+    std::iter::once((&entries[..1], first)).chain(later)
+}

@@ -1,0 +1,231 @@
+//! The simulated world: obeys `decide` the way `engine::driver` does, and lets everything go wrong that can: bad
+//! answers, failing backends, deaths of the daemon between any two entries, cancellation while something is under way.
+
+use super::*;
+
+/// All that will go right and wrong in one life.
+#[derive(Debug, Clone)]
+pub(super) struct Fate {
+    budget: Budget,
+    /// What comes back from the backend, over and over from the start; at least one.
+    replies: Vec<Reply>,
+    /// The daemon dies instead of writing these entries, counted from 0.
+    deaths: BTreeSet<usize>,
+    /// Somebody cancels when the daemon listens for the so many-th time, or once the run stands still.
+    cancel_at: Option<usize>,
+}
+
+/// What comes back from the backend.
+#[derive(Debug, Clone)]
+pub(super) enum Reply {
+    Answer {
+        calls: Vec<Planned>,
+        text: Option<Arc<str>>,
+    },
+    CutOff {
+        calls: usize,
+    },
+    /// Tried again while attempts are left.
+    PassingError,
+    LastingError,
+}
+
+/// A call to be asked for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Planned {
+    class: EffectClass,
+    /// Of calls that run side by side, those with lower ranks are done first.
+    rank: u8,
+}
+
+/// One daemon after the other, and the run they carry on.
+pub(super) struct World {
+    fate: Fate,
+    pub(super) state: RunState,
+    entries: Vec<Entry>,
+    planned: HashMap<CallKey, Planned>,
+    replies: usize,
+    writes: usize,
+    listened: usize,
+}
+
+/// The daemon is dead.
+pub(super) struct Died;
+
+#[derive(PartialEq)]
+pub(super) enum Heard {
+    Nothing,
+    Cancel,
+}
+
+impl World {
+    pub(super) fn new(fate: Fate) -> Self {
+        let entries = chain(fate.budget, []);
+        let state = folded(&entries);
+        Self { fate, state, entries, planned: HashMap::new(), replies: 0, writes: 0, listened: 0 }
+    }
+
+    /// Decide, perform, append, fold, until there is nothing more to do.
+    pub(super) fn live(mut self) -> Self {
+        for _ in 0..self.most_steps() {
+            match decide(&self.state) {
+                Command::Rest if self.will_be_cancelled() => self.append(cancelled()),
+                Command::Rest => return self,
+                command => match self.perform(command) {
+                    Ok(()) => {}
+                    Err(Died) => self.take_over(),
+                },
+            }
+        }
+        panic!("the run goes on for more than {} steps", self.most_steps());
+    }
+
+    /// Each turn takes its requests, a round of calls or a nudge; each death costs a step and makes one
+    /// more; then there is the way to the end.
+    fn most_steps(&self) -> usize {
+        let turns = self.fate.budget.max_turns as usize;
+        turns * (retry::MAX_ATTEMPTS as usize + 2) + 2 * self.fate.deaths.len() + 8
+    }
+
+    fn will_be_cancelled(&self) -> bool {
+        let stands_still = matches!(self.state.phase, Phase::Suspended { .. });
+        stands_still && self.fate.cancel_at.is_some() && self.state.wish == Wish::GoOn
+    }
+
+    /// As `engine::recovery` does.
+    fn take_over(&mut self) {
+        if self.state.is_under_way() {
+            self.append(recovered());
+        }
+    }
+
+    fn perform(&mut self, command: Command) -> Result<(), Died> {
+        if self.hear()? == Heard::Cancel {
+            return Ok(());
+        }
+        match command {
+            Command::AskModel { turn, attempt, .. } => self.ask(turn, attempt),
+            Command::Invoke(invocations) => self.invoke(&invocations),
+            Command::Nudge { turn } => self.write(nudged(turn)),
+            Command::Suspend(why) => self.write(suspended(why)),
+            Command::Finish(ending) => self.write(finished(ending)),
+            Command::Rest => Ok(()),
+        }
+    }
+
+    fn ask(&mut self, turn: u32, attempt: u32) -> Result<(), Died> {
+        self.write(request(turn, attempt))?;
+        let reply = self.fate.replies[self.replies % self.fate.replies.len()].clone();
+        self.replies += 1;
+        // Nobody waits for the answer of a run that is being cancelled.
+        if self.hear()? == Heard::Cancel {
+            return Ok(());
+        }
+        let record = self.reply(turn, attempt, reply);
+        self.write(record)
+    }
+
+    fn reply(&mut self, turn: u32, attempt: u32, reply: Reply) -> Record {
+        let tokens = TokenCount { input: 20, output: 10, ..TokenCount::default() };
+        match reply {
+            Reply::Answer { calls, text } => {
+                let keys = (0..).map(|index| key(turn, index));
+                self.planned.extend(keys.zip(calls.iter().copied()));
+                ModelResponse { text, tokens, ..response(turn, attempt, calls.len()) }.into()
+            }
+            Reply::CutOff { calls } => {
+                let incomplete = Some("max_output_tokens".to_owned());
+                ModelResponse { incomplete, tokens, ..response(turn, attempt, calls) }.into()
+            }
+            Reply::PassingError => {
+                let retry_at = (attempt < retry::MAX_ATTEMPTS)
+                    .then(|| self.state.updated.plus_millis(retry::delay_ms(attempt, None, 0.0)));
+                failed(turn, attempt, retry_at)
+            }
+            Reply::LastingError => failed(turn, attempt, None),
+        }
+    }
+
+    /// All intents first; then the calls come to their ends in any order.
+    fn invoke(&mut self, invocations: &[Invocation]) -> Result<(), Died> {
+        for Invocation { call, mode, .. } in invocations {
+            match mode {
+                InvocationMode::First => {
+                    let class = self.planned[&call.key].class;
+                    self.write(called(call.key, class))?;
+                    self.write(decided(call.key))?;
+                }
+                InvocationMode::Again { attempt } => self.write(resumed(call.key, *attempt))?,
+                InvocationMode::CloseUnstarted => {
+                    self.write(called(call.key, EffectClass::Pure))?;
+                }
+                InvocationMode::CloseStarted => {}
+            }
+        }
+        let mut ends: Vec<CallKey> = invocations.iter().map(|begun| begun.call.key).collect();
+        ends.sort_by_key(|call| self.planned[call].rank);
+        for call in ends {
+            // Calls under way are stopped by a cancellation, and then have an output all the same.
+            self.hear()?;
+            self.write(output(call))?;
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self) -> Result<Heard, Died> {
+        self.listened += 1;
+        let due = self.fate.cancel_at.is_some_and(|moment| moment < self.listened);
+        if !due || self.state.wish == Wish::Cancel {
+            return Ok(Heard::Nothing);
+        }
+        self.write(cancelled())?;
+        Ok(Heard::Cancel)
+    }
+
+    fn write(&mut self, record: Record) -> Result<(), Died> {
+        let ordinal = self.writes;
+        self.writes += 1;
+        if self.fate.deaths.contains(&ordinal) {
+            return Err(Died);
+        }
+        self.append(record);
+        Ok(())
+    }
+
+    fn append(&mut self, record: Record) {
+        let entry = next_entry(&self.state, record);
+        fold_into(&mut self.state, &entry);
+        self.entries.push(entry);
+    }
+}
+
+pub(super) fn budget() -> impl Strategy<Value = Budget> {
+    (0..6u32, 0..12u32, 0..200u64).prop_map(|(max_turns, max_tool_calls, max_tokens)| Budget {
+        max_turns,
+        max_tool_calls,
+        max_tokens,
+    })
+}
+
+pub(super) fn reply() -> impl Strategy<Value = Reply> {
+    let planned =
+        (select(CLASSES.as_slice()), any::<u8>()).prop_map(|(class, rank)| Planned { class, rank });
+    let text = option::of(Just(Arc::from("all done")));
+    prop_oneof![
+        10 => (vec(planned, 0..=4), text).prop_map(|(calls, text)| Reply::Answer { calls, text }),
+        1 => (0..3usize).prop_map(|calls| Reply::CutOff { calls }),
+        3 => Just(Reply::PassingError),
+        1 => Just(Reply::LastingError),
+    ]
+}
+
+pub(super) fn fate() -> impl Strategy<Value = Fate> {
+    (budget(), vec(reply(), 1..5), btree_set(0..40usize, 0..4), option::of(0..20usize)).prop_map(
+        |(budget, replies, deaths, cancel_at)| Fate { budget, replies, deaths, cancel_at },
+    )
+}
+
+/// A run that has come to rest.
+pub(super) fn life() -> impl Strategy<Value = Vec<Entry>> {
+    fate().prop_map(|fate| World::new(fate).live().entries)
+}

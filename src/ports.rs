@@ -293,6 +293,10 @@ pub enum SandboxError {
     Workspace { workspace: String, source: std::io::Error },
     #[error("the launcher {launcher} cannot be started; install agentd-sandbox beside agentd")]
     Launcher { launcher: String, source: std::io::Error },
+    #[error(
+        "no launcher could be started for a program; look at what limits processes and descriptors here"
+    )]
+    NoLauncher { source: std::io::Error },
     #[error("the launcher ended without a report: {message}")]
     Lost { message: String },
     #[error(
@@ -303,6 +307,13 @@ pub enum SandboxError {
     Io { what: &'static str, source: std::io::Error },
     #[error("an effect was handed over without the proof that this sandbox gave it")]
     ForeignProof,
+}
+
+impl SandboxError {
+    /// Whether it is sure that nothing of the effect was begun.
+    pub fn has_touched_nothing(&self) -> bool {
+        matches!(self, Self::Launcher { .. } | Self::NoLauncher { .. } | Self::ForeignProof)
+    }
 }
 
 /// The files that say what may be done.

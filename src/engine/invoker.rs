@@ -32,6 +32,7 @@ use crate::{
 const OUTCOME_UNKNOWN: &str = "OUTCOME_UNKNOWN";
 /// Reason of a call that ended because the sandbox itself failed.
 const SANDBOX_FAILED: &str = "SANDBOX_FAILED";
+const NOTHING_TOUCHED: &str = "the sandbox failed, and nothing was touched";
 
 /// A call that has been decided about, and nothing more.
 pub(super) struct Prepared {
@@ -215,9 +216,7 @@ pub(super) async fn perform(around: &Around, recorded: Recorded<Pending>) -> Fin
     let done = match next {
         Next::Answer(outcome) => answered(outcome, None),
         Next::Broken(error) => {
-            let outcome =
-                ToolOutcome::failed(SANDBOX_FAILED, "the sandbox failed, and nothing was touched");
-            answered(outcome, Some(error))
+            answered(ToolOutcome::failed(SANDBOX_FAILED, NOTHING_TOUCHED), Some(error))
         }
         Next::Run { tool, permit, attempt } => {
             run(around, &call, policy, (&tool, *permit, attempt)).await
@@ -270,10 +269,11 @@ async fn run(
             Done { outcome: tool.outcome(result), failure: None, used }
         }
         Err(error) => {
-            let outcome = ToolOutcome::failed(
-                SANDBOX_FAILED,
-                "the sandbox failed; whether the call took effect is not known",
-            );
+            let message = match error.has_touched_nothing() {
+                true => NOTHING_TOUCHED,
+                false => "the sandbox failed; whether the call took effect is not known",
+            };
+            let outcome = ToolOutcome::failed(SANDBOX_FAILED, message);
             Done { outcome, failure: Some(error), used: None }
         }
     }

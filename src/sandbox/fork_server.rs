@@ -28,13 +28,17 @@ use crate::{
 };
 
 /// How long it may take to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Most that were silent for so long, and are left to the launchers that they are the parent of.
+const MOST_SILENT: usize = 4;
 
-/// See the module. Belongs to the one thread that started it: with that thread it ends, and all launchers with it.
+/// See the module. Belongs to the one thread that started it: it ends with that thread, and its launchers with it or,
+/// where they must see to their work first, by their sockets.
 #[derive(Debug)]
 pub(super) struct ForkServer {
     program: PathBuf,
     running: Option<Running>,
+    silent: Vec<Running>,
 }
 
 #[derive(Debug)]
@@ -56,44 +60,69 @@ pub(super) struct Forked {
 #[derive(Debug)]
 pub(super) struct Process(OwnedFd);
 
-/// What a launcher has of the ends of its socket and pipes.
-struct Theirs {
-    control: OwnedFd,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+/// A launcher's socket and pipes, both ends.
+struct Ends {
+    ours: (UnixStream, OwnedFd, OwnedFd),
+    theirs: [OwnedFd; 3],
 }
 
 impl ForkServer {
-    /// Of the launcher at this path; started when one is wanted.
+    /// Of the launcher at this path; started when one is wanted, at the latest.
     pub(super) fn new(program: PathBuf) -> Self {
-        Self { program, running: None }
+        Self { program, running: None, silent: Vec::new() }
     }
 
-    /// Gives a launcher. Blocking.
+    pub(super) fn prepare(&mut self) -> Result<(), SandboxError> {
+        if self.running.is_none() {
+            self.running = Some(self.start()?);
+        }
+        Ok(())
+    }
+
+    /// Gives a launcher. Blocking. Errors: nothing has begun.
     pub(super) fn fork(&mut self) -> Result<Forked, SandboxError> {
-        let failed = |source| SandboxError::Io { what: "starting a launcher", source };
-        let (control, theirs) = UnixStream::pair().map_err(failed)?;
-        let (stdout, out) = pipe().map_err(failed)?;
-        let (stderr, err) = pipe().map_err(failed)?;
-        let theirs = Theirs { control: theirs.into(), stdout: out, stderr: err };
-        let answer = match self.running.as_ref().map(|running| running.ask(&theirs)) {
-            Some(Ok(answer)) => answer,
-            // It was killed, or stopped, and does not count any more. Nothing was begun.
-            Some(Err(_)) | None => self.start()?.ask(&theirs).map_err(failed)?,
+        let failed = |source| SandboxError::NoLauncher { source };
+        // New ones for whoever is asked next: nobody but one launcher may ever hear what is said there.
+        let ends = Ends::make().map_err(failed)?;
+        let (running, is_new) = match self.running.take() {
+            Some(running) => (running, false),
+            None => (self.start()?, true),
         };
-        // Whoever cannot fork now is no worse a parent to those that are at work.
-        let process = answer.map_err(|why| failed(io::Error::other(why)))?;
-        Ok(Forked { process, control, stdout, stderr })
+        // It belongs to us again only when it has answered: an answer that came too late would be taken for the next.
+        match running.ask(ends) {
+            Ok(answer) => {
+                self.running = Some(running);
+                // Whoever cannot fork now is no worse a parent to those that are at work.
+                answer.map_err(|why| failed(io::Error::other(why)))
+            }
+            Err(source) => {
+                self.put_aside(running, &source);
+                if is_new { Err(failed(source)) } else { self.fork() }
+            }
+        }
     }
 
-    fn start(&mut self) -> Result<&Running, SandboxError> {
+    /// Ends it, and all launchers that it is the parent of, until one is wanted again. Blocking.
+    pub(super) fn stop(&mut self) {
         self.running = None;
-        match Running::start(&self.program) {
-            Ok(running) => Ok(self.running.insert(running)),
-            Err(source) => {
-                let launcher = self.program.display().to_string();
-                Err(SandboxError::Launcher { launcher, source })
+        self.silent.clear();
+    }
+
+    fn start(&self) -> Result<Running, SandboxError> {
+        let launcher = || self.program.display().to_string();
+        Running::start(&self.program)
+            .map_err(|source| SandboxError::Launcher { launcher: launcher(), source })
+    }
+
+    /// One that is dead goes; one that is only silent would take the work of others along.
+    fn put_aside(&mut self, running: Running, why: &io::Error) {
+        self.silent.retain_mut(|running| matches!(running.child.try_wait(), Ok(None)));
+        if matches!(why.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) {
+            tracing::warn!("what forks launchers does not answer; another one is started");
+            if self.silent.len() == MOST_SILENT {
+                self.silent.remove(0);
             }
+            self.silent.push(running);
         }
     }
 }
@@ -113,14 +142,25 @@ impl Running {
         Ok(Self { child, socket })
     }
 
-    /// For a launcher; else it says why it has none. Errors: it can be asked no more.
-    fn ask(&self, theirs: &Theirs) -> io::Result<Result<Process, String>> {
-        let Theirs { control, stdout, stderr } = theirs;
-        let ends = [control.as_fd(), stdout.as_fd(), stderr.as_fd()];
-        wire::send(&self.socket, &Launch {}, &ends)?;
+    /// For a launcher; or why there is none. Errors: it can be asked no more; a launcher that it forked all the
+    /// same finds its socket closed.
+    fn ask(&self, ends: Ends) -> io::Result<Result<Forked, String>> {
+        let Ends { ours: (control, stdout, stderr), theirs } = ends;
+        wire::send(&self.socket, &Launch {}, &theirs.each_ref().map(|end| end.as_fd()))?;
+        drop(theirs);
         let (Launched { failure }, process) = wire::receive(&self.socket)?;
         let why = || failure.unwrap_or_else(|| "there is none".into());
-        Ok(process.into_iter().next().map(Process).ok_or_else(why))
+        let process = process.into_iter().next().map(Process).ok_or_else(why);
+        Ok(process.map(|process| Forked { process, control, stdout, stderr }))
+    }
+}
+
+impl Ends {
+    fn make() -> io::Result<Self> {
+        let (control, theirs) = UnixStream::pair()?;
+        let (stdout, out) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        let (stderr, err) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+        Ok(Self { ours: (control, stdout, stderr), theirs: [theirs.into(), out, err] })
     }
 }
 
@@ -130,10 +170,6 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
-    Ok(rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?)
 }
 
 impl Process {

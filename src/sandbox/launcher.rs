@@ -60,6 +60,7 @@ const LOOK_BYTES: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Launcher {
     spawner: Arc<Spawner>,
+    /// Goes after the spawner: a cgroup in which a launcher is cannot be removed.
     ground: Arc<Ground>,
     /// What the groups do here: resources, each with its mechanism.
     enforced: Arc<BTreeMap<&'static str, &'static str>>,
@@ -122,6 +123,8 @@ impl Launcher {
         let cgroups = Cgroups::discover(format!("agentd-{instance}-"));
         let alive = wait_for_leftovers(&state_directory.join("sandbox.lock"))
             .map_err(io("waiting for leftover programs"))?;
+        // In the group that the daemon is in from now on.
+        spawner.prepare()?;
         let enforced = Arc::new(cgroups.enforces());
         // In the machine's own namespaces there is little to be made beforehand.
         let ready = match tier {
@@ -282,7 +285,7 @@ impl Launcher {
         let unheard = unheard.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(wanted) = unheard {
             let (ground, spawner) = (self.ground.clone(), self.spawner.clone());
-            let keeper = Keeper { pool: pool.clone(), ground, spawner, root: self.root.clone() };
+            let keeper = Keeper { pool: pool.clone(), spawner, ground, root: self.root.clone() };
             self.tasks.spawn("launchers", keeper.keep(wanted, self.tasks.token()));
         }
         Some(pool.clone())

@@ -151,8 +151,9 @@ impl Pool {
 /// Fills a pool.
 pub(super) struct Keeper {
     pub(super) pool: Arc<Pool>,
-    pub(super) ground: Arc<Ground>,
     pub(super) spawner: Arc<Spawner>,
+    /// Goes after the spawner: a cgroup in which a launcher is cannot be removed.
+    pub(super) ground: Arc<Ground>,
     /// The directory above all workspaces.
     pub(super) root: PathBuf,
 }

@@ -35,7 +35,9 @@ type Job = Box<dyn FnOnce(&mut ForkServer) + Send>;
 /// Runs what starts launchers.
 #[derive(Debug)]
 pub(super) struct Spawner {
-    jobs: mpsc::SyncSender<Job>,
+    /// None: no more are taken.
+    jobs: Option<mpsc::SyncSender<Job>>,
+    thread: Option<thread::JoinHandle<()>>,
 }
 
 impl Spawner {
@@ -48,14 +50,17 @@ impl Spawner {
             });
         }
         let (jobs, queue) = mpsc::sync_channel::<Job>(QUEUE);
-        thread::Builder::new()
+        // The server does not start where we do.
+        let program = std::path::absolute(program)
+            .map_err(|source| SandboxError::Io { what: "finding the launcher", source })?;
+        let thread = thread::Builder::new()
             .name("sandbox-spawner".into())
             .spawn(move || {
                 let mut server = ForkServer::new(program);
                 queue.iter().for_each(|job| job(&mut server));
             })
             .map_err(|source| SandboxError::Io { what: "starting a thread", source })?;
-        Ok(Self { jobs })
+        Ok(Self { jobs: Some(jobs), thread: Some(thread) })
     }
 
     /// Runs `job` on the thread, which has the launchers. Gives what it gave.
@@ -74,11 +79,12 @@ impl Spawner {
     }
 
     async fn queue(&self, job: Job) -> Result<(), SandboxError> {
-        match self.jobs.try_send(job) {
+        let jobs = self.jobs.as_ref().ok_or_else(ended)?;
+        match jobs.try_send(job) {
             Ok(()) => Ok(()),
             Err(mpsc::TrySendError::Disconnected(_)) => Err(ended()),
             Err(mpsc::TrySendError::Full(job)) => {
-                let jobs = self.jobs.clone();
+                let jobs = jobs.clone();
                 let sent = crate::tasks::blocking(move || jobs.send(job)).await;
                 sent.map_err(|_| ended())?.map_err(|_| ended())
             }
@@ -86,20 +92,41 @@ impl Spawner {
     }
 
     /// The strongest tier in which work can be done here, found by doing some, and why no stronger one.
-    /// Blocking. Errors: there is none.
+    /// Blocking. Errors: there is none, or no launcher.
     pub(super) fn strongest(&self, workspace: &Path) -> Result<(Tier, Vec<String>), SandboxError> {
-        let mut refusals = Vec::new();
-        for tier in [Tier::Full, Tier::Root, Tier::Landlock] {
-            let (reply, answer) = mpsc::channel();
-            let place = workspace.to_owned();
-            let job: Job = Box::new(move |server| drop(reply.send(attempt(server, tier, &place))));
-            self.jobs.send(job).map_err(|_| ended())?;
-            match answer.recv().map_err(|_| ended())? {
-                Ok(()) => return Ok((tier, refusals)),
-                Err(error) => refusals.push(format!("{}: {error}", tier.as_str())),
-            }
+        let workspace = workspace.to_owned();
+        self.run_blocking(move |server| {
+            let found = strongest(server, &workspace);
+            // For what comes next the daemon may have to be alone in its cgroup.
+            server.stop();
+            found
+        })
+    }
+
+    /// Starts what launchers are forked from. Blocking.
+    pub(super) fn prepare(&self) -> Result<(), SandboxError> {
+        self.run_blocking(ForkServer::prepare)
+    }
+
+    fn run_blocking<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut ForkServer) -> Result<T, SandboxError> + Send + 'static,
+    ) -> Result<T, SandboxError> {
+        let (reply, answer) = mpsc::channel();
+        let job: Job = Box::new(move |server| drop(reply.send(job(server))));
+        let jobs = self.jobs.as_ref().ok_or_else(ended)?;
+        jobs.send(job).map_err(|_| ended())?;
+        answer.recv().map_err(|_| ended())?
+    }
+}
+
+impl Drop for Spawner {
+    /// Blocking. No launcher is left that ends with the thread.
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
-        Err(SandboxError::NoTier { refusals: refusals.join("; ") })
     }
 }
 
@@ -107,8 +134,25 @@ fn ended() -> SandboxError {
     SandboxError::Lost { message: "the thread that starts launchers has ended".into() }
 }
 
+/// See [`Spawner::strongest`].
+fn strongest(
+    server: &mut ForkServer,
+    workspace: &Path,
+) -> Result<(Tier, Vec<String>), SandboxError> {
+    let mut refusals = Vec::new();
+    for tier in [Tier::Full, Tier::Root, Tier::Landlock] {
+        // Whoever has no launcher has learnt nothing of the tier.
+        match attempt(server.fork()?, tier, workspace) {
+            Ok(()) => return Ok((tier, refusals)),
+            Err(error) => refusals.push(format!("{}: {error}", tier.as_str())),
+        }
+    }
+    Err(SandboxError::NoTier { refusals: refusals.join("; ") })
+}
+
 /// Puts up the walls of a tier around nothing.
-fn attempt(server: &mut ForkServer, tier: Tier, workspace: &Path) -> io::Result<()> {
+fn attempt(forked: Forked, tier: Tier, workspace: &Path) -> io::Result<()> {
+    let Forked { process, control, .. } = forked;
     let place = File::open(workspace)?;
     let metadata = place.metadata()?;
     let owner = Owner { user: metadata.uid(), group: metadata.gid() };
@@ -138,7 +182,6 @@ fn attempt(server: &mut ForkServer, tier: Tier, workspace: &Path) -> io::Result<
         way_out: WayOut::None,
         descriptors: Vec::new(),
     };
-    let Forked { process, control, .. } = server.fork().map_err(io::Error::other)?;
     let sent = wire::send(&control, &frame, &[place.as_fd()]);
     let said = sent.and_then(|()| wire::send(&control, &order, &[])).and_then(|()| {
         control.set_read_timeout(Some(TRIAL))?;

@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
@@ -38,7 +39,8 @@ pub(super) fn receive<M: Message>(socket: &UnixStream) -> io::Result<(M, Vec<Own
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_DESCRIPTORS))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let parts = &mut [IoSliceMut::new(&mut length)];
-    let received = recvmsg(socket, parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let received =
+        retry_on_intr(|| recvmsg(socket, parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC))?;
     let descriptors: Vec<OwnedFd> = descriptors(&mut ancillary).collect();
     let first = length.get(..received.bytes).unwrap_or_default();
     let message: M = order::read(first.chain(socket))?;
@@ -59,7 +61,8 @@ pub(super) fn receive_one(socket: impl AsFd) -> io::Result<(Option<u8>, Option<O
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let parts = &mut [IoSliceMut::new(&mut byte)];
-    let received = recvmsg(&socket, parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let received =
+        retry_on_intr(|| recvmsg(&socket, parts, &mut ancillary, RecvFlags::CMSG_CLOEXEC))?;
     let descriptor = descriptors(&mut ancillary).next();
     Ok(((received.bytes == 1).then_some(byte[0]), descriptor))
 }
@@ -70,7 +73,8 @@ fn send_with(socket: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) 
     if !descriptors.is_empty() && !ancillary.push(SendAncillaryMessage::ScmRights(descriptors)) {
         return Err(io::Error::other("too many descriptors"));
     }
-    let sent = sendmsg(socket, &[IoSlice::new(bytes)], &mut ancillary, SendFlags::NOSIGNAL)?;
+    let parts = &[IoSlice::new(bytes)];
+    let sent = retry_on_intr(|| sendmsg(socket, parts, &mut ancillary, SendFlags::NOSIGNAL))?;
     if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 

@@ -12,6 +12,7 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use agentd::sandbox::Walls;
 use agentd::sandbox::order::{
     self, Access, Descriptor, End, Frame, Launch, Launched, Order, Owner, Report, Rlimits, Terms,
     Tier, View, Watched, WayOut, Work, Workspace,
@@ -229,4 +230,13 @@ async fn what_was_killed_while_it_waited_says_nothing_that_could_be_taken_for_wo
             assert!(is_right, "{tier:?} {owner:?} {place}: {end:?}");
         }
     }
+}
+
+#[test]
+fn a_launcher_is_found_where_the_daemon_is_told_also_from_there() {
+    let launcher = Path::new(env!("CARGO_BIN_EXE_agentd-sandbox"));
+    let up = "../".repeat(std::env::current_dir().unwrap().components().count());
+    let relative = Path::new(&up).join(launcher.strip_prefix("/").unwrap());
+    let workspace = tempfile::tempdir().unwrap();
+    Walls::probe(relative, workspace.path()).unwrap();
 }

@@ -3,7 +3,10 @@
 
 use std::{fs, path::Path, process::Command};
 
-use agentd::scripted::{Reply, Seen, Turn};
+use agentd::{
+    proto::v1,
+    scripted::{Reply, Seen, Turn},
+};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
@@ -157,6 +160,32 @@ async fn a_call_is_done_although_what_forks_launchers_was_killed_and_the_launche
     .await;
     assert_eq!(call(&daemon, "echo all the same").await, "all the same\n");
     assert_ne!(fork_server(daemon.pid()), server);
+}
+
+/// The machine may have stood still, or somebody stopped it; whom it is the parent of knows nothing of that.
+#[tokio::test]
+async fn a_silent_fork_server_is_followed_by_another_and_takes_no_call_along() {
+    let (_backend, daemon) = daemon().await;
+    daemon.put("script.sh", LASTING);
+    let lasting = daemon.submit("run it").await;
+    daemon.wait_for_file("up").await;
+    let server = Pid::from_raw(fork_server(daemon.pid())).unwrap();
+    kill_process(server, Signal::STOP).unwrap();
+    let elsewhere = daemon.home().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("script.sh"), "echo all the same").unwrap();
+    // More than may have been made ready before.
+    for _ in 0..4 {
+        let workspace = elsewhere.display().to_string();
+        let request = v1::CreateRunRequest { workspace, ..daemon.request("run it") };
+        let run = daemon.create(request).await.unwrap().run.unwrap();
+        let (outcome, output) = daemon.story(&run.id).await.outputs().remove(0);
+        assert_eq!((outcome.as_str(), &output["stdout"]), ("done", &json!("all the same\n")));
+    }
+    daemon.put("go", "");
+    let ended = daemon.wait(&lasting.id).await;
+    assert_eq!(ended.state(), v1::RunState::Succeeded, "it was under way all the time");
+    kill_process(server, Signal::CONT).unwrap();
 }
 
 #[tokio::test]

@@ -138,7 +138,7 @@ fn start(frame: &Frame, held: &mut Held, control: &UnixStream, parent: Pid) -> i
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     }
     if rustix::process::getppid() != Some(parent) {
-        return Err(io::Error::other("the daemon died"));
+        return Err(io::Error::other("the fork server died"));
     }
     let launcher = rustix::process::getpid();
     let (words, speak) = pipe()?;

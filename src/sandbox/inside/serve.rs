@@ -29,6 +29,8 @@ pub fn main() -> ExitCode {
 
 /// Until the daemon closes its end.
 fn serve(daemon: &UnixStream) -> io::Result<()> {
+    // Something may have been left open by whoever started the daemon.
+    inside::close_all_but([daemon.as_fd()])?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     // Launchers, and what they hold, are made from us.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
@@ -63,7 +65,8 @@ fn stand_alone([control, stdout, stderr]: [OwnedFd; 3]) -> io::Result<UnixStream
     Ok(control.into())
 }
 
-/// It waits for its frame meanwhile, which is not sent before we have answered.
+/// It waits for its frame meanwhile, which is not sent before we have answered; whoever is too late for that finds
+/// its socket closed.
 fn open(launcher: Pid) -> io::Result<OwnedFd> {
     Ok(rustix::process::pidfd_open(launcher, PidfdFlags::empty())?)
 }

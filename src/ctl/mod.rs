@@ -13,6 +13,7 @@ mod health;
 mod manual;
 mod output;
 mod policy;
+mod resolve;
 mod revisions;
 mod runs;
 mod tested;

@@ -1,4 +1,5 @@
-//! `agentctl run`: submit, list, get, wait, follow, events, cancel; `calls.rs` and `diff.rs` hold the rest.
+//! `agentctl run`: submit, list, get, wait, follow, events, cancel; `calls.rs`, `diff.rs` and `resolve.rs` hold
+//! the rest.
 
 use std::{
     collections::HashMap,
@@ -13,6 +14,7 @@ use crate::{
     ctl::{
         Exit, Failure, Global, calls, connect, diff,
         output::{self, Colour, Format},
+        resolve,
         timeline::{Timeline, Words, printable},
     },
     proto::v1::{self, RunState, stream_run_events_response::Event},
@@ -52,6 +54,8 @@ pub(super) enum Verb {
     Tools { id: String },
     /// Prints what a run changed, as a patch for `git apply`
     Diff { id: String },
+    /// Says what became of a call that was under way when the daemon died
+    Resolve(resolve::Resolve),
     /// Asks a run to stop
     Cancel {
         id: String,
@@ -127,6 +131,7 @@ pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
         Verb::Events { id, after, follow } => events(global, &id, after, follow).await,
         Verb::Tools { id } => calls::run(global, id).await,
         Verb::Diff { id } => diff::run(global, id).await,
+        Verb::Resolve(wanted) => resolve::run(global, wanted).await,
         Verb::Cancel { id, why } => {
             let request = v1::CancelRunRequest { id, why };
             let answer = connect::connect(global).await?.runs().cancel_run(request).await?;
@@ -340,7 +345,7 @@ fn state(name: &str) -> Result<i32, Failure> {
         .ok_or_else(|| Failure::new(Exit::BadUsage, format!("{name:?} is not a state of a run")))
 }
 
-fn print_run(global: &Global, run: &v1::Run) -> io::Result<()> {
+pub(super) fn print_run(global: &Global, run: &v1::Run) -> io::Result<()> {
     if global.output == Format::Json {
         return output::json_line(&output::run_json(run));
     }

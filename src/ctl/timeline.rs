@@ -106,6 +106,10 @@ impl<W: Write> Timeline<W> {
                 self.calls.push((text("call"), what));
                 Ok(())
             }
+            "call_resolved" => {
+                let (call, how) = (text("call"), text("resolution").replace('_', " "));
+                self.line(entry, &format!("call {call} {how}, says {}", text("by")))
+            }
             "tool_resumed" => {
                 let attempt = &payload["attempt"];
                 let again = self.colour.paint(Paint::Warning, "again");

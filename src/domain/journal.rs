@@ -20,7 +20,7 @@ use crate::domain::{
     item::RawJson,
     redact::Redactor,
     run::{Ending, Suspension},
-    tool::{EffectClass, OutcomeKind},
+    tool::{EffectClass, OnUnknown, OutcomeKind},
 };
 
 /// One thing that happened to a run, as the engine reads it back.
@@ -96,6 +96,7 @@ records! {
     "backend_error" 1 => BackendError,
     "model_nudged" 1 => ModelNudged,
     "tool_call" 1 => ToolCalled,
+    "call_resolved" 1 => CallResolved,
     "tool_resumed" 1 => ToolResumed,
     "decision" 1 => Decided,
     "connection" 1 => Connection,
@@ -258,6 +259,8 @@ pub struct ToolCalled {
     pub tool: ToolName,
     pub arguments: Arc<str>,
     pub effect_class: EffectClass,
+    #[serde(default, skip_serializing_if = "OnUnknown::is_ask")]
+    pub on_unknown: OnUnknown,
     /// What the call was resolved to; none when it was refused before that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<RawJson>,
@@ -267,6 +270,41 @@ impl ToolCalled {
     /// The facts as they are stored.
     pub fn facts_json(facts: &Facts) -> Option<RawJson> {
         serde_json::value::to_raw_value(facts).ok().map(Into::into)
+    }
+}
+
+/// Somebody said what became of a call whose outcome a crash swallowed. Unless it is to be run again, its output is
+/// written together with this.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CallResolved {
+    pub call: CallKey,
+    pub call_id: CallId,
+    pub by: Caller,
+    pub resolution: Resolution,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub why: String,
+}
+
+/// What became of a call, as somebody found who looked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Resolution {
+    /// It took no effect, and is not run again.
+    DidNotRun,
+    /// It took effect.
+    DidRun,
+    /// Whatever became of it, it is run once more.
+    Retry,
+}
+
+impl Resolution {
+    /// As it is stored and shown.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::DidNotRun => "did_not_run",
+            Self::DidRun => "did_run",
+            Self::Retry => "retry",
+        }
     }
 }
 

@@ -10,10 +10,10 @@ use crate::domain::{
     ids::{CallKey, RunId, Sequence, Timestamp},
     item::{Item, RawJson},
     journal::{
-        BackendError, Entry, ModelResponse, Moment, Record, RunCreated, Sent, Taken, ToolCalled,
-        ToolOutput,
+        BackendError, CallResolved, Entry, ModelResponse, Moment, Record, Resolution, RunCreated,
+        Sent, Taken, ToolOutput,
     },
-    tool::{EffectClass, ToolCall},
+    tool::{EffectClass, OnUnknown, ToolCall},
 };
 
 /// Everything that is known of a run: the fold of its journal.
@@ -86,6 +86,8 @@ pub struct OpenCall {
     pub progress: Progress,
     /// What the call was resolved to when its intent was written.
     pub facts: Option<RawJson>,
+    /// As the policy said then.
+    pub on_unknown: OnUnknown,
 }
 
 /// How far a call has come.
@@ -100,6 +102,11 @@ pub enum Progress {
     },
     /// Its intent is on disk, and the daemon that started it is dead.
     Lost {
+        attempt: u32,
+        class: EffectClass,
+    },
+    /// The same, and somebody has said that it be run again: once.
+    ToRetry {
         attempt: u32,
         class: EffectClass,
     },
@@ -173,10 +180,14 @@ pub enum InvocationMode {
     First,
     /// Again, after attempt `attempt - 1` was lost. What can be looked at is looked at first.
     Again { attempt: u32 },
+    /// The same, whatever the policy says of second attempts: somebody has said so.
+    Retry { attempt: u32 },
     /// Not at all: the run is being cancelled and the call needs an output. Nothing was started.
     CloseUnstarted,
     /// Not at all, but its intent is on disk: it was killed, or lost.
     CloseStarted,
+    /// Not at all: it was lost, and the model is to be told that nobody knows what it did.
+    CloseUnknown,
 }
 
 impl RunState {
@@ -215,6 +226,19 @@ impl RunState {
             }
             Phase::Going(_) | Phase::Suspended { .. } | Phase::Ended(_) => false,
         }
+    }
+
+    /// The call that the run stands still for, if it does.
+    pub fn unresolved(&self, key: CallKey) -> Option<&ToolCall> {
+        let Phase::Suspended {
+            why: Suspension::OutcomeUnknown { .. },
+            work: Work::Calling { calls },
+        } = &self.phase
+        else {
+            return None;
+        };
+        let is_meant = |open: &&OpenCall| unknown_outcome(open) == Some(key);
+        calls.iter().find(is_meant).map(|open| &open.call)
     }
 
     /// Number of the turn under way or next, from 1.
@@ -269,12 +293,28 @@ pub fn fold_into(state: &mut RunState, entry: &Entry) {
         }
         // The wish to stop lifts a suspension: what is open is closed, then the run ends.
         (Phase::Suspended { work, .. }, Record::CancelRequested(_)) => Phase::Going(work),
+        (
+            Phase::Suspended { why: Suspension::OutcomeUnknown { .. }, work },
+            record @ (Record::CallResolved(_) | Record::ToolOutput(_)),
+        ) => work.after(record, items, usage).unless_unknown(),
         (Phase::Suspended { why, work }, _) => Phase::Suspended { why, work },
         (Phase::Going(work), record) => Phase::Going(work.after(record, items, usage)),
     };
 }
 
 impl Work {
+    /// Goes on, or stands still for as long as the outcome of a call is not known.
+    fn unless_unknown(self) -> Phase {
+        let unknown = match &self {
+            Self::Calling { calls } => outcome_unknown(calls),
+            _ => None,
+        };
+        match unknown {
+            Some(why) => Phase::Suspended { why, work: self },
+            None => Phase::Going(self),
+        }
+    }
+
     fn after(self, record: &Record, items: &mut Vec<Item>, usage: &mut Usage) -> Self {
         match (self, record) {
             (Self::ToAsk { .. } | Self::BackingOff { .. }, Record::ModelRequest(request)) => {
@@ -343,6 +383,7 @@ fn answered(response: &ModelResponse, items: &mut Vec<Item>, usage: &mut Usage) 
             },
             progress: Progress::Asked,
             facts: None,
+            on_unknown: OnUnknown::Ask,
         })
         .collect();
     match calls.is_empty() {
@@ -364,21 +405,27 @@ impl OpenCall {
     fn fold(&mut self, record: &Record, usage: &mut Usage) {
         let key = self.call.key;
         let next = match (&self.progress, record) {
-            (Progress::Asked, Record::ToolCalled(ToolCalled { call, effect_class, facts, .. }))
-                if *call == key =>
-            {
+            (Progress::Asked, Record::ToolCalled(called)) if called.call == key => {
                 usage.tool_calls += 1;
-                self.facts = facts.clone();
-                Progress::Intended { attempt: 1, class: *effect_class }
+                self.facts = called.facts.clone();
+                self.on_unknown = called.on_unknown;
+                Progress::Intended { attempt: 1, class: called.effect_class }
             }
-            (Progress::Lost { class, .. }, Record::ToolResumed(resumed)) if resumed.call == key => {
+            (
+                Progress::Lost { attempt, class },
+                Record::CallResolved(CallResolved { call, resolution: Resolution::Retry, .. }),
+            ) if *call == key => Progress::ToRetry { attempt: *attempt, class: *class },
+            (
+                Progress::Lost { class, .. } | Progress::ToRetry { class, .. },
+                Record::ToolResumed(resumed),
+            ) if resumed.call == key => {
                 Progress::Intended { attempt: resumed.attempt, class: *class }
             }
             (Progress::Intended { attempt, class }, Record::RunRecovered(_)) => {
                 Progress::Lost { attempt: *attempt, class: *class }
             }
             (
-                Progress::Intended { .. } | Progress::Lost { .. },
+                Progress::Intended { .. } | Progress::Lost { .. } | Progress::ToRetry { .. },
                 Record::ToolOutput(ToolOutput { call, output, used, .. }),
             ) if *call == key => {
                 let cpu_ms = used.as_ref().map_or(0, |used| used.cpu_ms);
@@ -400,7 +447,10 @@ fn settled(calls: Vec<OpenCall>, items: &mut Vec<Item>) -> Work {
                 call_id: open.call.call_id.clone(),
                 output: output.clone(),
             }),
-            Progress::Asked | Progress::Intended { .. } | Progress::Lost { .. } => None,
+            Progress::Asked
+            | Progress::Intended { .. }
+            | Progress::Lost { .. }
+            | Progress::ToRetry { .. } => None,
         })
         .collect();
     match outputs {
@@ -426,7 +476,9 @@ fn decide_cancelled(work: &Work) -> Command {
     let closing = calls.iter().filter_map(|open| {
         let mode = match open.progress {
             Progress::Asked => InvocationMode::CloseUnstarted,
-            Progress::Intended { .. } | Progress::Lost { .. } => InvocationMode::CloseStarted,
+            Progress::Intended { .. } | Progress::Lost { .. } | Progress::ToRetry { .. } => {
+                InvocationMode::CloseStarted
+            }
             Progress::Done { .. } => return None,
         };
         Some(Invocation { call: open.call.clone(), mode, earlier: None })
@@ -468,27 +520,39 @@ fn decide_calls(state: &RunState, calls: &[OpenCall]) -> Command {
         return Command::Suspend(out_of("tool calls", u64::from(limit)));
     }
     let due: Vec<Invocation> = calls.iter().filter_map(due_invocation).collect();
-    let unknown: Vec<CallKey> = calls.iter().filter_map(unknown_outcome).collect();
-    match (due.is_empty(), unknown.is_empty()) {
+    match (due.is_empty(), outcome_unknown(calls)) {
         (false, _) => Command::Invoke(due),
-        (true, true) => Command::Rest,
-        (true, false) => Command::Suspend(Suspension::OutcomeUnknown {
-            message: format!(
-                "the daemon died while {} ran, and nobody can tell whether it took effect; \
-                 look at the workspace, then cancel the run or submit a new one",
-                unknown.iter().map(|key| format!("call {key}")).collect::<Vec<_>>().join(", ")
-            ),
-            calls: unknown,
-        }),
+        (true, None) => Command::Rest,
+        (true, Some(why)) => Command::Suspend(why),
     }
+}
+
+/// What only a person can know; none if there is nothing.
+fn outcome_unknown(calls: &[OpenCall]) -> Option<Suspension> {
+    let unknown: Vec<CallKey> = calls.iter().filter_map(unknown_outcome).collect();
+    let named: Vec<String> = unknown.iter().map(|key| format!("call {key}")).collect();
+    (!unknown.is_empty()).then(|| Suspension::OutcomeUnknown {
+        message: format!(
+            "the daemon died while {} ran, and nobody can tell whether it took effect; look at the workspace, \
+             then say what became of it (agentctl run resolve), or cancel the run",
+            named.join(", ")
+        ),
+        calls: unknown,
+    })
 }
 
 fn due_invocation(open: &OpenCall) -> Option<Invocation> {
     let mode = match open.progress {
         Progress::Asked => InvocationMode::First,
-        Progress::Lost { class: EffectClass::NonIdempotent, .. } => return None,
+        Progress::Lost { class: EffectClass::NonIdempotent, .. } => match open.on_unknown {
+            OnUnknown::Ask => return None,
+            OnUnknown::TellModel => InvocationMode::CloseUnknown,
+        },
         Progress::Lost { attempt, .. } => {
             InvocationMode::Again { attempt: attempt.saturating_add(1) }
+        }
+        Progress::ToRetry { attempt, .. } => {
+            InvocationMode::Retry { attempt: attempt.saturating_add(1) }
         }
         Progress::Intended { .. } | Progress::Done { .. } => return None,
     };
@@ -496,10 +560,9 @@ fn due_invocation(open: &OpenCall) -> Option<Invocation> {
 }
 
 fn unknown_outcome(open: &OpenCall) -> Option<CallKey> {
-    match open.progress {
-        Progress::Lost { class: EffectClass::NonIdempotent, .. } => Some(open.call.key),
-        _ => None,
-    }
+    let is_unknown =
+        matches!(open.progress, Progress::Lost { class: EffectClass::NonIdempotent, .. });
+    (is_unknown && open.on_unknown == OnUnknown::Ask).then_some(open.call.key)
 }
 
 fn exhausted(state: &RunState) -> Option<Suspension> {

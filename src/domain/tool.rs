@@ -125,6 +125,24 @@ impl EffectClass {
     }
 }
 
+/// What becomes of a call that must not be run again and whose outcome a crash swallowed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnUnknown {
+    /// The run stands still until somebody has said what became of it.
+    #[default]
+    Ask,
+    /// The model is told that nobody knows, and the run goes on.
+    TellModel,
+}
+
+impl OnUnknown {
+    /// By reference, as serde asks.
+    pub fn is_ask(&self) -> bool {
+        *self == Self::Ask
+    }
+}
+
 /// How a call ended, as the model hears it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -4,13 +4,13 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, future::join_all, stream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     agents::executor,
     domain::{
-        ids::{Caller, Timestamp},
+        ids::Timestamp,
         journal::{
             BackendError, CancelRequested, ModelNudged, ModelResponse, Moment, RunFinished,
             RunSuspended, Taken, WorkspaceSnapshot,
@@ -23,8 +23,11 @@ use crate::{
         ceiling::Ceiling,
         diff,
         door::{self, Note},
-        hosted, invoker,
+        hosted,
+        inbox::{Message, tell},
+        invoker,
         live::{Live, Words},
+        resolution,
         run_log::{Noted, Recorded, RunLog},
     },
     ports::{Answer, JournalError, ModelError, Question, SandboxError},
@@ -33,9 +36,12 @@ use crate::{
 /// Tool calls of one run that run at the same time; the others wait for their turn.
 const CALLS_AT_ONCE: usize = 8;
 
-/// What somebody wants of a run that is going.
-pub(super) enum Message {
-    Cancel { by: Caller, why: String, done: oneshot::Sender<Result<(), JournalError>> },
+/// How a driver left its run.
+pub(super) struct Left {
+    /// With what came too late to be heard.
+    pub(super) inbox: mpsc::Receiver<Message>,
+    /// Whether there is more to do for a driver that has the workspace.
+    pub(super) goes_on: bool,
 }
 
 /// Carries one run on until it ends, stands still, or the daemon stops.
@@ -44,24 +50,29 @@ pub(super) struct Driver {
     pub(super) live: Arc<Live>,
     pub(super) log: RunLog,
     pub(super) inbox: mpsc::Receiver<Message>,
+    /// Whether the workspace is the run's: who only has to hear something has it not.
+    pub(super) has_workspace: bool,
     /// The daemon is stopping: finish the step under way, begin no other.
     pub(super) stopping: CancellationToken,
 }
 
 impl Driver {
-    /// Gives the inbox back, with what came too late to be heard.
-    ///
     /// Errors: the journal failed; nothing more may be done.
-    pub(super) async fn drive(mut self) -> Result<mpsc::Receiver<Message>, JournalError> {
+    pub(super) async fn drive(mut self) -> Result<Left, JournalError> {
         while let Ok(message) = self.inbox.try_recv() {
             self.hear(message).await?;
         }
         loop {
             if self.stopping.is_cancelled() {
                 self.log.append([]).await?;
-                return Ok(self.inbox);
+                return Ok(Left { inbox: self.inbox, goes_on: false });
             }
-            match decide(self.log.state()) {
+            let command = decide(self.log.state());
+            // What closes a run that is to stop touches nothing.
+            if !self.has_workspace && self.log.state().wish == Wish::GoOn {
+                return Ok(Left { inbox: self.inbox, goes_on: command != Command::Rest });
+            }
+            match command {
                 Command::AskModel { turn, attempt, at } => {
                     if self.wait_until(at).await? {
                         self.ask(turn, attempt).await?;
@@ -76,7 +87,7 @@ impl Driver {
                     self.log.append([RunSuspended { why }.into()]).await?;
                 }
                 Command::Finish(ending) => self.finish(ending).await?,
-                Command::Rest => return Ok(self.inbox),
+                Command::Rest => return Ok(Left { inbox: self.inbox, goes_on: false }),
             }
         }
     }
@@ -285,20 +296,20 @@ impl Driver {
     }
 
     async fn hear(&mut self, message: Message) -> Result<(), JournalError> {
-        let Message::Cancel { by, why, done } = message;
-        let written = match self.log.state().name().is_ended() {
-            true => Ok(()),
-            false => self.log.append([CancelRequested { by, why }.into()]).await,
-        };
-        match written {
-            Ok(()) => {
-                let _ = done.send(Ok(()));
-                Ok(())
+        match message {
+            Message::Cancel { by, why, done } => {
+                let written = match self.log.state().name().is_ended() {
+                    true => Ok(()),
+                    false => self.log.append([CancelRequested { by, why }.into()]).await,
+                };
+                tell(done, written)
             }
-            Err(error) => {
-                let told = JournalError::Failed { message: error.to_string() };
-                let _ = done.send(Err(told));
-                Err(error)
+            Message::Resolve { with, done } => {
+                let written = match resolution::records(self.log.state(), with) {
+                    Some(records) => self.log.append(records).await.map(|()| true),
+                    None => Ok(false),
+                };
+                tell(done, written)
             }
         }
     }

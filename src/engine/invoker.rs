@@ -15,7 +15,7 @@ use crate::{
         journal::{Decided, NetworkUsed, ToolCalled, ToolOutput, ToolResumed, Used, Verdict},
         policy::{Decision, Permit, Policy, Ruling},
         run::{Invocation, InvocationMode},
-        tool::{EffectClass, OutcomeKind, ToolCall, ToolOutcome},
+        tool::{EffectClass, OnUnknown, OutcomeKind, ToolCall, ToolOutcome},
     },
     engine::{
         World,
@@ -39,6 +39,15 @@ pub(super) struct Prepared {
     /// What must be on disk before anything else happens.
     pub(super) intent: Vec<Noted>,
     pub(super) pending: Pending,
+}
+
+impl Prepared {
+    /// There is one intent a call, and that one is on disk already.
+    fn resume(&mut self, attempt: u32) {
+        let call = &self.pending.call;
+        let resumed = ToolResumed { call: call.key, call_id: call.call_id.clone(), attempt };
+        self.intent[0] = resumed.into();
+    }
 }
 
 /// What is to be done about a call once its intent is on disk.
@@ -70,6 +79,13 @@ enum Next {
     Broken(SandboxError),
 }
 
+/// Who says that a call may be run twice.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Twice {
+    AsPolicySays,
+    AsSomebodySaid,
+}
+
 /// A call that has come to its end.
 pub(super) struct Finished {
     pub(super) output: ToolOutput,
@@ -93,7 +109,11 @@ pub(super) async fn prepare(
         }
         InvocationMode::Again { attempt } => {
             let scene = scene(&policy, run, workspace, &call, earlier);
-            again(world, policy, scene, call, attempt).await
+            again(world, policy, scene, call, (attempt, Twice::AsPolicySays)).await
+        }
+        InvocationMode::Retry { attempt } => {
+            let scene = scene(&policy, run, workspace, &call, earlier);
+            again(world, policy, scene, call, (attempt, Twice::AsSomebodySaid)).await
         }
         InvocationMode::CloseUnstarted => {
             let ruling = built_in(RuleId::new("builtin/cancelled"), "the run was cancelled".into());
@@ -105,10 +125,23 @@ pub(super) async fn prepare(
             let outcome = ToolOutcome::cancelled(
                 "the run was cancelled after the daemon died; whether the call took effect is not known",
             );
-            let next = Next::Answer(outcome);
-            Prepared { intent: Vec::new(), pending: Pending { call, next, policy } }
+            closed(call, outcome, policy)
+        }
+        InvocationMode::CloseUnknown => {
+            let outcome = ToolOutcome::failed(
+                OUTCOME_UNKNOWN,
+                "the daemon died while the call ran; whether it took effect is not known, and it was not run \
+                 again: look before you do it again",
+            );
+            closed(call, outcome, policy)
         }
     }
+}
+
+/// A call whose intent is on disk, and for which nothing more is done.
+fn closed(call: ToolCall, outcome: ToolOutcome, policy: Arc<Policy>) -> Prepared {
+    let next = Next::Answer(outcome);
+    Prepared { intent: Vec::new(), pending: Pending { call, next, policy } }
 }
 
 async fn first(world: &World, policy: Arc<Policy>, scene: Scene, call: ToolCall) -> Prepared {
@@ -154,8 +187,12 @@ async fn first(world: &World, policy: Arc<Policy>, scene: Scene, call: ToolCall)
         }
     };
     let called = Noted {
-        record: ToolCalled { facts: ToolCalled::facts_json(&facts), ..called(&call, ruling.class) }
-            .into(),
+        record: ToolCalled {
+            facts: ToolCalled::facts_json(&facts),
+            on_unknown: policy.on_unknown,
+            ..called(&call, ruling.class)
+        }
+        .into(),
         policy: revision.clone(),
     };
     let decided = Noted { record: decided(&call, ruling).into(), policy: revision };
@@ -169,16 +206,16 @@ async fn again(
     policy: Arc<Policy>,
     scene: Scene,
     call: ToolCall,
-    attempt: u32,
+    (attempt, twice): (u32, Twice),
 ) -> Prepared {
     let mut prepared = first(world, policy, scene, call).await;
-    let call = &prepared.pending.call;
-    let resumed = ToolResumed { call: call.key, call_id: call.call_id.clone(), attempt };
-    // There is one intent a call: it is on disk already.
-    prepared.intent[0] = resumed.into();
+    prepared.resume(attempt);
     prepared.pending.next = match prepared.pending.next {
         // By now the policy says that nobody may do it twice.
-        Next::Run { permit, .. } if permit.ruling().class == EffectClass::NonIdempotent => {
+        Next::Run { permit, .. }
+            if twice == Twice::AsPolicySays
+                && permit.ruling().class == EffectClass::NonIdempotent =>
+        {
             Next::Answer(ToolOutcome::failed(
                 OUTCOME_UNKNOWN,
                 "the daemon died while the call ran; whether it took effect is not known, and the \
@@ -373,6 +410,7 @@ fn called(call: &ToolCall, effect_class: EffectClass) -> ToolCalled {
         tool: call.tool.clone(),
         arguments: call.arguments.clone(),
         effect_class,
+        on_unknown: OnUnknown::Ask,
         facts: None,
     }
 }

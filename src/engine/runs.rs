@@ -16,14 +16,15 @@ use crate::{
     agents::executor,
     domain::{
         access::{Access, Reach},
-        ids::{Caller, PolicyRevision, RunId, Sequence},
-        journal::{NewEntry, RunCreated},
+        ids::{CallKey, Caller, PolicyRevision, RunId, Sequence},
+        journal::{NewEntry, Resolution, RunCreated},
         run::RunState,
         status::StateName,
     },
     engine::{
         LiveEvent, World, diff,
-        driver::{Driver, Message},
+        driver::{Driver, Left},
+        inbox::Message,
         live::Live,
         recovery,
         run_log::{RunLog, status_of},
@@ -72,6 +73,12 @@ pub enum EngineError {
         "another run has or waits for {workspace}; try again when it has ended, or let this one wait"
     )]
     WorkspaceBusy { workspace: String },
+    #[error(
+        "run {run} does not stand still for call {call}; agentctl run tools says what it waits for"
+    )]
+    NotUnresolved { run: RunId, call: CallKey },
+    #[error("call {call} of run {run} was resolved already, as {}", .found.as_str())]
+    AlreadyResolved { run: RunId, call: CallKey, found: Resolution },
     #[error("run {run} has no diff: {message}")]
     NoDiff { run: RunId, message: String },
     #[error("the policy files are not valid, and the policy in force stays:\n{}", .faults.join("\n"))]
@@ -363,6 +370,15 @@ impl Engine {
     ) -> Result<(), EngineError> {
         let (done, written) = oneshot::channel();
         self.tell(run, workspace, Message::Cancel { by, why, done }).await;
+        self.heard(run, written).await
+    }
+
+    /// What a run's driver says that it has written.
+    pub(super) async fn heard<T>(
+        &self,
+        run: RunId,
+        written: oneshot::Receiver<Result<T, JournalError>>,
+    ) -> Result<T, EngineError> {
         match written.await {
             Ok(written) => Ok(written?),
             Err(_) => {
@@ -374,7 +390,7 @@ impl Engine {
 
     /// Puts a message into the inbox of a run's driver. For a run that waits or stands still one is
     /// started, which hears the message before anything else.
-    async fn tell(&self, run: RunId, workspace: String, message: Message) {
+    pub(super) async fn tell(&self, run: RunId, workspace: String, message: Message) {
         let running = {
             let mut schedule = self.schedule();
             match schedule.running.get(&run) {
@@ -490,6 +506,7 @@ impl Engine {
     fn start(&self, schedule: &mut Schedule, waiting: Waiting, first: Option<Message>) {
         let Waiting { run, workspace, origin } = waiting;
         let (inbox, messages) = mpsc::channel(INBOX);
+        let has_workspace = schedule.leases.get(&workspace) == Some(&run);
         if let Some(message) = first {
             // The channel is new and has room.
             let _ = inbox.try_send(message);
@@ -497,10 +514,13 @@ impl Engine {
         schedule.running.insert(run, Running { workspace: workspace.clone(), inbox });
         let engine = self.clone();
         self.inner.drivers.spawn("run", async move {
-            let driven = AssertUnwindSafe(engine.drive(run, origin, messages)).catch_unwind();
+            let driven = AssertUnwindSafe(engine.drive(run, origin, (messages, has_workspace)))
+                .catch_unwind();
             match driven.await {
-                Ok(Ok(mut late)) => {
-                    engine.release(run);
+                Ok(Ok(Left { inbox: mut late, goes_on })) => {
+                    let stored =
+                        || Waiting { run, workspace: workspace.clone(), origin: Origin::Stored };
+                    engine.release(run, goes_on.then(stored));
                     // What was said after the driver's last look is said again, to the next one.
                     while let Some(message) = late.recv().await {
                         engine.tell(run, workspace.clone(), message).await;
@@ -509,24 +529,23 @@ impl Engine {
                 Ok(Err(error)) => {
                     tracing::error!(%run, %error, "the run's driver stopped");
                     engine.note_failure(&error);
-                    engine.release(run);
+                    engine.release(run, None);
                 }
                 // A fault of ours in one run is none of the others.
                 Err(_) => {
                     tracing::error!(%run, "the run's driver panicked; the next daemon takes it up");
-                    engine.release(run);
+                    engine.release(run, None);
                 }
             }
         });
     }
 
-    /// Gives the run's inbox back, with what nobody has heard.
     async fn drive(
         &self,
         run: RunId,
         origin: Origin,
-        inbox: mpsc::Receiver<Message>,
-    ) -> Result<mpsc::Receiver<Message>, JournalError> {
+        (inbox, has_workspace): (mpsc::Receiver<Message>, bool),
+    ) -> Result<Left, JournalError> {
         let world = self.inner.world.clone();
         let state = match origin {
             Origin::Fresh(state) => *state,
@@ -539,10 +558,12 @@ impl Engine {
         let mut log = RunLog::new(world.journal.clone(), world.clock.clone(), world.epoch, state);
         recovery::take_over(&world, &mut log).await?;
         let stopping = self.inner.drivers.token();
-        Driver { world, live: self.inner.live.clone(), log, inbox, stopping }.drive().await
+        let live = self.inner.live.clone();
+        Driver { world, live, log, inbox, has_workspace, stopping }.drive().await
     }
 
-    fn release(&self, run: RunId) {
+    /// `again` waits for its workspace.
+    fn release(&self, run: RunId, again: Option<Waiting>) {
         {
             let mut schedule = self.schedule();
             if let Some(running) = schedule.running.remove(&run)
@@ -550,6 +571,7 @@ impl Engine {
             {
                 schedule.leases.remove(&running.workspace);
             }
+            schedule.queue.extend(again);
         }
         self.pump();
     }

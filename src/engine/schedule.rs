@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     domain::{ids::RunId, run::RunState},
-    engine::driver::Message,
+    engine::inbox::Message,
 };
 
 /// Which runs go and which wait. Runs that are suspended or ended are in neither.

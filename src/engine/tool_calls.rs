@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::{
     domain::{
         ids::{CallKey, RunId, Sequence, Timestamp},
-        journal::{Decided, Record, ToolCalled, ToolOutput},
+        journal::{CallResolved, Decided, Record, Resolution, ToolCalled, ToolOutput},
     },
     engine::EngineError,
     ports::{EntryView, Journal, JournalError},
@@ -29,6 +29,8 @@ pub struct ToolCallView {
     pub decided: Option<Decided>,
     /// 1, or more where a crash swallowed the outcome of an earlier one.
     pub attempt: u32,
+    /// Somebody said that it be run once more, and it was not yet.
+    pub is_to_retry: bool,
     pub ended: Option<(Timestamp, ToolOutput)>,
 }
 
@@ -71,7 +73,7 @@ struct Draft {
 
 impl Draft {
     fn take(&mut self, view: EntryView) -> Result<(), EngineError> {
-        let kinds = ["tool_call", "tool_resumed", "decision", "tool_output"];
+        let kinds = ["tool_call", "call_resolved", "tool_resumed", "decision", "tool_output"];
         if !kinds.contains(&view.kind.as_str()) {
             return Ok(());
         }
@@ -80,9 +82,13 @@ impl Draft {
         };
         match Record::decode(&view.kind, view.version, &view.payload).map_err(unreadable)? {
             Record::ToolCalled(called) => self.begin(view.sequence, view.time, called),
-            Record::ToolResumed(resumed) => {
-                self.with(resumed.call, |call| call.attempt = resumed.attempt);
+            Record::CallResolved(CallResolved { call, resolution, .. }) => {
+                self.with(call, |call| call.is_to_retry = resolution == Resolution::Retry);
             }
+            Record::ToolResumed(resumed) => self.with(resumed.call, |call| {
+                call.attempt = resumed.attempt;
+                call.is_to_retry = false;
+            }),
             Record::Decided(decided) => {
                 self.with(decided.call, |call| call.decided = Some(decided));
             }
@@ -101,7 +107,15 @@ impl Draft {
             return;
         }
         self.bytes += CALL_BYTES + called.arguments.len();
-        let call = ToolCallView { sequence, asked, called, decided: None, attempt: 1, ended: None };
+        let call = ToolCallView {
+            sequence,
+            asked,
+            called,
+            decided: None,
+            attempt: 1,
+            is_to_retry: false,
+            ended: None,
+        };
         self.page.calls.push(call);
     }
 

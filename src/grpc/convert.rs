@@ -13,7 +13,7 @@ use crate::{
         access::Role,
         budget::{Budget, Usage},
         ids::{self, RunId},
-        journal::{Decided, Verdict},
+        journal::{Decided, Resolution, Verdict},
         status::StateName,
         tool::{EffectClass, OutcomeKind},
     },
@@ -150,6 +150,12 @@ pub(super) fn status(error: EngineError) -> Status {
         EngineError::WorkspaceBusy { .. } => {
             with_reason(Code::FailedPrecondition, "WORKSPACE_BUSY", message, with_retry())
         }
+        EngineError::NotUnresolved { .. } => {
+            with_reason(Code::FailedPrecondition, "CALL_NOT_UNRESOLVED", message, plain())
+        }
+        EngineError::AlreadyResolved { .. } => {
+            with_reason(Code::FailedPrecondition, "CALL_ALREADY_RESOLVED", message, plain())
+        }
         EngineError::NoDiff { .. } => {
             with_reason(Code::FailedPrecondition, "NO_DIFF", message, plain())
         }
@@ -202,6 +208,17 @@ pub(super) fn short_fault(fault: &str) -> String {
 
 pub(super) fn run_id(text: &str) -> Result<RunId, Status> {
     text.parse().map_err(|error: ids::NotARunId| invalid("id", error.to_string()))
+}
+
+pub(super) fn resolution(wanted: v1::CallResolution) -> Result<Resolution, Status> {
+    match wanted {
+        v1::CallResolution::DidNotRun => Ok(Resolution::DidNotRun),
+        v1::CallResolution::DidRun => Ok(Resolution::DidRun),
+        v1::CallResolution::Retry => Ok(Resolution::Retry),
+        v1::CallResolution::Unspecified => {
+            Err(invalid("resolution", "is missing, or one that this agentd does not know".into()))
+        }
+    }
 }
 
 pub(super) fn timestamp(at: ids::Timestamp) -> Timestamp {
@@ -272,7 +289,7 @@ const OUTPUT_CHARS: usize = 2000;
 /// A call of a run that stands in `state`.
 pub(super) fn tool_call(run: RunId, state: StateName, view: ToolCallView) -> v1::ToolCall {
     let standing = tool_call_state(state, &view);
-    let ToolCallView { sequence, asked, called, decided, attempt, ended } = view;
+    let ToolCallView { sequence, asked, called, decided, attempt, ended, .. } = view;
     let is_allowed = decided.as_ref().is_some_and(|decided| decided.decision == Verdict::Allow);
     let mut call = v1::ToolCall {
         run_id: run.to_string(),
@@ -310,7 +327,7 @@ fn tool_call_state(run: StateName, call: &ToolCallView) -> v1::ToolCallState {
             OutcomeKind::Cancelled => State::Cancelled,
         },
         (None, Some(decided)) if decided.decision == Verdict::Allow => {
-            let lost = call.called.effect_class == EffectClass::NonIdempotent;
+            let lost = call.called.effect_class == EffectClass::NonIdempotent && !call.is_to_retry;
             match run == StateName::NeedsAttention && lost {
                 true => State::Unresolved,
                 false => State::Running,

@@ -6,6 +6,8 @@ use crate::domain::access::Role;
 const ALL: &[Role] = &[Role::Viewer, Role::Submitter, Role::Approver, Role::Admin];
 const ADMIN: &[Role] = &[Role::Admin];
 const SUBMIT: &[Role] = &[Role::Submitter, Role::Admin];
+/// What only a person can know or allow.
+const DECIDE: &[Role] = &[Role::Approver, Role::Admin];
 /// What shows runs of others too, without a way to leave them out.
 const READ_EVERYTHING: &[Role] = &[Role::Viewer, Role::Approver, Role::Admin];
 
@@ -27,6 +29,7 @@ const TABLE: &[(&str, &[Role])] = &[
     ("/agentd.v1.RunService/GetRunDiff", ALL),
     ("/agentd.v1.RunService/ListRuns", ALL),
     ("/agentd.v1.RunService/ListToolCalls", ALL),
+    ("/agentd.v1.RunService/ResolveToolCall", DECIDE),
     ("/agentd.v1.RunService/StreamRunEvents", ALL),
     ("/agentd.v1.RunService/WaitRun", ALL),
     ("/agentd.v1.ToolService/GetTool", ALL),

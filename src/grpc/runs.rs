@@ -10,9 +10,9 @@ use tonic::{Request, Response, Status};
 use crate::{
     domain::{
         access::Access,
-        ids::{RunId, Sequence},
+        ids::{CallKey, RunId, Sequence},
     },
-    engine::{Engine, EngineError, LiveEvent, Submission, Submitted},
+    engine::{CallResolution, Engine, EngineError, LiveEvent, Submission, Submitted},
     grpc::{
         caller, convert,
         page::{self, List},
@@ -192,6 +192,24 @@ impl RunService for Runs {
             .map(|chunk| Ok(v1::GetRunDiffResponse { chunk: chunk.to_vec() }))
             .collect();
         Ok(Response::new(Box::pin(stream::iter(chunks))))
+    }
+
+    async fn resolve_tool_call(
+        &self,
+        request: Request<v1::ResolveToolCallRequest>,
+    ) -> Result<Response<v1::ResolveToolCallResponse>, Status> {
+        let access = caller::of(&request)?;
+        let request = request.into_inner();
+        let id = self.seen(&access, &request.run_id).await?.id;
+        let with = CallResolution {
+            call: CallKey { turn: request.turn, index: request.index },
+            by: access.caller,
+            resolution: convert::resolution(request.resolution())?,
+            result: request.result,
+            why: request.why,
+        };
+        let run = self.engine.resolve(id, with).await.map_err(convert::status)?;
+        Ok(Response::new(v1::ResolveToolCallResponse { run: Some(convert::run(run)) }))
     }
 
     async fn cancel_run(

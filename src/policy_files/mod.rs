@@ -274,6 +274,7 @@ pub fn compile_and_test(sources: &Sources, known_tools: &[ToolName]) -> Compiled
             minimum: tools.isolation.minimum,
             enforcement: tools.isolation.enforcement,
         },
+        on_unknown: tools.on_unknown,
         read_only_roots: compiler.read_only_roots(sources, &tools),
         protected: compiler.protected(&sources.paths.name, &paths),
     };

@@ -10,7 +10,7 @@ use crate::{
         ids::{RoleName, RuleId, ToolName},
         journal::Verdict,
         policy::{Enforcement, FileOperation, Positionals},
-        tool::EffectClass,
+        tool::{EffectClass, OnUnknown},
     },
     policy_files::hosted::HostedShape,
     yaml::Placed,
@@ -27,6 +27,8 @@ pub(super) struct ToolsFile {
     pub(super) program_directories: Vec<String>,
     #[serde(default)]
     pub(super) isolation: IsolationShape,
+    #[serde(default)]
+    pub(super) on_unknown: OnUnknown,
     #[serde(default)]
     pub(super) read_only_roots: Vec<String>,
     pub(super) roles: BTreeMap<RoleName, RoleShape>,

@@ -29,6 +29,7 @@ mod policy;
 mod ready;
 mod real_parts;
 mod refusals;
+mod resolve;
 mod resume;
 mod revisions;
 mod seeds;

@@ -9,7 +9,10 @@ use agentd::{
 };
 use serde_json::json;
 
-use crate::support::{Backend, Story, TestDaemon};
+use crate::support::{
+    Backend, Story, TestDaemon,
+    processes::{command_line, descendants, launchers},
+};
 
 /// Writes a line, starts a child in a session of its own, and then waits for a file `go`.
 const BLOCKS: &str = "\
@@ -277,14 +280,13 @@ impl Drop for Frozen {
     }
 }
 
-/// Stops the launcher, the one child of the daemon.
+/// Stops the launcher that is at work.
 fn freeze_launcher(daemon: &TestDaemon) -> Frozen {
-    let own = daemon.pid().as_raw_nonzero();
-    let threads = std::fs::read_dir(format!("/proc/{own}/task")).unwrap().flatten();
-    let mut children = threads
-        .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
-        .flat_map(|list| list.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
-    let launcher = children.next().expect("a launcher").parse().unwrap();
+    let works = |launcher: &i32| {
+        let below = descendants(*launcher);
+        below.into_iter().any(|process| command_line(process).contains("script.sh"))
+    };
+    let launcher = launchers(daemon.pid()).into_iter().find(works).expect("a launcher");
     let launcher = rustix::process::Pid::from_raw(launcher).unwrap();
     rustix::process::kill_process(launcher, rustix::process::Signal::STOP).unwrap();
     Frozen(launcher)

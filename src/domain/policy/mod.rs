@@ -60,7 +60,7 @@ use crate::domain::{
     effect::{Facts, Factual, Isolation, WorkspacePath},
     ids::{PolicyRevision, RoleName, RuleId, ToolName},
     journal::Verdict,
-    tool::EffectClass,
+    tool::{EffectClass, OnUnknown},
 };
 
 /// The rules at one revision. Immutable; a reload makes another.
@@ -83,6 +83,7 @@ pub struct Policy {
     /// Names in a workspace, without `/`, that no program may make, change or move away.
     pub protected: Vec<String>,
     pub isolation: IsolationRule,
+    pub on_unknown: OnUnknown,
     pub network: Network,
     pub hosted: Hosted,
 }

@@ -75,6 +75,59 @@ fn other_lost_calls_are_carried_out_before_the_run_stops() {
     assert!(matches!(decide(&state), Command::Suspend(Suspension::OutcomeUnknown { .. })));
 }
 
+/// A run that stands still for one call.
+fn standing_still() -> Vec<Record> {
+    let calls = vec![key(1, 0)];
+    let why = Suspension::OutcomeUnknown { calls, message: "look at it".into() };
+    let gap = [recovered(), suspended(why)];
+    under_way(&[EffectClass::NonIdempotent]).into_iter().chain(gap).collect()
+}
+
+#[test]
+fn a_call_that_somebody_wants_again_is_carried_out_once_more_and_if_it_is_lost_again_the_run_stops_again()
+ {
+    let retry = || resolved(key(1, 0), Resolution::Retry);
+    let again = Command::Invoke(vec![invocation(0, InvocationMode::Retry { attempt: 2 })]);
+    check(standing_still(), [retry()], again.clone());
+    // Also when the daemon dies before it has begun.
+    check(standing_still(), [retry(), recovered()], again);
+    let lost = [retry(), resumed(key(1, 0), 2), recovered()];
+    let state = after(standing_still().into_iter().chain(lost));
+    assert!(matches!(decide(&state), Command::Suspend(Suspension::OutcomeUnknown { .. })));
+}
+
+#[test]
+fn a_call_whose_end_somebody_tells_has_that_output_and_the_run_goes_on() {
+    for said in [Resolution::DidNotRun, Resolution::DidRun] {
+        let told = [resolved(key(1, 0), said), output(key(1, 0))];
+        check(standing_still(), told, Command::AskModel { turn: 2, attempt: 1, at: None });
+    }
+}
+
+#[test]
+fn a_run_that_stands_still_for_two_calls_goes_on_when_both_are_resolved() {
+    let calls = [EffectClass::NonIdempotent; 2];
+    let why = Suspension::OutcomeUnknown {
+        calls: vec![key(1, 0), key(1, 1)],
+        message: "look at them".into(),
+    };
+    let one = [recovered(), suspended(why), resolved(key(1, 1), Resolution::Retry)];
+    let records: Vec<Record> = under_way(&calls).into_iter().chain(one).collect();
+    assert_eq!(after(records.clone()).name(), StateName::NeedsAttention);
+    let other = [resolved(key(1, 0), Resolution::DidRun), output(key(1, 0))];
+    let again = Command::Invoke(vec![invocation(1, InvocationMode::Retry { attempt: 2 })]);
+    check(records, other, again);
+}
+
+#[test]
+fn the_model_is_told_of_a_lost_call_where_the_policy_said_so() {
+    let on_unknown = OnUnknown::TellModel;
+    let intent = ToolCalled { on_unknown, ..intent(key(1, 0), EffectClass::NonIdempotent) };
+    let records = [request(1, 1), response(1, 1, 1).into(), intent.into()];
+    let close = Command::Invoke(vec![invocation(0, InvocationMode::CloseUnknown)]);
+    check(records, [recovered()], close);
+}
+
 #[test]
 fn a_call_whose_intent_never_reached_the_disk_is_carried_out_for_the_first_time() {
     let first = Command::Invoke(vec![invocation(0, InvocationMode::First)]);

@@ -20,6 +20,10 @@ pub(super) fn any_suspension() -> impl Strategy<Value = Suspension> {
     ]
 }
 
+pub(super) fn any_resolution() -> impl Strategy<Value = Resolution> {
+    select([Resolution::DidNotRun, Resolution::DidRun, Resolution::Retry].as_slice())
+}
+
 pub(super) fn any_ending() -> impl Strategy<Value = Ending> {
     prop_oneof![
         Just(Ending::Succeeded { answer: "all done".into() }),
@@ -56,6 +60,7 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
         4 => number().prop_map(nudged),
         8 => (any_key(), class).prop_map(|(call, class)| called(call, class)),
         8 => (any_key(), number()).prop_map(|(call, attempt)| resumed(call, attempt)),
+        4 => (any_key(), any_resolution()).prop_map(|(call, said)| resolved(call, said)),
         2 => any_key().prop_map(decided),
         8 => any_key().prop_map(output),
         2 => Just(cancelled()),

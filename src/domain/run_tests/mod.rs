@@ -30,14 +30,14 @@ use crate::domain::{
     ids::{CallId, Caller, Epoch, PolicyRevision, RuleId, ToolName, TreeId},
     item::{Paired, RawJson, check_pairing},
     journal::{
-        AnsweredItem, AskedCall, CancelRequested, Connection, DaemonStarted, DaemonStopped,
-        Decided, HostedDecided, ModelNudged, ModelRequest, NetworkUsed, PolicyReload, Reloaded,
-        RunAnchored, RunFinished, RunRecovered, RunSuspended, ToolResumed, Used, Verdict,
-        WorkspaceSnapshot,
+        AnsweredItem, AskedCall, CallResolved, CancelRequested, Connection, DaemonStarted,
+        DaemonStopped, Decided, HostedDecided, ModelNudged, ModelRequest, NetworkUsed,
+        PolicyReload, Reloaded, Resolution, RunAnchored, RunFinished, RunRecovered, RunSuspended,
+        ToolCalled, ToolResumed, Used, Verdict, WorkspaceSnapshot,
     },
     retry,
     status::StateName,
-    tool::OutcomeKind,
+    tool::{OnUnknown, OutcomeKind},
 };
 use garbage::*;
 use on_disk::written_and_read;
@@ -112,7 +112,7 @@ proptest! {
             prop_assert!(traces.begun.is_sorted_by(|one, next| one < next), "{:?}", traces);
             prop_assert!(traces.outputs <= 1, "{:?}", traces);
             if traces.class == Some(EffectClass::NonIdempotent) {
-                prop_assert_eq!(traces.begun, [1]);
+                prop_assert!(traces.begun.len() <= 1 + traces.retries, "{:?}", traces);
             }
         }
     }

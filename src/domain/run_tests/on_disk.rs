@@ -52,6 +52,11 @@ fn examples() -> Vec<Record> {
         nudged(1),
         called(call, EffectClass::Pure),
         ToolCalled { facts, ..intent(call, EffectClass::NonIdempotent) }.into(),
+        ToolCalled { on_unknown: OnUnknown::TellModel, ..intent(call, EffectClass::NonIdempotent) }
+            .into(),
+        resolved(call, Resolution::DidNotRun),
+        resolved(call, Resolution::DidRun),
+        resolved(call, Resolution::Retry),
         resumed(call, 2),
         decided(call),
         connection(call),

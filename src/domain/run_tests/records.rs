@@ -110,12 +110,18 @@ pub(super) fn intent(call: CallKey, effect_class: EffectClass) -> ToolCalled {
         tool: ToolName::new("some_tool"),
         arguments: "{}".into(),
         effect_class,
+        on_unknown: OnUnknown::Ask,
         facts: None,
     }
 }
 
 pub(super) fn resumed(call: CallKey, attempt: u32) -> Record {
     ToolResumed { call, call_id: call_id(call), attempt }.into()
+}
+
+pub(super) fn resolved(call: CallKey, resolution: Resolution) -> Record {
+    let (call_id, why) = (call_id(call), "I looked".to_owned());
+    CallResolved { call, call_id, by: Caller::new("uid:0"), resolution, why }.into()
 }
 
 pub(super) fn decided(call: CallKey) -> Record {

@@ -10,6 +10,11 @@ pub(super) struct Traces {
     pub(super) class: Option<EffectClass>,
     /// Whether the daemon died after the last attempt was begun.
     lost: bool,
+    on_unknown: OnUnknown,
+    /// Whether somebody has said since that it be run again.
+    to_retry: bool,
+    /// How often that was said.
+    pub(super) retries: usize,
     pub(super) outputs: usize,
 }
 
@@ -20,11 +25,16 @@ pub(super) fn traces(entries: &[Entry], key: CallKey) -> Traces {
             Record::ToolCalled(called) if called.call == key => {
                 traces.begun.push(1);
                 traces.class = Some(called.effect_class);
+                traces.on_unknown = called.on_unknown;
                 traces.lost = false;
+            }
+            Record::CallResolved(resolved) if resolved.call == key => {
+                traces.to_retry = resolved.resolution == Resolution::Retry;
+                traces.retries += usize::from(traces.to_retry);
             }
             Record::ToolResumed(resumed) if resumed.call == key => {
                 traces.begun.push(resumed.attempt);
-                traces.lost = false;
+                (traces.lost, traces.to_retry) = (false, false);
             }
             Record::ToolOutput(output) if output.call == key => traces.outputs += 1,
             Record::RunRecovered(_) => traces.lost = !traces.begun.is_empty(),
@@ -61,6 +71,16 @@ pub(super) fn assert_may_be_invoked(entries: &[Entry], invocation: &Invocation) 
             traces.lost
                 && traces.class != Some(EffectClass::NonIdempotent)
                 && traces.begun.last().is_some_and(|last| *last < attempt)
+        }
+        InvocationMode::Retry { attempt } => {
+            traces.lost
+                && traces.to_retry
+                && traces.begun.last().is_some_and(|last| *last < attempt)
+        }
+        InvocationMode::CloseUnknown => {
+            traces.lost
+                && traces.class == Some(EffectClass::NonIdempotent)
+                && traces.on_unknown == OnUnknown::TellModel
         }
         InvocationMode::CloseUnstarted => cancel_was_requested(entries) && traces.begun.is_empty(),
         InvocationMode::CloseStarted => cancel_was_requested(entries) && !traces.begun.is_empty(),

@@ -11,6 +11,8 @@ pub(super) struct Fate {
     replies: Vec<Reply>,
     /// The daemon dies instead of writing these entries, counted from 0.
     deaths: BTreeSet<usize>,
+    /// What somebody says of each call that the run stands still for, one after the other; nobody says more.
+    resolutions: Vec<Resolution>,
     /// Somebody cancels when the daemon listens for the so many-th time, or once the run stands still.
     cancel_at: Option<usize>,
 }
@@ -34,6 +36,7 @@ pub(super) enum Reply {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Planned {
     class: EffectClass,
+    on_unknown: OnUnknown,
     /// Of calls that run side by side, those with lower ranks are done first.
     rank: u8,
 }
@@ -47,6 +50,7 @@ pub(super) struct World {
     replies: usize,
     writes: usize,
     listened: usize,
+    resolved: usize,
 }
 
 /// The daemon is dead.
@@ -62,13 +66,15 @@ impl World {
     pub(super) fn new(fate: Fate) -> Self {
         let entries = chain(fate.budget, []);
         let state = folded(&entries);
-        Self { fate, state, entries, planned: HashMap::new(), replies: 0, writes: 0, listened: 0 }
+        let planned = HashMap::new();
+        Self { fate, state, entries, planned, replies: 0, writes: 0, listened: 0, resolved: 0 }
     }
 
     /// Decide, perform, append, fold, until there is nothing more to do.
     pub(super) fn live(mut self) -> Self {
         for _ in 0..self.most_steps() {
             match decide(&self.state) {
+                Command::Rest if self.is_resolved() => {}
                 Command::Rest if self.will_be_cancelled() => self.append(cancelled()),
                 Command::Rest => return self,
                 command => match self.perform(command) {
@@ -84,7 +90,24 @@ impl World {
     /// more; then there is the way to the end.
     fn most_steps(&self) -> usize {
         let turns = self.fate.budget.max_turns as usize;
-        turns * (retry::MAX_ATTEMPTS as usize + 2) + 2 * self.fate.deaths.len() + 8
+        turns * (retry::MAX_ATTEMPTS as usize + 2)
+            + 2 * self.fate.deaths.len()
+            + 3 * self.fate.resolutions.len()
+            + 8
+    }
+
+    /// Whether somebody has said something of a call that the run stands still for. It is written at once, with what
+    /// the model hears.
+    fn is_resolved(&mut self) -> bool {
+        let open = self.planned.keys().copied().find(|call| self.state.unresolved(*call).is_some());
+        let said = self.fate.resolutions.get(self.resolved).copied();
+        let Some((call, said)) = open.zip(said) else { return false };
+        self.resolved += 1;
+        self.append(resolved(call, said));
+        if said != Resolution::Retry {
+            self.append(output(call));
+        }
+        true
     }
 
     fn will_be_cancelled(&self) -> bool {
@@ -151,15 +174,17 @@ impl World {
         for Invocation { call, mode, .. } in invocations {
             match mode {
                 InvocationMode::First => {
-                    let class = self.planned[&call.key].class;
-                    self.write(called(call.key, class))?;
+                    let Planned { class, on_unknown, .. } = self.planned[&call.key];
+                    self.write(ToolCalled { on_unknown, ..intent(call.key, class) }.into())?;
                     self.write(decided(call.key))?;
                 }
-                InvocationMode::Again { attempt } => self.write(resumed(call.key, *attempt))?,
+                InvocationMode::Again { attempt } | InvocationMode::Retry { attempt } => {
+                    self.write(resumed(call.key, *attempt))?;
+                }
                 InvocationMode::CloseUnstarted => {
                     self.write(called(call.key, EffectClass::Pure))?;
                 }
-                InvocationMode::CloseStarted => {}
+                InvocationMode::CloseStarted | InvocationMode::CloseUnknown => {}
             }
         }
         let mut ends: Vec<CallKey> = invocations.iter().map(|begun| begun.call.key).collect();
@@ -208,8 +233,9 @@ pub(super) fn budget() -> impl Strategy<Value = Budget> {
 }
 
 pub(super) fn reply() -> impl Strategy<Value = Reply> {
-    let planned =
-        (select(CLASSES.as_slice()), any::<u8>()).prop_map(|(class, rank)| Planned { class, rank });
+    let unknown = prop_oneof![3 => Just(OnUnknown::Ask), 1 => Just(OnUnknown::TellModel)];
+    let planned = (select(CLASSES.as_slice()), unknown, any::<u8>())
+        .prop_map(|(class, on_unknown, rank)| Planned { class, on_unknown, rank });
     let text = option::of(Just(Arc::from("all done")));
     prop_oneof![
         10 => (vec(planned, 0..=4), text).prop_map(|(calls, text)| Reply::Answer { calls, text }),
@@ -220,8 +246,16 @@ pub(super) fn reply() -> impl Strategy<Value = Reply> {
 }
 
 pub(super) fn fate() -> impl Strategy<Value = Fate> {
-    (budget(), vec(reply(), 1..5), btree_set(0..40usize, 0..4), option::of(0..20usize)).prop_map(
-        |(budget, replies, deaths, cancel_at)| Fate { budget, replies, deaths, cancel_at },
+    let deaths = btree_set(0..40usize, 0..4);
+    let resolutions = vec(any_resolution(), 0..4);
+    (budget(), vec(reply(), 1..5), deaths, resolutions, option::of(0..20usize)).prop_map(
+        |(budget, replies, deaths, resolutions, cancel_at)| Fate {
+            budget,
+            replies,
+            deaths,
+            resolutions,
+            cancel_at,
+        },
     )
 }
 

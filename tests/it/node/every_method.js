@@ -53,6 +53,12 @@ const EXERCISES = {
     const chunks = await daemon.call('RunService/GetRunDiff', { id: daemon.run });
     assert.match(Buffer.concat(chunks.map((answer) => answer.chunk)).toString(), /^\+hello$/m);
   },
+  async 'RunService/ResolveToolCall'(daemon) {
+    // Of a run that stands still for no call.
+    const wish = { run_id: daemon.run, turn: 1, resolution: 'CALL_RESOLUTION_RETRY' };
+    const refused = daemon.call('RunService/ResolveToolCall', wish);
+    await assert.rejects(refused, { code: grpc.status.FAILED_PRECONDITION });
+  },
   async 'RunService/CancelRun'(daemon) {
     const { run } = await daemon.call('RunService/CancelRun', { id: daemon.run, why: 'too late' });
     assert.deepEqual([run.id, run.answer], [daemon.run, 'done']);

@@ -90,6 +90,15 @@ def get_run_diff(daemon):
     assert b"+hello" in patch, patch
 
 
+def resolve_tool_call(daemon):
+    """Of a run that stands still for no call."""
+    try:
+        daemon.call("RunService", "ResolveToolCall", run_id=daemon.run, turn=1, resolution="CALL_RESOLUTION_RETRY")
+        raise AssertionError("nothing is unresolved")
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.FAILED_PRECONDITION, error
+
+
 def cancel_run(daemon):
     run = daemon.call("RunService", "CancelRun", id=daemon.run, why="too late").run
     assert run.id == daemon.run and run.answer == "done", run
@@ -172,6 +181,7 @@ EXERCISES = {
     "RunService/StreamRunEvents": stream_run_events,
     "RunService/ListToolCalls": list_tool_calls,
     "RunService/GetRunDiff": get_run_diff,
+    "RunService/ResolveToolCall": resolve_tool_call,
     "RunService/CancelRun": cancel_run,
     "AdminService/GetServerInfo": get_server_info,
     "AdminService/GetConfig": get_config,

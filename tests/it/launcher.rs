@@ -1,6 +1,7 @@
 //! `agentd-sandbox` by itself, spoken to as the daemon does, in cases that a daemon seldom gets into.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{IoSlice, Read as _, Write as _},
     mem::MaybeUninit,
@@ -10,6 +11,7 @@ use std::{
     },
     path::Path,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use agentd::sandbox::Walls;
@@ -49,6 +51,13 @@ fn send(socket: &UnixStream, message: &impl serde::Serialize, descriptors: &[Bor
 
 impl Launcher {
     fn start(tier: Tier, owner: Option<Owner>) -> Self {
+        let launcher = Self::fork(owner);
+        launcher.frame(tier, owner);
+        launcher
+    }
+
+    /// Without a frame.
+    fn fork(owner: Option<Owner>) -> Self {
         let workspace = tempfile::Builder::new().prefix("agentd-it-").tempdir().unwrap();
         if let Some(Owner { user, group }) = owner {
             std::os::unix::fs::chown(workspace.path(), Some(user), Some(group)).unwrap();
@@ -68,11 +77,14 @@ impl Launcher {
         let answer: Launched = order::read(&requests).unwrap();
         assert_eq!(answer.failure, None);
         let id = children(i32::try_from(server.id()).unwrap())[0];
-        let (access, descriptors) = (Access::ReadWrite, vec![Descriptor::Start]);
-        let place = File::open(workspace.path()).unwrap();
-        send(&control, &Frame { tier, access, owner, descriptors }, &[place.as_fd()]);
-        control.set_read_timeout(Some(PATIENCE)).unwrap();
         Self { server, requests, id, control, workspace }
+    }
+
+    fn frame(&self, tier: Tier, owner: Option<Owner>) {
+        let (access, descriptors) = (Access::ReadWrite, vec![Descriptor::Start]);
+        let place = File::open(self.workspace.path()).unwrap();
+        send(&self.control, &Frame { tier, access, owner, descriptors }, &[place.as_fd()]);
+        self.control.set_read_timeout(Some(PATIENCE)).unwrap();
     }
 
     /// Has it run a shell's script, by this program.
@@ -211,6 +223,40 @@ async fn the_fork_server_ends_with_the_daemon_s_socket_and_nobody_may_look_into_
     assert_eq!(owned, 0, "nobody but root may look into it");
     drop(std::mem::replace(&mut launcher.requests, UnixStream::pair().unwrap().0));
     assert!(launcher.server.wait().unwrap().success());
+}
+
+/// Not even a process outside of the sandbox, at any moment: a launcher holds what is the daemon's.
+#[test]
+fn at_no_moment_may_other_processes_of_the_work_s_user_look_into_its_launcher() {
+    let others = worlds().into_iter().filter_map(|(tier, owner)| Some((tier, owner?)));
+    let mut is_checked = false;
+    for (tier, owner) in others {
+        is_checked = true;
+        for _ in 0..20 {
+            let launcher = Launcher::fork(Some(owner));
+            let (id, done) = (launcher.id, AtomicBool::new(false));
+            std::thread::scope(|scope| {
+                let looks = scope.spawn(|| {
+                    let whose = || std::fs::metadata(format!("/proc/{id}/fd")).map(|fd| fd.uid());
+                    let mut seen = BTreeSet::new();
+                    while !done.load(Ordering::Relaxed) {
+                        seen.extend(whose());
+                    }
+                    seen
+                });
+                launcher.frame(tier, Some(owner));
+                launcher.order("/bin/sh", "exit 0");
+                let mut text = Vec::new();
+                let _ = (&launcher.control).read_to_end(&mut text);
+                done.store(true, Ordering::Relaxed);
+                assert!(!text.is_empty(), "control: it did its work");
+                assert_eq!(looks.join().unwrap(), [0].into(), "{tier:?}");
+            });
+        }
+    }
+    if !is_checked {
+        not_checked("launchers of another user (nobody but root can start one)");
+    }
 }
 
 #[tokio::test]

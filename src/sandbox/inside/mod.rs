@@ -8,6 +8,7 @@
 //! the order; everything that needs none is done before.
 
 mod init;
+mod maps;
 mod payload;
 mod reap;
 mod receive;
@@ -21,7 +22,7 @@ pub(in crate::sandbox) use root::machine;
 pub use serve::main;
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{self, Read as _, Write as _},
     net::Shutdown,
     os::{
@@ -38,6 +39,7 @@ use rustix::{
 use crate::sandbox::{
     inside::{
         init::Init,
+        maps::Mapper,
         receive::Held,
         watch::{Begun, Watch},
     },
@@ -191,22 +193,16 @@ fn separate(frame: &Frame) -> io::Result<()> {
         UnshareFlags::NEWPID | UnshareFlags::NEWNET | UnshareFlags::NEWIPC | UnshareFlags::NEWUTS;
     match frame.tier {
         Tier::Full => {
-            if let Some(owner) = frame.owner {
-                become_user(owner)?;
+            let own = UnshareFlags::NEWUSER | own;
+            match frame.owner {
+                Some(owner) => {
+                    let mapper = Mapper::start(owner)?;
+                    become_user(owner)?;
+                    unshare(own)?;
+                    mapper.map()
+                }
+                None => unshare(own).and_then(|()| maps::write_own()),
             }
-            // Else what is ours in /proc would belong to root, and the maps could not be written.
-            rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
-            let (user, group) =
-                (rustix::process::geteuid().as_raw(), rustix::process::getegid().as_raw());
-            unshare(UnshareFlags::NEWUSER | own)?;
-            let inside = |id| if id == 0 { 1000 } else { id };
-            let map = |file, id| {
-                fs::write(file, format!("{} {id} 1", inside(id))).map_err(|error| at(file, error))
-            };
-            let groups = "/proc/self/setgroups";
-            fs::write(groups, "deny").map_err(|error| at(groups, error))?;
-            map("/proc/self/uid_map", user)?;
-            map("/proc/self/gid_map", group)
         }
         Tier::Root => unshare(own),
         Tier::Landlock => Ok(()),
@@ -233,7 +229,9 @@ fn become_user(owner: Owner) -> io::Result<()> {
     let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
     leave_groups();
     rustix::thread::set_thread_res_gid(group, group, group)?;
-    Ok(rustix::thread::set_thread_res_uid(user, user, user)?)
+    rustix::thread::set_thread_res_uid(user, user, user)?;
+    // Whatever the machine says of who changes his user: this user may not look into us.
+    Ok(rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
 fn pipe() -> io::Result<(File, File)> {

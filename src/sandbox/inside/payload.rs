@@ -15,7 +15,7 @@ use std::{
 
 use rustix::{
     fs::{Mode, OFlags},
-    process::{DumpableBehavior, Pid, Resource, Rlimit, Signal},
+    process::{Pid, Resource, Rlimit, Signal},
 };
 
 use crate::sandbox::{
@@ -47,8 +47,6 @@ pub(super) fn stand_by(frame: &Frame, parent: Option<Pid>) -> io::Result<Place<'
     // In a user namespace there is one user, whom the launcher has become.
     if let Some(owner) = frame.owner.filter(|_| frame.tier != Tier::Full) {
         super::become_user(owner)?;
-        // Whatever the machine says of who changes his user: this user may not look into us.
-        rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     }
     if let Some(parent) = parent {
         // Not before the change of user, which undoes it.

@@ -156,7 +156,12 @@ fn worlds() -> Vec<(Tier, Option<Owner>)> {
         launcher.order("/bin/sh", "exit 0");
         launcher.end() == Some(End::Code(0))
     };
-    let worlds: Vec<_> = all.into_iter().filter(works).collect();
+    let worlds: Vec<_> = all.iter().copied().filter(works).collect();
+    // Whoever can have namespaces by other means must have all of them.
+    let unshare = ["--user", "--map-root-user", "--net", "--pid", "--fork", "--mount", "true"];
+    let can =
+        Command::new("unshare").args(unshare).output().is_ok_and(|done| done.status.success());
+    assert!(!can || worlds == all, "{worlds:?} of {all:?}");
     if worlds.is_empty() {
         not_checked("launchers by themselves (no namespaces can be had here)");
     }

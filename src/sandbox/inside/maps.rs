@@ -16,18 +16,22 @@ use crate::sandbox::{
 
 const MAPS: &str = "the maps of the user namespace";
 
-/// By a process whose namespace it is, which gives itself what it was outside.
-pub(super) fn write_own() -> io::Result<()> {
-    let user = rustix::process::geteuid().as_raw();
-    let group = rustix::process::getegid().as_raw();
-    if user != 0 {
+/// Who we are; within a namespace without maps nobody can tell any more.
+pub(super) fn ourselves() -> Owner {
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    Owner { user: user.as_raw(), group: group.as_raw() }
+}
+
+/// By the process itself, which gives itself what it was outside.
+pub(super) fn write_own(outside: Owner) -> io::Result<()> {
+    if outside.user != 0 {
         // Else what is ours in /proc would be root's, and could not be written.
         rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
     }
-    write(Path::new("/proc/self"), Owner { user, group }).map_err(|error| at(MAPS, error))
+    write(Path::new("/proc/self"), outside).map_err(|error| at(MAPS, error))
 }
 
-/// Writes the maps of a launcher that has become another user. From inside they could only be written by who can be
+/// Writes the maps of a launcher that is to become another user. From inside they could only be written by who can be
 /// looked into by that user's other processes, and a launcher holds what is the daemon's.
 pub(super) struct Mapper {
     child: Pid,
@@ -35,7 +39,7 @@ pub(super) struct Mapper {
 }
 
 impl Mapper {
-    /// Forks it, before the launcher changes its user.
+    /// Forks it, before the launcher enters its user namespace.
     pub(super) fn start(owner: Owner) -> io::Result<Self> {
         let (word, go) = inside::pipe()?;
         let launcher = rustix::process::getpid();

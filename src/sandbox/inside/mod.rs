@@ -197,11 +197,17 @@ fn separate(frame: &Frame) -> io::Result<()> {
             match frame.owner {
                 Some(owner) => {
                     let mapper = Mapper::start(owner)?;
-                    become_user(owner)?;
                     unshare(own)?;
-                    mapper.map()
+                    mapper.map()?;
+                    // Not before: whoever made a namespace is who may write its maps, with no right but to change
+                    // users.
+                    become_user(owner)
                 }
-                None => unshare(own).and_then(|()| maps::write_own()),
+                None => {
+                    let outside = maps::ourselves();
+                    unshare(own)?;
+                    maps::write_own(outside)
+                }
             }
         }
         Tier::Root => unshare(own),

@@ -6,6 +6,7 @@ mod ceiling;
 mod diff;
 mod door;
 mod driver;
+mod drivers;
 mod hosted;
 mod inbox;
 mod invoker;

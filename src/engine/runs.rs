@@ -1,15 +1,13 @@
-//! Submit, read, follow and cancel runs; which run may go, and which waits.
+//! Submit, read, follow and cancel runs. Which run goes and which waits: [`super::drivers`].
 
 use std::{
     future::Future,
-    panic::AssertUnwindSafe,
     path::Path,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures_util::FutureExt as _;
-use tokio::sync::{Semaphore, broadcast, mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -23,12 +21,10 @@ use crate::{
     },
     engine::{
         LiveEvent, World, diff,
-        driver::{Driver, Left},
         inbox::Message,
         live::Live,
-        recovery,
-        run_log::{RunLog, status_of},
-        schedule::{Origin, Running, Schedule, Waiting},
+        run_log::status_of,
+        schedule::{Origin, Schedule, Waiting},
         submission::{Submission, Submitted, WhenBusy, check, digest},
         tool_calls::{self, ToolCallPage},
     },
@@ -41,8 +37,6 @@ use crate::{
 
 /// Longest reason for a cancellation, in bytes.
 const WHY_BYTES: usize = 1000;
-/// Wishes that may wait in a run's inbox; the caller of one more waits.
-const INBOX: usize = 16;
 /// Event streams that may be open at once in the whole daemon; one more is refused.
 const EVENT_STREAMS: usize = 1024;
 
@@ -94,22 +88,22 @@ pub enum EngineError {
 /// Owns all runs of this daemon. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
-struct Inner {
-    world: World,
-    limits: Limits,
-    live: Arc<Live>,
+pub(super) struct Inner {
+    pub(super) world: World,
+    pub(super) limits: Limits,
+    pub(super) live: Arc<Live>,
     /// What callers wait for: it must not wait behind the runs themselves.
-    tasks: Tasks,
+    pub(super) tasks: Tasks,
     /// The runs' drivers.
-    drivers: Tasks,
-    schedule: Mutex<Schedule>,
+    pub(super) drivers: Tasks,
+    pub(super) schedule: Mutex<Schedule>,
     /// Places for event streams.
-    streams: Arc<Semaphore>,
+    pub(super) streams: Arc<Semaphore>,
     /// The first failure of the journal: the daemon must stop.
-    fatal: watch::Sender<Option<JournalError>>,
+    pub(super) fatal: watch::Sender<Option<JournalError>>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -373,39 +367,6 @@ impl Engine {
         self.heard(run, written).await
     }
 
-    /// What a run's driver says that it has written.
-    pub(super) async fn heard<T>(
-        &self,
-        run: RunId,
-        written: oneshot::Receiver<Result<T, JournalError>>,
-    ) -> Result<T, EngineError> {
-        match written.await {
-            Ok(written) => Ok(written?),
-            Err(_) => {
-                let what = format!("run {run} could not be taken up; the daemon's log says why");
-                Err(JournalError::Unreadable { what }.into())
-            }
-        }
-    }
-
-    /// Puts a message into the inbox of a run's driver. For a run that waits or stands still one is
-    /// started, which hears the message before anything else.
-    pub(super) async fn tell(&self, run: RunId, workspace: String, message: Message) {
-        let running = {
-            let mut schedule = self.schedule();
-            match schedule.running.get(&run) {
-                Some(running) => (running.inbox.clone(), message),
-                None => {
-                    let stored = || Waiting { run, workspace, origin: Origin::Stored };
-                    let waiting = schedule.take(run).unwrap_or_else(stored);
-                    return self.start(&mut schedule, waiting, Some(message));
-                }
-            }
-        };
-        let (inbox, message) = running;
-        let _ = inbox.send(message).await;
-    }
-
     /// Starts a stream to a subscriber; the engine waits for it when it stops.
     ///
     /// Errors: as many as are accepted are open already.
@@ -453,7 +414,7 @@ impl Engine {
         told && driven
     }
 
-    fn schedule(&self) -> MutexGuard<'_, Schedule> {
+    pub(super) fn schedule(&self) -> MutexGuard<'_, Schedule> {
         self.inner.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -482,103 +443,9 @@ impl Engine {
         done
     }
 
-    /// Starts every waiting run that may go: there is room, and its workspace is free.
-    fn pump(&self) {
-        if self.inner.tasks.token().is_cancelled() {
-            return;
-        }
-        let mut schedule = self.schedule();
-        let mut place = 0;
-        while place < schedule.queue.len()
-            && schedule.running.len() < self.inner.limits.running_runs
-        {
-            let is_free = schedule.is_free(&schedule.queue[place].workspace);
-            match is_free.then(|| schedule.queue.remove(place)).flatten() {
-                Some(waiting) => {
-                    schedule.leases.insert(waiting.workspace.clone(), waiting.run);
-                    self.start(&mut schedule, waiting, None);
-                }
-                None => place += 1,
-            }
-        }
-    }
-
-    fn start(&self, schedule: &mut Schedule, waiting: Waiting, first: Option<Message>) {
-        let Waiting { run, workspace, origin } = waiting;
-        let (inbox, messages) = mpsc::channel(INBOX);
-        let has_workspace = schedule.leases.get(&workspace) == Some(&run);
-        if let Some(message) = first {
-            // The channel is new and has room.
-            let _ = inbox.try_send(message);
-        }
-        schedule.running.insert(run, Running { workspace: workspace.clone(), inbox });
-        let engine = self.clone();
-        self.inner.drivers.spawn("run", async move {
-            let driven = AssertUnwindSafe(engine.drive(run, origin, (messages, has_workspace)))
-                .catch_unwind();
-            match driven.await {
-                Ok(Ok(Left { inbox: mut late, goes_on })) => {
-                    let stored =
-                        || Waiting { run, workspace: workspace.clone(), origin: Origin::Stored };
-                    engine.release(run, goes_on.then(stored));
-                    // What was said after the driver's last look is said again, to the next one.
-                    while let Some(message) = late.recv().await {
-                        engine.tell(run, workspace.clone(), message).await;
-                    }
-                }
-                Ok(Err(error)) => {
-                    tracing::error!(%run, %error, "the run's driver stopped");
-                    engine.note_failure(&error);
-                    engine.release(run, None);
-                }
-                // A fault of ours in one run is none of the others.
-                Err(_) => {
-                    tracing::error!(%run, "the run's driver panicked; the next daemon takes it up");
-                    engine.release(run, None);
-                }
-            }
-        });
-    }
-
-    async fn drive(
-        &self,
-        run: RunId,
-        origin: Origin,
-        (inbox, has_workspace): (mpsc::Receiver<Message>, bool),
-    ) -> Result<Left, JournalError> {
-        let world = self.inner.world.clone();
-        let state = match origin {
-            Origin::Fresh(state) => *state,
-            Origin::Stored => {
-                let unknown =
-                    || JournalError::Unreadable { what: format!("there is no run {run}") };
-                RunLog::read(&*world.journal, run).await?.ok_or_else(unknown)?
-            }
-        };
-        let mut log = RunLog::new(world.journal.clone(), world.clock.clone(), world.epoch, state);
-        recovery::take_over(&world, &mut log).await?;
-        let stopping = self.inner.drivers.token();
-        let live = self.inner.live.clone();
-        Driver { world, live, log, inbox, has_workspace, stopping }.drive().await
-    }
-
-    /// `again` waits for its workspace.
-    fn release(&self, run: RunId, again: Option<Waiting>) {
-        {
-            let mut schedule = self.schedule();
-            if let Some(running) = schedule.running.remove(&run)
-                && schedule.leases.get(&running.workspace) == Some(&run)
-            {
-                schedule.leases.remove(&running.workspace);
-            }
-            schedule.queue.extend(again);
-        }
-        self.pump();
-    }
-
     /// A journal that cannot be written, or that somebody else writes, stops the daemon; whatever else
     /// is only this caller's.
-    fn note_failure(&self, error: &JournalError) {
+    pub(super) fn note_failure(&self, error: &JournalError) {
         match error {
             JournalError::Failed { .. } | JournalError::Conflict { .. } => {
                 self.inner.fatal.send_replace(Some(error.clone()));

@@ -1,0 +1,152 @@
+//! Which run's driver is started when, and what is said to it. What a driver does: see [`super::driver`]; which runs go
+//! and which wait, as data: [`super::schedule`].
+
+use std::panic::AssertUnwindSafe;
+
+use futures_util::FutureExt as _;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    domain::ids::RunId,
+    engine::{
+        Engine, EngineError,
+        driver::{Driver, Left},
+        inbox::Message,
+        recovery,
+        run_log::RunLog,
+        schedule::{Origin, Running, Schedule, Waiting},
+    },
+    ports::JournalError,
+};
+
+/// Wishes that may wait in a run's inbox; the caller of one more waits.
+const INBOX: usize = 16;
+
+impl Engine {
+    /// What a run's driver says that it has written.
+    pub(super) async fn heard<T>(
+        &self,
+        run: RunId,
+        written: oneshot::Receiver<Result<T, JournalError>>,
+    ) -> Result<T, EngineError> {
+        match written.await {
+            Ok(written) => Ok(written?),
+            Err(_) => {
+                let what = format!("run {run} could not be taken up; the daemon's log says why");
+                Err(JournalError::Unreadable { what }.into())
+            }
+        }
+    }
+
+    /// Puts a message into the inbox of a run's driver. For a run that waits or stands still one is
+    /// started, which hears the message before anything else.
+    pub(super) async fn tell(&self, run: RunId, workspace: String, message: Message) {
+        let running = {
+            let mut schedule = self.schedule();
+            match schedule.running.get(&run) {
+                Some(running) => (running.inbox.clone(), message),
+                None => {
+                    let stored = || Waiting { run, workspace, origin: Origin::Stored };
+                    let waiting = schedule.take(run).unwrap_or_else(stored);
+                    return self.start(&mut schedule, waiting, Some(message));
+                }
+            }
+        };
+        let (inbox, message) = running;
+        let _ = inbox.send(message).await;
+    }
+
+    /// Starts every waiting run that may go: there is room, and its workspace is free.
+    pub(super) fn pump(&self) {
+        if self.inner.tasks.token().is_cancelled() {
+            return;
+        }
+        let mut schedule = self.schedule();
+        let mut place = 0;
+        while place < schedule.queue.len()
+            && schedule.running.len() < self.inner.limits.running_runs
+        {
+            let is_free = schedule.is_free(&schedule.queue[place].workspace);
+            match is_free.then(|| schedule.queue.remove(place)).flatten() {
+                Some(waiting) => {
+                    schedule.leases.insert(waiting.workspace.clone(), waiting.run);
+                    self.start(&mut schedule, waiting, None);
+                }
+                None => place += 1,
+            }
+        }
+    }
+
+    fn start(&self, schedule: &mut Schedule, waiting: Waiting, first: Option<Message>) {
+        let Waiting { run, workspace, origin } = waiting;
+        let (inbox, messages) = mpsc::channel(INBOX);
+        let has_workspace = schedule.leases.get(&workspace) == Some(&run);
+        if let Some(message) = first {
+            // The channel is new and has room.
+            let _ = inbox.try_send(message);
+        }
+        schedule.running.insert(run, Running { workspace: workspace.clone(), inbox });
+        let engine = self.clone();
+        self.inner.drivers.spawn("run", async move {
+            let driven = AssertUnwindSafe(engine.drive(run, origin, (messages, has_workspace)))
+                .catch_unwind();
+            match driven.await {
+                Ok(Ok(Left { inbox: mut late, goes_on })) => {
+                    let stored =
+                        || Waiting { run, workspace: workspace.clone(), origin: Origin::Stored };
+                    engine.release(run, goes_on.then(stored));
+                    // What was said after the driver's last look is said again, to the next one.
+                    while let Some(message) = late.recv().await {
+                        engine.tell(run, workspace.clone(), message).await;
+                    }
+                }
+                Ok(Err(error)) => {
+                    tracing::error!(%run, %error, "the run's driver stopped");
+                    engine.note_failure(&error);
+                    engine.release(run, None);
+                }
+                // A fault of ours in one run is none of the others.
+                Err(_) => {
+                    tracing::error!(%run, "the run's driver panicked; the next daemon takes it up");
+                    engine.release(run, None);
+                }
+            }
+        });
+    }
+
+    async fn drive(
+        &self,
+        run: RunId,
+        origin: Origin,
+        (inbox, has_workspace): (mpsc::Receiver<Message>, bool),
+    ) -> Result<Left, JournalError> {
+        let world = self.inner.world.clone();
+        let state = match origin {
+            Origin::Fresh(state) => *state,
+            Origin::Stored => {
+                let unknown =
+                    || JournalError::Unreadable { what: format!("there is no run {run}") };
+                RunLog::read(&*world.journal, run).await?.ok_or_else(unknown)?
+            }
+        };
+        let mut log = RunLog::new(world.journal.clone(), world.clock.clone(), world.epoch, state);
+        recovery::take_over(&world, &mut log).await?;
+        let stopping = self.inner.drivers.token();
+        let live = self.inner.live.clone();
+        Driver { world, live, log, inbox, has_workspace, stopping }.drive().await
+    }
+
+    /// `again` waits for its workspace.
+    fn release(&self, run: RunId, again: Option<Waiting>) {
+        {
+            let mut schedule = self.schedule();
+            if let Some(running) = schedule.running.remove(&run)
+                && schedule.leases.get(&running.workspace) == Some(&run)
+            {
+                schedule.leases.remove(&running.workspace);
+            }
+            schedule.queue.extend(again);
+        }
+        self.pump();
+    }
+}

@@ -135,11 +135,24 @@ impl Driver {
             tools: self.world.tools.specs(),
             hosted_tools: &hosted.leaves,
         };
-        let answer = tokio::select! {
-            answer = self.world.model.respond(question, &said) => answer,
-            // Dropping the request closes its connection: nobody waits for that answer any more.
-            () = self.stopping.cancelled() => return Ok(()),
-            message = self.inbox.recv() => return self.hear_some(message).await,
+        let heard = {
+            let mut answering = std::pin::pin!(self.world.model.respond(question, &said));
+            loop {
+                tokio::select! {
+                    answer = &mut answering => break Ok(answer),
+                    // Dropping the request closes its connection: nobody waits for that answer any more.
+                    () = self.stopping.cancelled() => return Ok(()),
+                    message = self.inbox.recv() => match message.map(Message::that_interrupts) {
+                        Some(Some(wish)) => break Err(wish),
+                        Some(None) => {}
+                        None => return Ok(()),
+                    },
+                }
+            }
+        };
+        let answer = match heard {
+            Ok(answer) => answer,
+            Err(wish) => return self.hear(wish).await,
         };
         let duration_ms = self.world.clock.steady_ms().saturating_sub(started);
         match answer {
@@ -242,8 +255,10 @@ impl Driver {
                     }
                 }
                 Some(message) = self.inbox.recv() => {
-                    self.hear(message).await?;
-                    around.stop.cancel();
+                    if let Some(wish) = message.that_interrupts() {
+                        self.hear(wish).await?;
+                        around.stop.cancel();
+                    }
                 }
             }
         }

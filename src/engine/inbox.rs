@@ -19,6 +19,21 @@ pub(super) enum Message {
     },
 }
 
+impl Message {
+    /// The wish, if it is one that ends what is under way. Whoever says something of a call that a run stands still
+    /// for is told at once that this run does not: it must not disturb it.
+    pub(super) fn that_interrupts(self) -> Option<Self> {
+        match self {
+            Self::Cancel { .. } => Some(self),
+            Self::Resolve { done, .. } => {
+                // Who asked may be gone.
+                drop(done.send(Ok(false)));
+                None
+            }
+        }
+    }
+}
+
 /// Tells whoever wanted something what came of it. Errors: the journal's own.
 pub(super) fn tell<T>(
     done: oneshot::Sender<Result<T, JournalError>>,
@@ -28,4 +43,25 @@ pub(super) fn tell<T>(
     // Who asked may be gone.
     drop(done.send(written));
     heard
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{ids::CallKey, journal::Resolution};
+
+    #[test]
+    fn only_a_cancellation_interrupts_what_is_under_way() {
+        let by = || Caller::new("uid:0");
+        let (done, _) = oneshot::channel();
+        let cancel = Message::Cancel { by: by(), why: String::new(), done };
+        assert!(cancel.that_interrupts().is_some());
+
+        let (done, mut told) = oneshot::channel();
+        let call = CallKey { turn: 1, index: 0 };
+        let (resolution, result, why) = (Resolution::Retry, String::new(), String::new());
+        let with = CallResolution { call, by: by(), resolution, result, why };
+        assert!(Message::Resolve { with, done }.that_interrupts().is_none());
+        assert!(!told.try_recv().unwrap().unwrap(), "it is told that nothing came of it");
+    }
 }

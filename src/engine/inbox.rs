@@ -3,7 +3,27 @@
 
 use tokio::sync::oneshot;
 
-use crate::{domain::ids::Caller, engine::resolution::CallResolution, ports::JournalError};
+use crate::{
+    domain::ids::Caller,
+    engine::{EngineError, resolution::CallResolution},
+    ports::JournalError,
+};
+
+/// Longest reason that somebody may give, in bytes.
+pub(super) const WHY_BYTES: usize = 1000;
+
+/// Errors: the text has more bytes than that.
+pub(super) fn check_length(
+    field: &'static str,
+    text: &str,
+    most: usize,
+) -> Result<(), EngineError> {
+    if text.len() > most {
+        let message = format!("is {} bytes long, {most} are accepted", text.len());
+        return Err(EngineError::InvalidField { field, message });
+    }
+    Ok(())
+}
 
 /// What somebody wants of a run.
 pub(super) enum Message {

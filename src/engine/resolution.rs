@@ -13,12 +13,14 @@ use crate::{
         status::StateName,
         tool::ToolOutcome,
     },
-    engine::{Engine, EngineError, inbox::Message, run_log::Noted},
+    engine::{
+        Engine, EngineError,
+        inbox::{Message, WHY_BYTES, check_length},
+        run_log::Noted,
+    },
     ports::{JournalError, RunSummary},
 };
 
-/// Longest reason, in bytes.
-const WHY_BYTES: usize = 1000;
 /// Entries that are read at once: each view has up to 2 MiB.
 const ENTRIES: usize = 16;
 
@@ -145,18 +147,11 @@ impl Engine {
 }
 
 fn check(with: &CallResolution) -> Result<(), EngineError> {
-    let invalid = |field, message| Err(EngineError::InvalidField { field, message });
-    if with.why.len() > WHY_BYTES {
-        let message = format!("is {} bytes long, {WHY_BYTES} are accepted", with.why.len());
-        return invalid("why", message);
-    }
-    let most = budget::OUTPUT_TEXT_BYTES;
-    if with.result.len() > most {
-        let message = format!("is {} bytes long, {most} are accepted", with.result.len());
-        return invalid("result", message);
-    }
+    check_length("why", &with.why, WHY_BYTES)?;
+    check_length("result", &with.result, budget::OUTPUT_TEXT_BYTES)?;
     if with.resolution != Resolution::DidRun && !with.result.is_empty() {
-        return invalid("result", "is for a call that did run; leave it out".into());
+        let message = "is for a call that did run; leave it out".into();
+        return Err(EngineError::InvalidField { field: "result", message });
     }
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::{
     },
     engine::{
         LiveEvent, World, diff,
-        inbox::Message,
+        inbox::{Message, WHY_BYTES, check_length},
         live::Live,
         run_log::status_of,
         schedule::{Origin, Schedule, Waiting},
@@ -35,8 +35,6 @@ use crate::{
     tasks::Tasks,
 };
 
-/// Longest reason for a cancellation, in bytes.
-const WHY_BYTES: usize = 1000;
 /// Event streams that may be open at once in the whole daemon; one more is refused.
 const EVENT_STREAMS: usize = 1024;
 
@@ -339,10 +337,7 @@ impl Engine {
         run: RunId,
         why: String,
     ) -> Result<RunSummary, EngineError> {
-        if why.len() > WHY_BYTES {
-            let message = format!("is {} bytes long, {WHY_BYTES} are accepted", why.len());
-            return Err(EngineError::InvalidField { field: "why", message });
-        }
+        check_length("why", &why, WHY_BYTES)?;
         let summary = self.run(run).await?;
         if summary.status.state.is_ended() {
             return Ok(summary);

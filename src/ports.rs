@@ -460,6 +460,8 @@ pub struct RunFilter {
     pub states: Vec<StateName>,
     /// Runs that this caller submitted; none: everybody's.
     pub submitter: Option<Caller>,
+    /// Runs that have all of these.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// Place of a run in the order of submission.

@@ -16,6 +16,7 @@ mod policy;
 mod resolve;
 mod revisions;
 mod runs;
+mod steer;
 mod tested;
 mod timeline;
 mod tools;

@@ -55,6 +55,11 @@ impl Colour {
     }
 }
 
+/// A message for people, beside what is printed.
+pub(crate) fn note(text: &str) -> io::Result<()> {
+    writeln!(io::stderr(), "agentctl: {text}")
+}
+
 /// What a piece of text is, as far as its colour goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Paint {

@@ -1,4 +1,4 @@
-//! `agentctl run`: submit, list, get, wait, follow, events, cancel; `calls.rs`, `diff.rs` and `resolve.rs` hold
+//! `agentctl run`: submit, list, get, wait, follow, events; `calls.rs`, `diff.rs`, `resolve.rs` and `steer.rs` hold
 //! the rest.
 
 use std::{
@@ -14,11 +14,14 @@ use crate::{
     ctl::{
         Exit, Failure, Global, calls, connect, diff,
         output::{self, Colour, Format},
-        resolve,
+        resolve, steer,
         timeline::{Timeline, Words, printable},
     },
     proto::v1::{self, RunState, stream_run_events_response::Event},
 };
+
+/// Runs that are asked for at once.
+const PAGE: i32 = 200;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
@@ -30,6 +33,9 @@ pub(super) enum Verb {
         /// Only runs in this state; may be given several times
         #[arg(long, value_name = "STATE")]
         state: Vec<String>,
+        /// Only runs with this label; may be given several times
+        #[arg(long, value_parser = label, value_name = "KEY=VALUE")]
+        label: Vec<(String, String)>,
         /// How many at most
         #[arg(long, default_value_t = 20, value_name = "N")]
         limit: i32,
@@ -56,13 +62,14 @@ pub(super) enum Verb {
     Diff { id: String },
     /// Says what became of a call that was under way when the daemon died
     Resolve(resolve::Resolve),
+    /// Asks a run to stand still once what is under way is done
+    Pause(steer::Pause),
+    /// Lets a run go on that was paused, is out of budget, lost a request or waits for its backend
+    Resume(steer::Resume),
+    /// Says something to a run's model, which reads it with its next turn
+    Input(steer::Input),
     /// Asks a run to stop
-    Cancel {
-        id: String,
-        /// Kept in the journal
-        #[arg(long, default_value = "", value_name = "TEXT")]
-        why: String,
-    },
+    Cancel(steer::Cancel),
 }
 
 const SUBMIT_EXAMPLES: &str = "\
@@ -115,7 +122,7 @@ pub(super) struct Submit {
 pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
     match verb {
         Verb::Submit(submit) => self::submit(global, submit).await,
-        Verb::List { state, limit } => list(global, &state, limit).await,
+        Verb::List { state, label, limit } => list(global, (&state, &label), limit).await,
         Verb::Get { id } => {
             let run = get(&connect::connect(global).await?, &id).await?;
             print_run(global, &run)?;
@@ -132,18 +139,16 @@ pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
         Verb::Tools { id } => calls::run(global, id).await,
         Verb::Diff { id } => diff::run(global, id).await,
         Verb::Resolve(wanted) => resolve::run(global, wanted).await,
-        Verb::Cancel { id, why } => {
-            let request = v1::CancelRunRequest { id, why };
-            let answer = connect::connect(global).await?.runs().cancel_run(request).await?;
-            print_run(global, &answer.into_inner().run.unwrap_or_default())?;
-            Ok(Exit::Done)
-        }
+        Verb::Pause(wanted) => steer::pause(global, wanted).await,
+        Verb::Resume(wanted) => steer::resume(global, wanted).await,
+        Verb::Input(wanted) => steer::input(global, wanted).await,
+        Verb::Cancel(wanted) => steer::cancel(global, wanted).await,
     }
 }
 
 async fn submit(global: &Global, submit: Submit) -> Result<Exit, Failure> {
     let request = v1::CreateRunRequest {
-        task: task(&submit)?,
+        task: words(submit.task.as_ref(), submit.file.as_ref())?,
         workspace: workspace(submit.workspace.as_deref())?,
         agent: submit.agent,
         model: submit.model,
@@ -178,20 +183,23 @@ async fn submit(global: &Global, submit: Submit) -> Result<Exit, Failure> {
     }
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
         _ => Err(format!("{text:?} is not KEY=VALUE")),
     }
 }
 
-fn task(submit: &Submit) -> Result<String, Failure> {
-    match (&submit.task, &submit.file) {
+/// Words as they were typed, or those of a file; `-` is standard input.
+pub(super) fn words(typed: Option<&String>, file: Option<&PathBuf>) -> Result<String, Failure> {
+    match (typed, file) {
         (Some(task), _) => Ok(task.clone()),
         (None, Some(path)) if path == Path::new("-") => Ok(io::read_to_string(io::stdin())?),
         (None, Some(path)) => std::fs::read_to_string(path)
             .map_err(|error| Failure::new(Exit::BadUsage, format!("{}: {error}", path.display()))),
-        (None, None) => Err(Failure::new(Exit::BadUsage, "give a task, or a file with --file")),
+        (None, None) => {
+            Err(Failure::new(Exit::BadUsage, "give it in words, or a file with --file"))
+        }
     }
 }
 
@@ -296,20 +304,35 @@ async fn events(global: &Global, id: &str, after: u64, follow: bool) -> Result<E
     Ok(Exit::Done)
 }
 
-async fn list(global: &Global, states: &[String], limit: i32) -> Result<Exit, Failure> {
+/// Runs in one of these states and with all of these labels, newest first, at most `limit`.
+pub(super) async fn listed(
+    client: &Client,
+    states: &[String],
+    labels: &[(String, String)],
+    limit: i32,
+) -> Result<Vec<v1::Run>, Failure> {
     let states = states.iter().map(|name| state(name)).collect::<Result<Vec<i32>, _>>()?;
-    let client = connect::connect(global).await?;
+    let labels: HashMap<String, String> = labels.iter().cloned().collect();
     let (mut runs, mut page_token) = (Vec::new(), String::new());
     loop {
-        let left = limit - i32::try_from(runs.len()).unwrap_or(limit);
-        let request = v1::ListRunsRequest { page_size: left, page_token, states: states.clone() };
+        let page_size = (limit - i32::try_from(runs.len()).unwrap_or(limit)).min(PAGE);
+        let (states, labels) = (states.clone(), labels.clone());
+        let request = v1::ListRunsRequest { page_size, page_token, states, labels };
         let page = client.runs().list_runs(request).await?.into_inner();
         runs.extend(page.runs);
         page_token = page.next_page_token;
         if page_token.is_empty() || runs.len() >= usize::try_from(limit).unwrap_or(0) {
-            break;
+            return Ok(runs);
         }
     }
+}
+
+async fn list(
+    global: &Global,
+    (states, labels): (&[String], &[(String, String)]),
+    limit: i32,
+) -> Result<Exit, Failure> {
+    let runs = listed(&connect::connect(global).await?, states, labels, limit).await?;
     match global.output {
         Format::Json => {
             let runs: Vec<_> = runs.iter().map(output::run_json).collect();
@@ -325,7 +348,7 @@ async fn list(global: &Global, states: &[String], limit: i32) -> Result<Exit, Fa
     Ok(Exit::Done)
 }
 
-fn row(run: &v1::Run) -> Vec<String> {
+pub(super) fn row(run: &v1::Run) -> Vec<String> {
     let usage = run.usage.unwrap_or_default();
     let task = run.task.lines().next().unwrap_or_default();
     vec![

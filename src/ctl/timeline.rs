@@ -141,6 +141,15 @@ impl<W: Write> Timeline<W> {
                 let back = self.colour.paint(Paint::Warning, "↻ taken over");
                 self.line(entry, &format!("{back} by a new daemon"))
             }
+            "input_received" => {
+                self.line(entry, &format!("« {} says", text("by")))?;
+                self.quote(&text("text"))
+            }
+            "pause_requested" => self.line(entry, &format!("pause requested by {}", text("by"))),
+            "run_resumed" => {
+                let on = self.colour.paint(Paint::Good, "▸ resumed");
+                self.line(entry, &format!("{on} by {}", text("by")))
+            }
             "cancel_requested" => self.line(entry, &format!("cancel requested by {}", text("by"))),
             "run_suspended" => {
                 let stands = self.colour.paint(Paint::Warning, "‖ suspended");

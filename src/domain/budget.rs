@@ -27,13 +27,17 @@ pub struct Budget {
 impl Budget {
     /// With the default wherever it says zero.
     pub fn or_default(self) -> Self {
-        let default = Self::default();
-        let or = |wanted: u64, default: u64| if wanted == 0 { default } else { wanted };
-        let or_small = |wanted: u32, default: u32| if wanted == 0 { default } else { wanted };
+        self.over(Self::default())
+    }
+
+    /// With `base` wherever it says zero.
+    pub fn over(self, base: Self) -> Self {
+        let or = |wanted: u64, base: u64| if wanted == 0 { base } else { wanted };
+        let or_small = |wanted: u32, base: u32| if wanted == 0 { base } else { wanted };
         Self {
-            max_turns: or_small(self.max_turns, default.max_turns),
-            max_tool_calls: or_small(self.max_tool_calls, default.max_tool_calls),
-            max_tokens: or(self.max_tokens, default.max_tokens),
+            max_turns: or_small(self.max_turns, base.max_turns),
+            max_tool_calls: or_small(self.max_tool_calls, base.max_tool_calls),
+            max_tokens: or(self.max_tokens, base.max_tokens),
         }
     }
 }

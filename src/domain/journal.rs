@@ -5,11 +5,13 @@
 //! [`Record::decode`] reads both.
 
 mod calls;
+mod steering;
 
 pub use calls::{
     CallResolved, Connection, Decided, NetworkUsed, Resolution, ToolCalled, ToolOutput,
     ToolResumed, Used, Verdict,
 };
+pub use steering::{CancelRequested, InputReceived, LostRequest, PauseRequested, RunResumed};
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -24,6 +26,7 @@ use crate::domain::{
     item::RawJson,
     redact::Redactor,
     run::{Ending, Suspension},
+    tool::EffectClass,
 };
 
 /// One thing that happened to a run, as the engine reads it back.
@@ -105,9 +108,12 @@ records! {
     "connection" 1 => Connection,
     "tool_output" 1 => ToolOutput,
     "workspace_snapshot" 1 => WorkspaceSnapshot,
+    "input_received" 1 => InputReceived,
+    "pause_requested" 1 => PauseRequested,
     "cancel_requested" 1 => CancelRequested,
     "run_recovered" 1 => RunRecovered,
     "run_suspended" 1 => RunSuspended,
+    "run_resumed" 1 => RunResumed,
     "run_finished" 1 => RunFinished,
     "daemon_started" 1 => DaemonStarted,
     "policy_reload" 1 => PolicyReload,
@@ -165,6 +171,21 @@ pub struct HostedDecided {
     pub decision: Verdict,
     pub rule: RuleId,
     pub why: String,
+    /// What the backend's running it may come to.
+    #[serde(default = "unknown_class")]
+    pub effect_class: EffectClass,
+}
+
+/// Of entries that do not say: the strictest.
+fn unknown_class() -> EffectClass {
+    EffectClass::NonIdempotent
+}
+
+impl HostedDecided {
+    /// Whether a request that declares it may be made twice without anybody's leave.
+    pub fn may_be_repeated(&self) -> bool {
+        self.decision != Verdict::Allow || self.effect_class != EffectClass::NonIdempotent
+    }
 }
 
 /// The model answered, and its terminal event has come.
@@ -296,13 +317,6 @@ pub enum Taken {
     Tree(TreeId),
     /// There is none, and so no diff; the text says why.
     Failed(String),
-}
-
-/// Somebody wants the run to stop.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CancelRequested {
-    pub by: Caller,
-    pub why: String,
 }
 
 /// A new daemon took the run over; whatever was under way without an outcome is lost.

@@ -9,6 +9,7 @@ pub enum StateName {
     Queued,
     Executing,
     WaitingForBackend,
+    Paused,
     NeedsAttention,
     OutOfBudget,
     Succeeded,
@@ -17,10 +18,11 @@ pub enum StateName {
 }
 
 impl StateName {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Queued,
         Self::Executing,
         Self::WaitingForBackend,
+        Self::Paused,
         Self::NeedsAttention,
         Self::OutOfBudget,
         Self::Succeeded,
@@ -34,6 +36,7 @@ impl StateName {
             Self::Queued => "QUEUED",
             Self::Executing => "EXECUTING",
             Self::WaitingForBackend => "WAITING_FOR_BACKEND",
+            Self::Paused => "PAUSED",
             Self::NeedsAttention => "NEEDS_ATTENTION",
             Self::OutOfBudget => "OUT_OF_BUDGET",
             Self::Succeeded => "SUCCEEDED",
@@ -54,6 +57,7 @@ impl StateName {
             Self::Queued
             | Self::Executing
             | Self::WaitingForBackend
+            | Self::Paused
             | Self::NeedsAttention
             | Self::OutOfBudget => false,
         }
@@ -61,7 +65,7 @@ impl StateName {
 
     /// Whether it waits for somebody to act.
     pub fn is_suspended(self) -> bool {
-        matches!(self, Self::NeedsAttention | Self::OutOfBudget)
+        matches!(self, Self::Paused | Self::NeedsAttention | Self::OutOfBudget)
     }
 }
 
@@ -75,9 +79,11 @@ impl RunState {
             Phase::Suspended { why: Suspension::BudgetExhausted { .. }, .. } => {
                 StateName::OutOfBudget
             }
-            Phase::Suspended { why: Suspension::OutcomeUnknown { .. }, .. } => {
-                StateName::NeedsAttention
-            }
+            Phase::Suspended {
+                why: Suspension::OutcomeUnknown { .. } | Suspension::RequestLost { .. },
+                ..
+            } => StateName::NeedsAttention,
+            Phase::Suspended { why: Suspension::Paused { .. }, .. } => StateName::Paused,
             Phase::Going(Work::BackingOff { .. }) => StateName::WaitingForBackend,
             Phase::Going(Work::ToAsk { attempt: 1 }) if self.usage.turns == 0 => StateName::Queued,
             Phase::Going(_) => StateName::Executing,
@@ -96,13 +102,20 @@ impl RunState {
     pub fn error(&self) -> Option<Failure> {
         match &self.phase {
             Phase::Ended(Ending::Failed(failure)) => Some(failure.clone()),
-            Phase::Suspended { why: Suspension::BudgetExhausted { message, .. }, .. } => {
-                Some(Failure { reason: "BUDGET_EXHAUSTED".into(), message: message.clone() })
-            }
-            Phase::Suspended { why: Suspension::OutcomeUnknown { message, .. }, .. } => {
-                Some(Failure { reason: "OUTCOME_UNKNOWN".into(), message: message.clone() })
-            }
+            Phase::Suspended { why, .. } => Some(why.as_failure()),
             Phase::Ended(_) | Phase::Going(_) => None,
         }
+    }
+}
+
+impl Suspension {
+    fn as_failure(&self) -> Failure {
+        let (reason, message) = match self {
+            Self::BudgetExhausted { message, .. } => ("BUDGET_EXHAUSTED", message),
+            Self::OutcomeUnknown { message, .. } => ("OUTCOME_UNKNOWN", message),
+            Self::RequestLost { message } => ("REQUEST_LOST", message),
+            Self::Paused { message } => ("PAUSED", message),
+        };
+        Failure { reason: reason.into(), message: message.clone() }
     }
 }

@@ -12,8 +12,8 @@ use crate::{
     domain::{
         ids::Timestamp,
         journal::{
-            BackendError, CancelRequested, ModelNudged, ModelResponse, Moment, RunFinished,
-            RunSuspended, Taken, WorkspaceSnapshot,
+            BackendError, ModelNudged, ModelResponse, Moment, RunFinished, RunSuspended, Taken,
+            WorkspaceSnapshot,
         },
         retry,
         run::{Command, Ending, Failure, Invocation, Wish, decide},
@@ -24,10 +24,9 @@ use crate::{
         diff,
         door::{self, Note},
         hosted,
-        inbox::{Message, tell},
+        inbox::Message,
         invoker,
         live::{Live, Words},
-        resolution,
         run_log::{Noted, Recorded, RunLog},
     },
     ports::{Answer, JournalError, ModelError, Question, SandboxError},
@@ -60,7 +59,7 @@ impl Driver {
     /// Errors: the journal failed; nothing more may be done.
     pub(super) async fn drive(mut self) -> Result<Left, JournalError> {
         while let Ok(message) = self.inbox.try_recv() {
-            self.hear(message).await?;
+            message.hear(&mut self.log).await?;
         }
         loop {
             if self.stopping.is_cancelled() {
@@ -68,8 +67,10 @@ impl Driver {
                 return Ok(Left { inbox: self.inbox, goes_on: false });
             }
             let command = decide(self.log.state());
-            // What closes a run that is to stop touches nothing.
-            if !self.has_workspace && self.log.state().wish == Wish::GoOn {
+            // What closes a run that is to stop touches nothing, and neither does standing still.
+            let is_harmless =
+                matches!(command, Command::Suspend(_)) || self.log.state().wish == Wish::Cancel;
+            if !self.has_workspace && !is_harmless {
                 return Ok(Left { inbox: self.inbox, goes_on: command != Command::Rest });
             }
             match command {
@@ -114,7 +115,9 @@ impl Driver {
             () = clock.sleep(left) => Ok(true),
             () = self.stopping.cancelled() => Ok(false),
             message = self.inbox.recv() => {
-                self.hear_some(message).await?;
+                if let Some(message) = message {
+                    message.hear(&mut self.log).await?;
+                }
                 Ok(false)
             }
         }
@@ -128,32 +131,35 @@ impl Driver {
         let state = self.log.state();
         let words = Words::new(self.live.clone(), self.world.redactor.clone(), state.id, turn);
         let said = |text: &str| words.hear(text);
+        // Held apart from the run, which people may steer meanwhile.
+        let (spec, items) = (state.spec.clone(), state.items.clone());
         let question = Question {
-            model: state.spec.model.as_deref().or(self.world.default_model.as_deref()),
+            model: spec.model.as_deref().or(self.world.default_model.as_deref()),
             instructions: executor::INSTRUCTIONS,
-            items: &state.items,
+            items: &items,
             tools: self.world.tools.specs(),
             hosted_tools: &hosted.leaves,
         };
-        let heard = {
+        let answer = {
             let mut answering = std::pin::pin!(self.world.model.respond(question, &said));
             loop {
                 tokio::select! {
-                    answer = &mut answering => break Ok(answer),
+                    answer = &mut answering => break answer,
                     // Dropping the request closes its connection: nobody waits for that answer any more.
                     () = self.stopping.cancelled() => return Ok(()),
-                    message = self.inbox.recv() => match message.map(Message::that_interrupts) {
-                        Some(Some(wish)) => break Err(wish),
-                        Some(None) => {}
-                        None => return Ok(()),
-                    },
+                    message = self.inbox.recv() => {
+                        let Some(message) = message else { return Ok(()) };
+                        let interrupts = message.interrupts();
+                        message.hear(&mut self.log).await?;
+                        if interrupts {
+                            return Ok(());
+                        }
+                    }
                 }
             }
         };
-        let answer = match heard {
-            Ok(answer) => answer,
-            Err(wish) => return self.hear(wish).await,
-        };
+        // Or what is folded in next would have to copy the conversation.
+        drop(items);
         let duration_ms = self.world.clock.steady_ms().saturating_sub(started);
         match answer {
             Ok(answer) => {
@@ -255,15 +261,16 @@ impl Driver {
                     }
                 }
                 Some(message) = self.inbox.recv() => {
-                    if let Some(wish) = message.that_interrupts() {
-                        self.hear(wish).await?;
+                    let interrupts = message.interrupts();
+                    message.hear(&mut self.log).await?;
+                    if interrupts {
                         around.stop.cancel();
                     }
                 }
             }
         }
         match (failure, self.log.state().wish) {
-            (Some(error), Wish::GoOn) => self.fail(&error).await,
+            (Some(error), Wish::GoOn | Wish::Pause) => self.fail(&error).await,
             // A run that is to stop stops, whatever became of the sandbox.
             (Some(error), Wish::Cancel) => {
                 let message = crate::telemetry::chain(&error);
@@ -301,32 +308,6 @@ impl Driver {
         tracing::error!(run = %self.log.state().id, %message, "the sandbox failed");
         let failure = Failure { reason: "SANDBOX_FAILED".into(), message };
         self.finish(Ending::Failed(failure)).await
-    }
-
-    async fn hear_some(&mut self, message: Option<Message>) -> Result<(), JournalError> {
-        match message {
-            Some(message) => self.hear(message).await,
-            None => Ok(()),
-        }
-    }
-
-    async fn hear(&mut self, message: Message) -> Result<(), JournalError> {
-        match message {
-            Message::Cancel { by, why, done } => {
-                let written = match self.log.state().name().is_ended() {
-                    true => Ok(()),
-                    false => self.log.append([CancelRequested { by, why }.into()]).await,
-                };
-                tell(done, written)
-            }
-            Message::Resolve { with, done } => {
-                let written = match resolution::records(self.log.state(), with) {
-                    Some(records) => self.log.append(records).await.map(|()| true),
-                    None => Ok(false),
-                };
-                tell(done, written)
-            }
-        }
     }
 }
 

@@ -4,12 +4,12 @@
 use std::panic::AssertUnwindSafe;
 
 use futures_util::FutureExt as _;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::{
     domain::ids::RunId,
     engine::{
-        Engine, EngineError,
+        Engine,
         driver::{Driver, Left},
         inbox::Message,
         recovery,
@@ -23,21 +23,6 @@ use crate::{
 const INBOX: usize = 16;
 
 impl Engine {
-    /// What a run's driver says that it has written.
-    pub(super) async fn heard<T>(
-        &self,
-        run: RunId,
-        written: oneshot::Receiver<Result<T, JournalError>>,
-    ) -> Result<T, EngineError> {
-        match written.await {
-            Ok(written) => Ok(written?),
-            Err(_) => {
-                let what = format!("run {run} could not be taken up; the daemon's log says why");
-                Err(JournalError::Unreadable { what }.into())
-            }
-        }
-    }
-
     /// Puts a message into the inbox of a run's driver. For a run that waits or stands still one is
     /// started, which hears the message before anything else.
     pub(super) async fn tell(&self, run: RunId, workspace: String, message: Message) {

@@ -1,11 +1,16 @@
-//! What somebody wants of a run, as its driver hears it, and how whoever wanted it is told. What comes of it: see
-//! [`super::driver`].
+//! What somebody wants of a run, as its driver hears it: what of it is written down, and how whoever wanted it is told.
+//! What comes of it then: see `domain::run`.
 
 use tokio::sync::oneshot;
 
 use crate::{
-    domain::ids::Caller,
-    engine::{EngineError, resolution::CallResolution},
+    domain::{ids::Caller, journal::CancelRequested, run::RunState},
+    engine::{
+        EngineError,
+        resolution::{self, CallResolution},
+        run_log::{Noted, RunLog},
+        steering::{self, Input, Resume},
+    },
     ports::JournalError,
 };
 
@@ -25,63 +30,84 @@ pub(super) fn check_length(
     Ok(())
 }
 
+/// Something that somebody wants of a run, and who waits for what comes of it.
+pub(super) struct Message {
+    pub(super) wanted: Wanted,
+    pub(super) done: oneshot::Sender<Result<Heard, JournalError>>,
+}
+
 /// What somebody wants of a run.
-pub(super) enum Message {
-    Cancel {
-        by: Caller,
-        why: String,
-        done: oneshot::Sender<Result<(), JournalError>>,
-    },
-    /// Told whether the run stood still for that call.
-    Resolve {
-        with: CallResolution,
-        done: oneshot::Sender<Result<bool, JournalError>>,
-    },
+#[derive(Debug, Clone)]
+pub(super) enum Wanted {
+    Cancel { by: Caller, why: String },
+    Pause { by: Caller, why: String },
+    Resume(Resume),
+    Input(Input),
+    Resolve(CallResolution),
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Heard {
+    /// It is on disk, or there was nothing to write.
+    Done,
+    /// The run is in no state for it; nothing was written.
+    NotNow(NotNow),
+}
+
+/// Why a run is in no state for what somebody wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum NotNow {
+    /// It does not stand still for that call.
+    NotUnresolved,
+    /// For people: what it is in, and what to do.
+    State { message: String },
+    /// The id came with other words before.
+    RequestIdReused,
 }
 
 impl Message {
-    /// The wish, if it is one that ends what is under way. Whoever says something of a call that a run stands still
-    /// for is told at once that this run does not: it must not disturb it.
-    pub(super) fn that_interrupts(self) -> Option<Self> {
-        match self {
-            Self::Cancel { .. } => Some(self),
-            Self::Resolve { done, .. } => {
-                // Who asked may be gone.
-                drop(done.send(Ok(false)));
-                None
-            }
-        }
+    /// Whether what is under way is to end early. All else is written down beside it.
+    pub(super) fn interrupts(&self) -> bool {
+        matches!(self.wanted, Wanted::Cancel { .. })
+    }
+
+    /// Writes down what there is to be written, and tells whoever waits. Errors: the journal's own.
+    pub(super) async fn hear(self, log: &mut RunLog) -> Result<(), JournalError> {
+        let written = match records(log.state(), self.wanted) {
+            Ok(records) => log.append(records).await.map(|()| Heard::Done),
+            Err(why) => Ok(Heard::NotNow(why)),
+        };
+        let heard = written.as_ref().map(|_| ()).map_err(Clone::clone);
+        // Who asked may be gone.
+        drop(self.done.send(written));
+        heard
     }
 }
 
-/// Tells whoever wanted something what came of it. Errors: the journal's own.
-pub(super) fn tell<T>(
-    done: oneshot::Sender<Result<T, JournalError>>,
-    written: Result<T, JournalError>,
-) -> Result<(), JournalError> {
-    let heard = written.as_ref().map(|_| ()).map_err(Clone::clone);
-    // Who asked may be gone.
-    drop(done.send(written));
-    heard
+fn records(state: &RunState, wanted: Wanted) -> Result<Vec<Noted>, NotNow> {
+    match wanted {
+        Wanted::Cancel { by, why } => Ok(match state.name().is_ended() {
+            true => Vec::new(),
+            false => vec![CancelRequested { by, why }.into()],
+        }),
+        Wanted::Pause { by, why } => steering::pause(state, by, why),
+        Wanted::Resume(resume) => steering::resume(state, resume),
+        Wanted::Input(input) => steering::input(state, input),
+        Wanted::Resolve(with) => resolution::records(state, with).ok_or(NotNow::NotUnresolved),
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{ids::CallKey, journal::Resolution};
 
     #[test]
     fn only_a_cancellation_interrupts_what_is_under_way() {
         let by = || Caller::new("uid:0");
-        let (done, _) = oneshot::channel();
-        let cancel = Message::Cancel { by: by(), why: String::new(), done };
-        assert!(cancel.that_interrupts().is_some());
-
-        let (done, mut told) = oneshot::channel();
-        let call = CallKey { turn: 1, index: 0 };
-        let (resolution, result, why) = (Resolution::Retry, String::new(), String::new());
-        let with = CallResolution { call, by: by(), resolution, result, why };
-        assert!(Message::Resolve { with, done }.that_interrupts().is_none());
-        assert!(!told.try_recv().unwrap().unwrap(), "it is told that nothing came of it");
+        let why = String::new;
+        let message = |wanted| Message { wanted, done: oneshot::channel().0 };
+        assert!(message(Wanted::Cancel { by: by(), why: why() }).interrupts());
+        assert!(!message(Wanted::Pause { by: by(), why: why() }).interrupts());
     }
 }

@@ -18,6 +18,7 @@ mod revisions;
 mod run_log;
 mod runs;
 mod schedule;
+mod steering;
 mod submission;
 mod tool_calls;
 
@@ -26,7 +27,8 @@ pub use policies::{Policies, Reload, Standing};
 pub use resolution::CallResolution;
 pub use revisions::{PolicyRead, ReadBecause, SIGHUP};
 pub use runs::{Engine, EngineError, Limits};
-pub use submission::{Submission, Submitted, WhenBusy};
+pub use steering::{Input, Resume};
+pub use submission::{Submission, Submitted, WhenBusy, check_labels};
 pub use tool_calls::{ToolCallPage, ToolCallView};
 
 use std::sync::Arc;

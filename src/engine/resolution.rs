@@ -2,7 +2,6 @@
 //! what follows: see `domain::run`.
 
 use serde_json::json;
-use tokio::sync::oneshot;
 
 use crate::{
     domain::{
@@ -15,7 +14,7 @@ use crate::{
     },
     engine::{
         Engine, EngineError,
-        inbox::{Message, WHY_BYTES, check_length},
+        inbox::{Heard, WHY_BYTES, Wanted, check_length},
         run_log::Noted,
     },
     ports::{JournalError, RunSummary},
@@ -82,25 +81,15 @@ impl Engine {
         let engine = self.clone();
         self.finish(async move {
             let (call, resolution) = (with.call, with.resolution);
+            let wanted = Wanted::Resolve(with);
             let is_written = summary.status.state == StateName::NeedsAttention
-                && engine.resolve_unknown(run, summary.workspace, with).await?;
+                && engine.ask_of(run, summary.workspace, wanted).await? == Heard::Done;
             if !is_written {
                 engine.was_resolved(run, call, resolution).await?;
             }
             engine.run(run).await
         })
         .await
-    }
-
-    async fn resolve_unknown(
-        &self,
-        run: RunId,
-        workspace: String,
-        with: CallResolution,
-    ) -> Result<bool, EngineError> {
-        let (done, written) = oneshot::channel();
-        self.tell(run, workspace, Message::Resolve { with, done }).await;
-        self.heard(run, written).await
     }
 
     /// Errors: it was not, or in another way.

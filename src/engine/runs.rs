@@ -7,21 +7,20 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::{Semaphore, broadcast, oneshot, watch};
+use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     agents::executor,
     domain::{
         access::{Access, Reach},
-        ids::{CallKey, Caller, PolicyRevision, RunId, Sequence},
+        ids::{CallKey, PolicyRevision, RunId, Sequence},
         journal::{NewEntry, Resolution, RunCreated},
         run::RunState,
         status::StateName,
     },
     engine::{
         LiveEvent, World, diff,
-        inbox::{Message, WHY_BYTES, check_length},
         live::Live,
         run_log::status_of,
         schedule::{Origin, Schedule, Waiting},
@@ -71,6 +70,10 @@ pub enum EngineError {
     NotUnresolved { run: RunId, call: CallKey },
     #[error("call {call} of run {run} was resolved already, as {}", .found.as_str())]
     AlreadyResolved { run: RunId, call: CallKey, found: Resolution },
+    #[error("run {run} is {}: {message}", .state.as_str())]
+    InvalidState { run: RunId, state: StateName, message: String },
+    #[error("the request id was used for another input to run {run}")]
+    InputIdReused { run: RunId },
     #[error("run {run} has no diff: {message}")]
     NoDiff { run: RunId, message: String },
     #[error("the policy files are not valid, and the policy in force stays:\n{}", .faults.join("\n"))]
@@ -328,38 +331,6 @@ impl Engine {
         let engine = self.clone();
         // To its end also when its caller has gone away: a program is under way.
         self.finish(async move { diff::diff(&engine.inner.world, run).await }).await
-    }
-
-    /// Asks a run to stop. Once this returns, the wish is on disk. Ended runs return unchanged.
-    pub async fn cancel(
-        &self,
-        caller: Caller,
-        run: RunId,
-        why: String,
-    ) -> Result<RunSummary, EngineError> {
-        check_length("why", &why, WHY_BYTES)?;
-        let summary = self.run(run).await?;
-        if summary.status.state.is_ended() {
-            return Ok(summary);
-        }
-        let engine = self.clone();
-        self.finish(async move {
-            engine.cancel_going(caller, run, summary.workspace, why).await?;
-            engine.run(run).await
-        })
-        .await
-    }
-
-    async fn cancel_going(
-        &self,
-        by: Caller,
-        run: RunId,
-        workspace: String,
-        why: String,
-    ) -> Result<(), EngineError> {
-        let (done, written) = oneshot::channel();
-        self.tell(run, workspace, Message::Cancel { by, why, done }).await;
-        self.heard(run, written).await
     }
 
     /// Starts a stream to a subscriber; the engine waits for it when it stops.

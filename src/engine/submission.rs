@@ -21,7 +21,7 @@ const LABELS_BYTES: usize = 4096;
 /// Longest name of a model, in bytes.
 const MODEL_BYTES: usize = 256;
 /// Longest request id, in bytes.
-const REQUEST_ID_BYTES: usize = 128;
+pub(super) const REQUEST_ID_BYTES: usize = 128;
 
 /// What a caller submits.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -75,22 +75,25 @@ pub(super) fn check(wanted: &Submission) -> Result<(), EngineError> {
     if wanted.model.len() > MODEL_BYTES {
         return invalid("model", format!("has {} bytes, 256 are accepted", wanted.model.len()));
     }
-    let bytes: usize = wanted.labels.iter().map(|(key, value)| key.len() + value.len()).sum();
+    check_labels(&wanted.labels)
+}
+
+/// Says what is wrong with labels, of a submission or to list by.
+pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), EngineError> {
+    let invalid = |message| Err(EngineError::InvalidField { field: "labels", message });
+    let bytes: usize = labels.iter().map(|(key, value)| key.len() + value.len()).sum();
     if bytes > LABELS_BYTES {
-        return invalid("labels", format!("have {bytes} bytes in all, 4 KiB are accepted"));
+        return invalid(format!("have {bytes} bytes in all, 4 KiB are accepted"));
     }
     let (most, key_bytes, value_bytes) = LABELS;
-    if wanted.labels.len() > most {
-        return invalid(
-            "labels",
-            format!("there are {}, {most} are accepted", wanted.labels.len()),
-        );
+    if labels.len() > most {
+        return invalid(format!("there are {}, {most} are accepted", labels.len()));
     }
     let long =
         |(key, value): &(&String, &String)| key.len() > key_bytes || value.len() > value_bytes;
-    if let Some((key, _)) = wanted.labels.iter().find(long) {
+    if let Some((key, _)) = labels.iter().find(long) {
         let key: String = key.chars().take(key_bytes).collect();
-        return invalid("labels", format!("{key:?} or its value is too long"));
+        return invalid(format!("{key:?} or its value is too long"));
     }
     Ok(())
 }

@@ -156,6 +156,12 @@ pub(super) fn status(error: EngineError) -> Status {
         EngineError::AlreadyResolved { .. } => {
             with_reason(Code::FailedPrecondition, "CALL_ALREADY_RESOLVED", message, plain())
         }
+        EngineError::InvalidState { .. } => {
+            with_reason(Code::FailedPrecondition, "INVALID_STATE", message, plain())
+        }
+        EngineError::InputIdReused { .. } => {
+            with_reason(Code::AlreadyExists, "REQUEST_ID_REUSED", message, plain())
+        }
         EngineError::NoDiff { .. } => {
             with_reason(Code::FailedPrecondition, "NO_DIFF", message, plain())
         }
@@ -231,6 +237,7 @@ pub(super) fn state(state: StateName) -> v1::RunState {
         StateName::Queued => v1::RunState::Queued,
         StateName::Executing => v1::RunState::Executing,
         StateName::WaitingForBackend => v1::RunState::WaitingForBackend,
+        StateName::Paused => v1::RunState::Paused,
         StateName::NeedsAttention => v1::RunState::NeedsAttention,
         StateName::OutOfBudget => v1::RunState::OutOfBudget,
         StateName::Succeeded => v1::RunState::Succeeded,

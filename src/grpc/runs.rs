@@ -1,6 +1,6 @@
 //! `RunService`.
 
-use std::{pin::Pin, time::Duration};
+use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
 use futures_util::{Stream, stream};
 use tokio::sync::{broadcast, mpsc, watch};
@@ -11,8 +11,12 @@ use crate::{
     domain::{
         access::Access,
         ids::{CallKey, RunId, Sequence},
+        journal::LostRequest,
     },
-    engine::{CallResolution, Engine, EngineError, LiveEvent, Submission, Submitted},
+    engine::{
+        CallResolution, Engine, EngineError, Input, LiveEvent, Resume, Submission, Submitted,
+        check_labels,
+    },
     grpc::{
         caller, convert,
         page::{self, List},
@@ -107,12 +111,16 @@ impl RunService for Runs {
         let known = request.states.iter().map(|number| convert::listed_state(*number));
         let known = known.collect::<Result<Vec<_>, _>>()?;
         let states: Vec<_> = known.iter().flatten().copied().collect();
-        let list = List::new("ListRuns", states.iter().map(|state| state.as_str().to_owned()));
+        let labels: BTreeMap<String, String> = request.labels.into_iter().collect();
+        check_labels(&labels).map_err(convert::status)?;
+        let asked = states.iter().map(|state| state.as_str().to_owned());
+        let asked = asked.chain(labels.iter().map(|(key, value)| format!("{key}={value}")));
+        let list = List::new("ListRuns", asked);
         let before = list.number(&request.page_token)?.map(RunPlace);
         if !known.is_empty() && states.is_empty() {
             return Ok(Response::new(v1::ListRunsResponse::default()));
         }
-        let wanted = RunFilter { states, submitter: access.sees_only().cloned() };
+        let wanted = RunFilter { states, submitter: access.sees_only().cloned(), labels };
         let found = self.engine.runs(wanted, before, size + 1).await.map_err(convert::status)?;
         let last = found.get(size - 1).filter(|_| found.len() > size);
         let next_page_token =
@@ -210,6 +218,54 @@ impl RunService for Runs {
         };
         let run = self.engine.resolve(id, with).await.map_err(convert::status)?;
         Ok(Response::new(v1::ResolveToolCallResponse { run: Some(convert::run(run)) }))
+    }
+
+    async fn pause_run(
+        &self,
+        request: Request<v1::PauseRunRequest>,
+    ) -> Result<Response<v1::PauseRunResponse>, Status> {
+        let access = caller::of(&request)?;
+        let request = request.into_inner();
+        let id = self.seen(&access, &request.id).await?.id;
+        let paused = self.engine.pause(access.caller, id, request.why).await;
+        let run = Some(convert::run(paused.map_err(convert::status)?));
+        Ok(Response::new(v1::PauseRunResponse { run }))
+    }
+
+    async fn resume_run(
+        &self,
+        request: Request<v1::ResumeRunRequest>,
+    ) -> Result<Response<v1::ResumeRunResponse>, Status> {
+        let access = caller::of(&request)?;
+        let request = request.into_inner();
+        let id = self.seen(&access, &request.id).await?.id;
+        let wanted = Resume {
+            by: access.caller,
+            why: request.why,
+            budget: convert::budget(request.budget),
+            lost_request: match request.repeat_lost_request {
+                true => LostRequest::Repeat,
+                false => LostRequest::Leave,
+            },
+        };
+        let run = self.engine.resume_run(id, wanted).await.map_err(convert::status)?;
+        Ok(Response::new(v1::ResumeRunResponse { run: Some(convert::run(run)) }))
+    }
+
+    async fn send_run_input(
+        &self,
+        request: Request<v1::SendRunInputRequest>,
+    ) -> Result<Response<v1::SendRunInputResponse>, Status> {
+        let access = caller::of(&request)?;
+        let request = request.into_inner();
+        let id = self.seen(&access, &request.id).await?.id;
+        let input = Input {
+            by: access.caller,
+            text: request.text,
+            request_id: Some(request.request_id).filter(|id| !id.is_empty()),
+        };
+        let run = self.engine.input(id, input).await.map_err(convert::status)?;
+        Ok(Response::new(v1::SendRunInputResponse { run: Some(convert::run(run)) }))
     }
 
     async fn cancel_run(

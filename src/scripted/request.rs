@@ -70,7 +70,8 @@ impl Seen {
                 seen.outputs.push(item.output);
             } else if item.role == "user" {
                 users += 1;
-                seen.turn += usize::from(users > 1);
+                // What is said together with outputs asks for no answer of its own.
+                seen.turn += usize::from(users > 1 && !before_was_output);
                 if let (1, Content::Text(text)) = (users, item.content) {
                     seen.task = text;
                 }

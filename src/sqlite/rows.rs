@@ -261,11 +261,16 @@ pub(super) fn runs(
     let mut statement = connection.prepare_cached(&format!(
         "{SUMMARY} WHERE place < ?1 AND (?2 = '[]' OR state IN (SELECT value FROM json_each(?2)))
          AND (?3 IS NULL OR caller = ?3)
+         AND (?5 = '{{}}' OR NOT EXISTS (
+             SELECT key, value FROM json_each(?5)
+             EXCEPT SELECT key, value FROM json_each(spec, '$.labels')))
          ORDER BY place DESC LIMIT ?4"
     ))?;
     let before = before.map_or(i64::MAX, |place| place.0);
     let submitter = wanted.submitter.as_ref().map(Caller::as_str);
-    let found = statement.query_map(params![before, names, submitter, bound(limit)], summary)?;
+    let labels = serde_json::json!(wanted.labels).to_string();
+    let parameters = params![before, names, submitter, bound(limit), labels];
+    let found = statement.query_map(parameters, summary)?;
     Ok(found.collect::<rusqlite::Result<_>>()?)
 }
 

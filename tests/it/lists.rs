@@ -136,7 +136,7 @@ async fn a_token_of_another_list_or_a_tampered_one_is_refused() {
     let runs = |page_token: &str| v1::ListRunsRequest {
         page_size: 1,
         page_token: page_token.into(),
-        states: Vec::new(),
+        ..Default::default()
     };
     let of = |run: &str, page_token: &str| v1::ListToolCallsRequest {
         run_id: run.into(),

@@ -33,6 +33,7 @@ mod resolve;
 mod resume;
 mod revisions;
 mod seeds;
+mod steering;
 mod streams;
 mod submissions;
 mod support;

@@ -352,7 +352,12 @@ async fn a_run_that_does_not_exist_is_not_found_by_any_method() {
 async fn pages(daemon: &TestDaemon, page_size: i32, states: Vec<i32>) -> Vec<Vec<String>> {
     let (mut pages, mut page_token) = (Vec::new(), String::new());
     loop {
-        let request = v1::ListRunsRequest { page_size, page_token, states: states.clone() };
+        let request = v1::ListRunsRequest {
+            page_size,
+            page_token,
+            states: states.clone(),
+            ..Default::default()
+        };
         let page = daemon.client().await.runs().list_runs(request).await.unwrap().into_inner();
         pages.push(page.runs.into_iter().map(|run| run.task).collect());
         page_token = page.next_page_token;
@@ -398,7 +403,7 @@ async fn a_run_that_is_submitted_meanwhile_moves_no_later_page() {
         daemon.submit(task).await;
     }
     let list = async |page_token: String| {
-        let request = v1::ListRunsRequest { page_size: 2, page_token, states: vec![] };
+        let request = v1::ListRunsRequest { page_size: 2, page_token, ..Default::default() };
         let page = daemon.client().await.runs().list_runs(request).await.unwrap().into_inner();
         let tasks: Vec<String> = page.runs.into_iter().map(|run| run.task).collect();
         (tasks, page.next_page_token)

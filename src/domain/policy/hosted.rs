@@ -57,6 +57,16 @@ const NAME_BYTES: usize = 128;
 pub struct BadName;
 
 impl HostedKind {
+    /// What its running may come to, as far as anybody outside of the backend can tell. A search changes nothing;
+    /// code is interpreted in a container of the backend's that reaches nothing; a server does what it likes.
+    fn class(&self) -> EffectClass {
+        match self {
+            Self::FileSearch => EffectClass::Pure,
+            Self::CodeInterpreter => EffectClass::Idempotent,
+            Self::Mcp { .. } => EffectClass::NonIdempotent,
+        }
+    }
+
     /// An MCP server by what the backend calls it.
     pub fn mcp(label: &str, at: McpPlace) -> Result<Self, BadName> {
         Ok(Self::Mcp { label: name(label)?, at })
@@ -202,7 +212,8 @@ impl HostedFate<'_> {
     pub fn decided(&self) -> HostedDecided {
         let Ruling { verdict, rule, why, .. } = self.ruling().clone();
         let (index, tool) = (self.tool.index, self.tool.to_string());
-        HostedDecided { index, tool, decision: verdict, rule, why }
+        let effect_class = self.tool.kind.class();
+        HostedDecided { index, tool, decision: verdict, rule, why, effect_class }
     }
 }
 
@@ -252,8 +263,7 @@ impl Policy {
     pub fn admit_hosted(&self, role: &RoleName, tool: &HostedTool) -> Result<HostedLeave, Ruling> {
         self.role(role)?;
         let rule = judge(&self.hosted.rules, role, tool)?;
-        // What is done there, and whether it can be done twice, nobody here knows.
-        let ruling = allow(&rule.id, &rule.why, EffectClass::NonIdempotent);
+        let ruling = allow(&rule.id, &rule.why, tool.kind.class());
         Ok(HostedLeave { index: tool.index, ruling })
     }
 

@@ -15,6 +15,8 @@ pub(super) fn any_suspension() -> impl Strategy<Value = Suspension> {
     let message = || "look at it".to_owned();
     prop_oneof![
         Just(Suspension::BudgetExhausted { limit: "turns".into(), message: message() }),
+        Just(Suspension::RequestLost { message: message() }),
+        Just(Suspension::Paused { message: message() }),
         vec(any_key(), 0..3)
             .prop_map(move |calls| Suspension::OutcomeUnknown { calls, message: message() }),
     ]
@@ -22,6 +24,13 @@ pub(super) fn any_suspension() -> impl Strategy<Value = Suspension> {
 
 pub(super) fn any_resolution() -> impl Strategy<Value = Resolution> {
     select([Resolution::DidNotRun, Resolution::DidRun, Resolution::Retry].as_slice())
+}
+
+pub(super) fn any_resumed() -> impl Strategy<Value = Record> {
+    let lost = select([LostRequest::Leave, LostRequest::Repeat].as_slice());
+    (option::of(budget()), lost).prop_map(|(budget, lost_request)| {
+        run_resumed(RunResumed { budget, lost_request, ..by_somebody() })
+    })
 }
 
 pub(super) fn any_ending() -> impl Strategy<Value = Ending> {
@@ -64,6 +73,10 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
         2 => any_key().prop_map(decided),
         8 => any_key().prop_map(output),
         2 => Just(cancelled()),
+        2 => Just(paused()),
+        2 => any_resumed(),
+        2 => Just(input("and this", None)),
+        2 => (number(), number()).prop_map(|(turn, attempt)| unsafe_request(turn, attempt)),
         4 => Just(recovered()),
         2 => any_suspension().prop_map(suspended),
         1 => any_ending().prop_map(finished),

@@ -10,10 +10,10 @@ mod records;
 mod traces;
 mod world;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use proptest::{
-    collection::{btree_set, vec},
+    collection::{btree_map, btree_set, vec},
     option,
     prelude::*,
     sample::{Index, select},
@@ -24,20 +24,21 @@ use serde_json::{Value, json, value::to_raw_value};
 
 use super::*;
 use crate::domain::{
-    budget::{Budget, TokenCount},
+    budget::TokenCount,
     effect::Isolation,
     host::Host,
     ids::{CallId, Caller, Epoch, PolicyRevision, RuleId, ToolName, TreeId},
     item::{Paired, RawJson, check_pairing},
     journal::{
-        AnsweredItem, AskedCall, CallResolved, CancelRequested, Connection, DaemonStarted,
-        DaemonStopped, Decided, HostedDecided, ModelNudged, ModelRequest, NetworkUsed,
-        PolicyReload, Reloaded, Resolution, RunAnchored, RunFinished, RunRecovered, RunSuspended,
-        ToolCalled, ToolResumed, Used, Verdict, WorkspaceSnapshot,
+        AnsweredItem, AskedCall, BackendError, CallResolved, CancelRequested, Connection,
+        DaemonStarted, DaemonStopped, Decided, HostedDecided, InputReceived, LostRequest,
+        ModelNudged, ModelRequest, ModelResponse, Moment, NetworkUsed, PauseRequested,
+        PolicyReload, Reloaded, Resolution, RunAnchored, RunFinished, RunRecovered, RunResumed,
+        RunSuspended, Sent, ToolCalled, ToolOutput, ToolResumed, Used, Verdict, WorkspaceSnapshot,
     },
     retry,
     status::StateName,
-    tool::{OnUnknown, OutcomeKind},
+    tool::{EffectClass, OnUnknown, OutcomeKind},
 };
 use garbage::*;
 use on_disk::written_and_read;
@@ -138,6 +139,53 @@ proptest! {
     }
 
     #[test]
+    fn a_request_for_which_the_backend_may_have_done_something_is_not_made_again_unless_somebody_said_so(
+        entries in life()
+    ) {
+        let mut lost = false;
+        for entry in &entries {
+            match &entry.record {
+                Record::ModelRequest(request) => {
+                    prop_assert!(!lost, "{:?} though the last one was lost", request);
+                    lost = request.hosted_tools.iter().any(|tool| !tool.may_be_repeated());
+                }
+                Record::ModelResponse(_) => lost = false,
+                Record::BackendError(error) if error.http_status.is_some_and(|status| status < 500) => lost = false,
+                Record::RunResumed(RunResumed { lost_request: LostRequest::Repeat, .. }) => lost = false,
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn after_a_wish_to_pause_nothing_is_begun_until_somebody_lets_the_run_go_on(entries in life()) {
+        let mut wants_pause = false;
+        for entry in &entries {
+            match &entry.record {
+                Record::PauseRequested(_) => wants_pause = true,
+                Record::RunResumed(_) | Record::CancelRequested(_) => wants_pause = false,
+                Record::ModelRequest(_) => prop_assert!(!wants_pause, "{:?}", entry),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn what_people_say_is_heard_once_in_its_order_and_never_between_a_call_and_its_output(entries in life()) {
+        let state = folded(&entries);
+        let said = entries.iter().filter(|entry| matches!(entry.record, Record::InputReceived(_))).count();
+        let is_said = |item: &&Item| matches!(item, Item::User { text } if &**text == "and this");
+        let heard = state.items.iter().filter(is_said).count();
+        prop_assert_eq!(heard + state.inputs.waiting.len(), said);
+        if let Phase::Going(Work::ToAsk { .. }) = state.phase {
+            prop_assert_eq!(state.inputs.waiting.len(), 0);
+        }
+        if let Phase::Ended(Ending::Succeeded { .. }) = state.phase {
+            prop_assert_eq!(state.inputs.waiting.len(), 0, "the run ended though somebody had said something");
+        }
+    }
+
+    #[test]
     fn every_run_comes_to_rest(fate in fate()) {
         // That it takes a bounded number of steps is checked by the world.
         let world = World::new(fate).live();
@@ -163,7 +211,7 @@ proptest! {
     #[test]
     fn no_budget_is_overrun(entries in life()) {
         for (so_far, state) in each_moment(&entries) {
-            let (used, budget) = (state.usage, state.spec.budget);
+            let (used, budget) = (state.usage, state.budget);
             // The last answer may go over the limit of tokens; none is asked for after that.
             if let Command::AskModel { .. } = decide(&state) {
                 prop_assert!(used.turns < budget.max_turns);
@@ -185,6 +233,9 @@ fn the_world_shows_every_ending_and_every_mode_of_invocation() {
         let entries = life().new_tree(&mut runner).unwrap().current();
         seen.insert(folded(&entries).name().as_str().to_owned());
         for (_, state) in each_moment(&entries) {
+            if let Phase::Suspended { why: Suspension::RequestLost { .. }, .. } = state.phase {
+                seen.insert("RequestLost".to_owned());
+            }
             if let Command::Invoke(invocations) = decide(&state) {
                 seen.extend(invocations.iter().map(|invocation| format!("{:?}", invocation.mode)));
             }
@@ -201,6 +252,8 @@ fn the_world_shows_every_ending_and_every_mode_of_invocation() {
         "Again { attempt: 3 }",
         "CloseUnstarted",
         "CloseStarted",
+        "PAUSED",
+        "RequestLost",
     ];
     let missing: Vec<_> = wanted.into_iter().filter(|name| !seen.contains(*name)).collect();
     assert!(missing.is_empty(), "no life shows {missing:?}");

@@ -28,6 +28,7 @@ fn examples() -> Vec<Record> {
                 decision: Verdict::Allow,
                 rule: RuleId::new("docs"),
                 why: "it is allowed".into(),
+                effect_class: EffectClass::NonIdempotent,
             }],
             ..model_request(1, 1)
         }
@@ -68,10 +69,17 @@ fn examples() -> Vec<Record> {
         .into(),
         WorkspaceSnapshot { moment: Moment::After, taken: Taken::Failed("disk full".into()) }
             .into(),
+        input("look again", None),
+        input("look again", Some("i-1")),
+        paused(),
         cancelled(),
         recovered(),
         suspended(Suspension::BudgetExhausted { limit: "turns".into(), message: "more".into() }),
         suspended(Suspension::OutcomeUnknown { calls: vec![call], message: "look".into() }),
+        suspended(Suspension::RequestLost { message: "look".into() }),
+        suspended(Suspension::Paused { message: "it waits".into() }),
+        run_resumed(RunResumed { budget: Some(Budget::default()), ..by_somebody() }),
+        run_resumed(RunResumed { lost_request: LostRequest::Repeat, ..by_somebody() }),
         finished(Ending::Succeeded { answer: "all done".into() }),
         finished(Ending::Failed(failure())),
         finished(Ending::Cancelled),
@@ -100,4 +108,11 @@ fn a_request_of_before_hosted_tools_were_decided_about_is_read_as_one_without_an
     let record = Record::decode("model_request", 1, old).unwrap();
     assert_eq!(record.encode().unwrap(), old);
     assert_eq!(format!("{record:?}"), format!("{:?}", request(1, 1)));
+}
+
+#[test]
+fn a_hosted_tool_of_before_effect_classes_is_taken_for_the_strictest() {
+    let old = r#"{"index":0,"tool":"file_search","decision":"allow","rule":"r","why":""}"#;
+    let read: HostedDecided = serde_json::from_str(old).unwrap();
+    assert!(!read.may_be_repeated());
 }

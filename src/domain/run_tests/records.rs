@@ -226,3 +226,34 @@ pub(super) fn each_moment(entries: &[Entry]) -> impl Iterator<Item = (&[Entry], 
     });
     std::iter::once((&entries[..1], first)).chain(later)
 }
+
+pub(super) fn input(text: &str, request_id: Option<&str>) -> Record {
+    let (by, request_id) = (Caller::new("uid:1000"), request_id.map(str::to_owned));
+    InputReceived { by, text: text.into(), request_id }.into()
+}
+
+pub(super) fn paused() -> Record {
+    PauseRequested { by: Caller::new("uid:1000"), why: "lunch".into() }.into()
+}
+
+pub(super) fn by_somebody() -> RunResumed {
+    let (by, lost_request) = (Caller::new("uid:1000"), LostRequest::Leave);
+    RunResumed { by, why: String::new(), budget: None, lost_request }
+}
+
+pub(super) fn run_resumed(resumed: RunResumed) -> Record {
+    resumed.into()
+}
+
+/// A request for which the backend may run tools that do something.
+pub(super) fn unsafe_request(turn: u32, attempt: u32) -> Record {
+    let hosted = HostedDecided {
+        index: 0,
+        tool: "mcp mail at connector mail".into(),
+        decision: Verdict::Allow,
+        rule: RuleId::new("mail"),
+        why: String::new(),
+        effect_class: EffectClass::NonIdempotent,
+    };
+    ModelRequest { hosted_tools: vec![hosted], ..model_request(turn, attempt) }.into()
+}

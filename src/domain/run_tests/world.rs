@@ -13,6 +13,12 @@ pub(super) struct Fate {
     deaths: BTreeSet<usize>,
     /// What somebody says of each call that the run stands still for, one after the other; nobody says more.
     resolutions: Vec<Resolution>,
+    /// Requests, counted from 0, for which the backend may run tools that do something.
+    unsafe_requests: BTreeSet<usize>,
+    /// What people say of the run at the so many-th time that the daemon listens.
+    said: BTreeMap<usize, Said>,
+    /// How often somebody lets the run go on that stands still, with so much more of everything.
+    resumptions: usize,
     /// Somebody cancels when the daemon listens for the so many-th time, or once the run stands still.
     cancel_at: Option<usize>,
 }
@@ -30,6 +36,14 @@ pub(super) enum Reply {
     /// Tried again while attempts are left.
     PassingError,
     LastingError,
+}
+
+/// What people say of a run that goes on.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Said {
+    Pause,
+    GoOn,
+    Words,
 }
 
 /// A call to be asked for.
@@ -51,6 +65,8 @@ pub(super) struct World {
     writes: usize,
     listened: usize,
     resolved: usize,
+    requests: usize,
+    resumed: usize,
 }
 
 /// The daemon is dead.
@@ -67,7 +83,20 @@ impl World {
         let entries = chain(fate.budget, []);
         let state = folded(&entries);
         let planned = HashMap::new();
-        Self { fate, state, entries, planned, replies: 0, writes: 0, listened: 0, resolved: 0 }
+        let (replies, writes, listened) = (0, 0, 0);
+        let (resolved, requests, resumed) = (0, 0, 0);
+        Self {
+            fate,
+            state,
+            entries,
+            planned,
+            replies,
+            writes,
+            listened,
+            resolved,
+            requests,
+            resumed,
+        }
     }
 
     /// Decide, perform, append, fold, until there is nothing more to do.
@@ -75,6 +104,7 @@ impl World {
         for _ in 0..self.most_steps() {
             match decide(&self.state) {
                 Command::Rest if self.is_resolved() => {}
+                Command::Rest if self.is_let_go_on() => {}
                 Command::Rest if self.will_be_cancelled() => self.append(cancelled()),
                 Command::Rest => return self,
                 command => match self.perform(command) {
@@ -93,6 +123,9 @@ impl World {
         turns * (retry::MAX_ATTEMPTS as usize + 2)
             + 2 * self.fate.deaths.len()
             + 3 * self.fate.resolutions.len()
+            // What is said may make one turn more; and each time that the run is let go on it has more turns.
+            + 4 * self.fate.said.len()
+            + self.fate.resumptions * (4 * (retry::MAX_ATTEMPTS as usize + 2) + 2)
             + 8
     }
 
@@ -110,6 +143,25 @@ impl World {
         true
     }
 
+    /// Whether somebody has let the run go on that stands still, with more of everything.
+    fn is_let_go_on(&mut self) -> bool {
+        let Phase::Suspended { why, .. } = &self.state.phase else { return false };
+        if self.resumed == self.fate.resumptions || matches!(why, Suspension::OutcomeUnknown { .. })
+        {
+            return false;
+        }
+        self.resumed += 1;
+        let Budget { max_turns, max_tool_calls, max_tokens } = self.state.budget;
+        let more = Budget {
+            max_turns: max_turns + 4,
+            max_tool_calls: max_tool_calls + 8,
+            max_tokens: max_tokens + 200,
+        };
+        let lost_request = LostRequest::Repeat;
+        self.append(run_resumed(RunResumed { budget: Some(more), lost_request, ..by_somebody() }));
+        true
+    }
+
     fn will_be_cancelled(&self) -> bool {
         let stands_still = matches!(self.state.phase, Phase::Suspended { .. });
         stands_still && self.fate.cancel_at.is_some() && self.state.wish == Wish::GoOn
@@ -123,7 +175,8 @@ impl World {
     }
 
     fn perform(&mut self, command: Command) -> Result<(), Died> {
-        if self.hear()? == Heard::Cancel {
+        let before = self.state.head;
+        if self.hear()? == Heard::Cancel || self.state.head != before {
             return Ok(());
         }
         match command {
@@ -137,7 +190,12 @@ impl World {
     }
 
     fn ask(&mut self, turn: u32, attempt: u32) -> Result<(), Died> {
-        self.write(request(turn, attempt))?;
+        let is_unsafe = self.fate.unsafe_requests.contains(&self.requests);
+        self.requests += 1;
+        self.write(match is_unsafe {
+            true => unsafe_request(turn, attempt),
+            false => request(turn, attempt),
+        })?;
         let reply = self.fate.replies[self.replies % self.fate.replies.len()].clone();
         self.replies += 1;
         // Nobody waits for the answer of a run that is being cancelled.
@@ -199,6 +257,12 @@ impl World {
 
     fn hear(&mut self) -> Result<Heard, Died> {
         self.listened += 1;
+        match self.fate.said.get(&self.listened) {
+            Some(Said::Pause) => self.write(paused())?,
+            Some(Said::GoOn) => self.write(run_resumed(by_somebody()))?,
+            Some(Said::Words) => self.write(input("and this", None))?,
+            None => {}
+        }
         let due = self.fate.cancel_at.is_some_and(|moment| moment < self.listened);
         if !due || self.state.wish == Wish::Cancel {
             return Ok(Heard::Nothing);
@@ -245,16 +309,26 @@ pub(super) fn reply() -> impl Strategy<Value = Reply> {
     ]
 }
 
+fn said() -> impl Strategy<Value = BTreeMap<usize, Said>> {
+    btree_map(0..30usize, select([Said::Pause, Said::GoOn, Said::Words].as_slice()), 0..4)
+}
+
 pub(super) fn fate() -> impl Strategy<Value = Fate> {
-    let deaths = btree_set(0..40usize, 0..4);
-    let resolutions = vec(any_resolution(), 0..4);
-    (budget(), vec(reply(), 1..5), deaths, resolutions, option::of(0..20usize)).prop_map(
-        |(budget, replies, deaths, resolutions, cancel_at)| Fate {
-            budget,
-            replies,
-            deaths,
-            resolutions,
-            cancel_at,
+    let (deaths, unsafe_requests) = (btree_set(0..40usize, 0..4), btree_set(0..8usize, 0..3));
+    let people = (vec(any_resolution(), 0..4), said(), 0..3usize, option::of(0..20usize));
+    (budget(), vec(reply(), 1..5), deaths, unsafe_requests, people).prop_map(
+        |(budget, replies, deaths, unsafe_requests, people)| {
+            let (resolutions, said, resumptions, cancel_at) = people;
+            Fate {
+                budget,
+                replies,
+                deaths,
+                resolutions,
+                unsafe_requests,
+                said,
+                resumptions,
+                cancel_at,
+            }
         },
     )
 }

@@ -59,6 +59,18 @@ const EXERCISES = {
     const refused = daemon.call('RunService/ResolveToolCall', wish);
     await assert.rejects(refused, { code: grpc.status.FAILED_PRECONDITION });
   },
+  async 'RunService/PauseRun'(daemon) {
+    const refused = daemon.call('RunService/PauseRun', { id: daemon.run, why: 'lunch' });
+    await assert.rejects(refused, { code: grpc.status.FAILED_PRECONDITION });
+  },
+  async 'RunService/ResumeRun'(daemon) {
+    const refused = daemon.call('RunService/ResumeRun', { id: daemon.run, budget: { max_turns: 500 } });
+    await assert.rejects(refused, { code: grpc.status.FAILED_PRECONDITION });
+  },
+  async 'RunService/SendRunInput'(daemon) {
+    const refused = daemon.call('RunService/SendRunInput', { id: daemon.run, text: 'one more thing' });
+    await assert.rejects(refused, { code: grpc.status.FAILED_PRECONDITION });
+  },
   async 'RunService/CancelRun'(daemon) {
     const { run } = await daemon.call('RunService/CancelRun', { id: daemon.run, why: 'too late' });
     assert.deepEqual([run.id, run.answer], [daemon.run, 'done']);

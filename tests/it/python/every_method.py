@@ -99,6 +99,26 @@ def resolve_tool_call(daemon):
         assert error.code() == grpc.StatusCode.FAILED_PRECONDITION, error
 
 
+def refused_after_the_end(daemon, method, **fields):
+    try:
+        daemon.call("RunService", method, id=daemon.run, **fields)
+        raise AssertionError("the run has ended")
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.FAILED_PRECONDITION, error
+
+
+def pause_run(daemon):
+    refused_after_the_end(daemon, "PauseRun", why="lunch")
+
+
+def resume_run(daemon):
+    refused_after_the_end(daemon, "ResumeRun", budget={"max_turns": 500})
+
+
+def send_run_input(daemon):
+    refused_after_the_end(daemon, "SendRunInput", text="one more thing")
+
+
 def cancel_run(daemon):
     run = daemon.call("RunService", "CancelRun", id=daemon.run, why="too late").run
     assert run.id == daemon.run and run.answer == "done", run
@@ -182,6 +202,9 @@ EXERCISES = {
     "RunService/ListToolCalls": list_tool_calls,
     "RunService/GetRunDiff": get_run_diff,
     "RunService/ResolveToolCall": resolve_tool_call,
+    "RunService/PauseRun": pause_run,
+    "RunService/ResumeRun": resume_run,
+    "RunService/SendRunInput": send_run_input,
     "RunService/CancelRun": cancel_run,
     "AdminService/GetServerInfo": get_server_info,
     "AdminService/GetConfig": get_config,

@@ -1,0 +1,205 @@
+//! `agentctl run pause`, `resume`, `input` and `cancel`: for one run, for several, or for all that a filter finds.
+
+use std::path::PathBuf;
+
+use crate::{
+    client::Client,
+    ctl::{
+        Exit, Failure, Global, connect,
+        output::{self, Format},
+        runs::{label, listed, print_run, row, words},
+    },
+    proto::v1,
+};
+
+/// Runs that one command steers at most.
+const MOST: i32 = 10_000;
+
+const EXAMPLES: &str = "\
+Examples:
+  agentctl run resume RUN --budget-tokens 200000                  a run that is out of budget, with a larger one
+  agentctl run cancel --state queued --label ci=nightly           says which runs that is about
+  agentctl run cancel --state queued --label ci=nightly --yes     and does it";
+
+/// Which runs.
+#[derive(Debug, clap::Args)]
+pub(super) struct Which {
+    /// The runs
+    #[arg(required_unless_present_any = ["state", "label"], conflicts_with_all = ["state", "label"], value_name = "RUN")]
+    ids: Vec<String>,
+    /// All runs in this state; may be given several times. Says which those are, unless --yes is given too
+    #[arg(long, value_name = "STATE")]
+    state: Vec<String>,
+    /// All runs with this label; may be given several times. The same
+    #[arg(long, value_parser = label, value_name = "KEY=VALUE")]
+    label: Vec<(String, String)>,
+    /// Do it to all that are found
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Cancel {
+    #[command(flatten)]
+    which: Which,
+    /// Kept in the journal
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    why: String,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Pause {
+    #[command(flatten)]
+    which: Which,
+    /// Kept in the journal
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    why: String,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Resume {
+    #[command(flatten)]
+    which: Which,
+    /// Kept in the journal
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
+    why: String,
+    /// Suspend the run after so many tokens, counted from its start
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    budget_tokens: u64,
+    /// Suspend the run after so many tool calls
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    budget_calls: u32,
+    /// Suspend the run after so many turns
+    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
+    budget_turns: u32,
+    /// Make a request once more that was lost while the backend may have run tools of its own for it
+    #[arg(long)]
+    repeat_request: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Input {
+    /// The run
+    id: String,
+    /// What to say
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    text: Option<String>,
+    /// A file with what to say; `-` for standard input
+    #[arg(short, long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Makes it safe to send again: the same id and words count once
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "ID")]
+    request_id: String,
+}
+
+pub(super) async fn pause(global: &Global, wanted: Pause) -> Result<Exit, Failure> {
+    let why = wanted.why;
+    each(global, wanted.which, "pause", async |client: &Client, id| {
+        let request = v1::PauseRunRequest { id, why: why.clone() };
+        Ok(client.runs().pause_run(request).await?.into_inner().run)
+    })
+    .await
+}
+
+pub(super) async fn resume(global: &Global, wanted: Resume) -> Result<Exit, Failure> {
+    let request = v1::ResumeRunRequest {
+        id: String::new(),
+        why: wanted.why,
+        budget: Some(v1::Budget {
+            max_turns: wanted.budget_turns,
+            max_tool_calls: wanted.budget_calls,
+            max_tokens: wanted.budget_tokens,
+        }),
+        repeat_lost_request: wanted.repeat_request,
+    };
+    each(global, wanted.which, "resume", async |client: &Client, id| {
+        let request = v1::ResumeRunRequest { id, ..request.clone() };
+        Ok(client.runs().resume_run(request).await?.into_inner().run)
+    })
+    .await
+}
+
+pub(super) async fn cancel(global: &Global, wanted: Cancel) -> Result<Exit, Failure> {
+    let why = wanted.why;
+    each(global, wanted.which, "cancel", async |client: &Client, id| {
+        let request = v1::CancelRunRequest { id, why: why.clone() };
+        Ok(client.runs().cancel_run(request).await?.into_inner().run)
+    })
+    .await
+}
+
+pub(super) async fn input(global: &Global, wanted: Input) -> Result<Exit, Failure> {
+    let text = words(wanted.text.as_ref(), wanted.file.as_ref())?;
+    let request = v1::SendRunInputRequest { id: wanted.id, text, request_id: wanted.request_id };
+    let answer = connect::connect(global).await?.runs().send_run_input(request).await?;
+    print_run(global, &answer.into_inner().run.unwrap_or_default())?;
+    Ok(Exit::Done)
+}
+
+/// Steers each run that is meant, and goes on where one refuses.
+async fn each(
+    global: &Global,
+    which: Which,
+    verb: &str,
+    steer: impl AsyncFn(&Client, String) -> Result<Option<v1::Run>, tonic::Status>,
+) -> Result<Exit, Failure> {
+    let client = connect::connect(global).await?;
+    if let [id] = &which.ids[..] {
+        let run = steer(&client, id.clone()).await?.unwrap_or_default();
+        print_run(global, &run)?;
+        return Ok(Exit::Done);
+    }
+    let is_found = which.ids.is_empty();
+    let ids = match is_found {
+        false => which.ids,
+        true => {
+            let found = listed(&client, &which.state, &which.label, MOST).await?;
+            if !which.yes {
+                return would(global, verb, &found);
+            }
+            found.into_iter().map(|run| run.id).collect()
+        }
+    };
+    let (mut steered, mut refused) = (Vec::new(), 0_usize);
+    for id in ids {
+        match steer(&client, id.clone()).await {
+            Ok(run) => steered.extend(run),
+            Err(status) if status.code() == tonic::Code::Unavailable => return Err(status.into()),
+            Err(status) => {
+                refused += 1;
+                output::note(&format!("{id}: {}", status.message()))?;
+            }
+        }
+    }
+    print_list(global, &steered)?;
+    match refused {
+        0 => Ok(Exit::Done),
+        _ => Err(Failure::new(Exit::Unsuccessful, format!("{refused} runs refused to {verb}"))),
+    }
+}
+
+/// Says what would be done.
+fn would(global: &Global, verb: &str, found: &[v1::Run]) -> Result<Exit, Failure> {
+    print_list(global, found)?;
+    output::note(&format!("{} runs to {verb}; nothing was done: --yes does it", found.len()))?;
+    Ok(Exit::Done)
+}
+
+fn print_list(global: &Global, runs: &[v1::Run]) -> Result<(), Failure> {
+    match global.output {
+        Format::Json => {
+            let runs: Vec<_> = runs.iter().map(output::run_json).collect();
+            output::json_line(&serde_json::json!({ "runs": runs }))?;
+        }
+        Format::Table => {
+            let head = ["ID", "STATE", "TURNS", "CALLS", "CREATED", "TASK"];
+            let mut rows = vec![head.map(str::to_owned).to_vec()];
+            rows.extend(runs.iter().map(row));
+            output::table(&rows)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! One call of the turn under way: how far it has come, and what an entry does to it.
+
+use std::sync::Arc;
+
+use crate::domain::{
+    budget::Usage,
+    ids::CallKey,
+    item::{Item, RawJson},
+    journal::{CallResolved, Record, Resolution, ToolOutput},
+    run::Suspension,
+    tool::{EffectClass, OnUnknown, ToolCall},
+};
+
+/// One call of the turn under way.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OpenCall {
+    pub call: ToolCall,
+    pub progress: Progress,
+    /// What the call was resolved to when its intent was written.
+    pub facts: Option<RawJson>,
+    /// As the policy said then.
+    pub on_unknown: OnUnknown,
+}
+
+/// How far a call has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// The model asked; nothing was done.
+    Asked,
+    /// Its intent is on disk.
+    Intended {
+        attempt: u32,
+        class: EffectClass,
+    },
+    /// Its intent is on disk, and the daemon that started it is dead.
+    Lost {
+        attempt: u32,
+        class: EffectClass,
+    },
+    /// The same, and somebody has said that it be run again: once.
+    ToRetry {
+        attempt: u32,
+        class: EffectClass,
+    },
+    Done {
+        output: Arc<str>,
+    },
+}
+
+impl OpenCall {
+    /// What the model hears of it; none while it is open.
+    pub(super) fn said(&self) -> Option<Item> {
+        match &self.progress {
+            Progress::Done { output } => Some(Item::ToolOutput {
+                call_id: self.call.call_id.clone(),
+                output: output.clone(),
+            }),
+            Progress::Asked
+            | Progress::Intended { .. }
+            | Progress::Lost { .. }
+            | Progress::ToRetry { .. } => None,
+        }
+    }
+
+    /// The call's key, if only a person can know what became of it.
+    pub(super) fn unknown_outcome(&self) -> Option<CallKey> {
+        let is_unknown =
+            matches!(self.progress, Progress::Lost { class: EffectClass::NonIdempotent, .. });
+        (is_unknown && self.on_unknown == OnUnknown::Ask).then_some(self.call.key)
+    }
+
+    pub(super) fn fold(&mut self, record: &Record, usage: &mut Usage) {
+        let key = self.call.key;
+        let next = match (&self.progress, record) {
+            (Progress::Asked, Record::ToolCalled(called)) if called.call == key => {
+                usage.tool_calls += 1;
+                self.facts = called.facts.clone();
+                self.on_unknown = called.on_unknown;
+                Progress::Intended { attempt: 1, class: called.effect_class }
+            }
+            (
+                Progress::Lost { attempt, class },
+                Record::CallResolved(CallResolved { call, resolution: Resolution::Retry, .. }),
+            ) if *call == key => Progress::ToRetry { attempt: *attempt, class: *class },
+            (
+                Progress::Lost { class, .. } | Progress::ToRetry { class, .. },
+                Record::ToolResumed(resumed),
+            ) if resumed.call == key => {
+                Progress::Intended { attempt: resumed.attempt, class: *class }
+            }
+            (Progress::Intended { attempt, class }, Record::RunRecovered(_)) => {
+                Progress::Lost { attempt: *attempt, class: *class }
+            }
+            (
+                Progress::Intended { .. } | Progress::Lost { .. } | Progress::ToRetry { .. },
+                Record::ToolOutput(ToolOutput { call, output, used, .. }),
+            ) if *call == key => {
+                let cpu_ms = used.as_ref().map_or(0, |used| used.cpu_ms);
+                usage.cpu_ms = usage.cpu_ms.saturating_add(cpu_ms);
+                Progress::Done { output: output.clone() }
+            }
+            _ => return,
+        };
+        self.progress = next;
+    }
+}
+
+/// What only a person can know; none if there is nothing.
+pub(super) fn outcome_unknown(calls: &[OpenCall]) -> Option<Suspension> {
+    let unknown: Vec<CallKey> = calls.iter().filter_map(OpenCall::unknown_outcome).collect();
+    (!unknown.is_empty()).then(|| Suspension::OutcomeUnknown {
+        message: format!(
+            "the daemon died while {} ran, and nobody can tell whether it took effect; look at the workspace, \
+             then say what became of it (agentctl run resolve), or cancel the run",
+            named(&unknown)
+        ),
+        calls: unknown,
+    })
+}
+
+fn named(calls: &[CallKey]) -> String {
+    calls.iter().map(|key| format!("call {key}")).collect::<Vec<_>>().join(", ")
+}

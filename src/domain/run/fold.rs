@@ -1,0 +1,273 @@
+//! What an entry does to a run's state. What is done next: [`super::decide`].
+
+use std::sync::Arc;
+
+use crate::domain::{
+    ids::CallKey,
+    item::Item,
+    journal::{
+        BackendError, Entry, InputReceived, LostRequest, ModelRequest, ModelResponse, Moment,
+        Record, RunResumed, Sent, WorkspaceSnapshot,
+    },
+    run::{
+        Ending, Failure, Inputs, Nudged, OpenCall, Phase, Progress, Replay, RunState, Suspension,
+        Wish, Work, calls,
+    },
+    tool::{OnUnknown, ToolCall},
+};
+
+/// The state after one more entry.
+///
+/// Total: an entry that does not fit changes nothing but the head. Nothing changes an ended run.
+pub fn fold(mut state: RunState, entry: &Entry) -> RunState {
+    fold_into(&mut state, entry);
+    state
+}
+
+/// [`fold`] in place, for an owner whose history must not be copied.
+pub fn fold_into(state: &mut RunState, entry: &Entry) {
+    state.head = entry.sequence;
+    state.updated = entry.time;
+    if let Phase::Ended(_) = state.phase {
+        return;
+    }
+    state.note(&entry.record);
+    let before = std::mem::replace(&mut state.phase, Phase::Ended(Ending::Cancelled));
+    let after = match (before, &entry.record) {
+        (Phase::Ended(ending), _) => Phase::Ended(ending),
+        (_, Record::RunFinished(finished)) => Phase::Ended(finished.ending.clone()),
+        (Phase::Going(work), Record::RunSuspended(suspended)) => {
+            Phase::Suspended { why: suspended.why.clone(), work }
+        }
+        (Phase::Suspended { why, work }, record) => suspended(why, work, record, state),
+        (Phase::Going(work), record) => Phase::Going(work.after(record, state)),
+    };
+    state.phase = after.with_inputs(state);
+}
+
+impl RunState {
+    /// What an entry says that does not depend on what the run is at.
+    fn note(&mut self, record: &Record) {
+        match record {
+            Record::CancelRequested(_) => self.wish = Wish::Cancel,
+            Record::PauseRequested(_) if self.wish == Wish::GoOn => self.wish = Wish::Pause,
+            Record::RunResumed(resumed) => {
+                if self.wish == Wish::Pause {
+                    self.wish = Wish::GoOn;
+                }
+                self.budget = resumed.budget.unwrap_or(self.budget);
+            }
+            Record::InputReceived(input) => self.inputs.take(input),
+            Record::ModelNudged(nudge) => self.nudged = Some(nudge.turn),
+            Record::WorkspaceSnapshot(WorkspaceSnapshot { moment, taken }) => {
+                let place = match moment {
+                    Moment::Before => &mut self.snapshots.before,
+                    Moment::After => &mut self.snapshots.after,
+                };
+                *place = Some(taken.clone());
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Inputs {
+    fn take(&mut self, input: &InputReceived) {
+        self.count += 1;
+        self.waiting.push(input.text.clone());
+        if let Some(id) = &input.request_id {
+            self.known.insert(id.clone(), input.text.clone());
+        }
+    }
+}
+
+/// What an entry makes of a run that stands still.
+fn suspended(why: Suspension, work: Work, record: &Record, state: &mut RunState) -> Phase {
+    match (&why, record) {
+        // The wish to stop lifts a suspension: what is open is closed, then the run ends.
+        (_, Record::CancelRequested(_)) => Phase::Going(work),
+        (Suspension::OutcomeUnknown { .. }, Record::CallResolved(_) | Record::ToolOutput(_)) => {
+            work.after(record, state).unless_unknown()
+        }
+        (Suspension::Paused { .. } | Suspension::BudgetExhausted { .. }, Record::RunResumed(_)) => {
+            Phase::Going(work)
+        }
+        (
+            Suspension::RequestLost { .. },
+            Record::RunResumed(RunResumed { lost_request: LostRequest::Repeat, .. }),
+        ) => Phase::Going(work.after(record, state)),
+        _ => Phase::Suspended { why, work },
+    }
+}
+
+impl Phase {
+    /// What people said joins the conversation where nothing is open in it; a run that was about to end goes on.
+    fn with_inputs(self, state: &mut RunState) -> Self {
+        if state.inputs.waiting.is_empty() {
+            return self;
+        }
+        let joined = |work: Work, state: &mut RunState| match work {
+            Work::ToAsk { .. } | Work::BackingOff { .. } => {
+                state.hear_inputs();
+                work
+            }
+            Work::Concluding { .. } => {
+                state.hear_inputs();
+                Work::ToAsk { attempt: 1 }
+            }
+            Work::Asking { .. }
+            | Work::AskLost { .. }
+            | Work::Calling { .. }
+            | Work::Failing(_) => work,
+        };
+        match self {
+            Self::Going(work) => Self::Going(joined(work, state)),
+            Self::Suspended { why, work } => Self::Suspended { why, work: joined(work, state) },
+            Self::Ended(ending) => Self::Ended(ending),
+        }
+    }
+}
+
+impl RunState {
+    fn hear_inputs(&mut self) {
+        let heard = std::mem::take(&mut self.inputs.waiting);
+        let items = heard.into_iter().map(|text| Item::User { text });
+        Arc::make_mut(&mut self.items).extend(items);
+    }
+}
+
+impl Work {
+    /// Goes on, or stands still for as long as the outcome of a call is not known.
+    fn unless_unknown(self) -> Phase {
+        let unknown = match &self {
+            Self::Calling { calls } => calls::outcome_unknown(calls),
+            _ => None,
+        };
+        match unknown {
+            Some(why) => Phase::Suspended { why, work: self },
+            None => Phase::Going(self),
+        }
+    }
+
+    fn after(self, record: &Record, state: &mut RunState) -> Self {
+        match (self, record) {
+            (Self::ToAsk { .. } | Self::BackingOff { .. }, Record::ModelRequest(request)) => {
+                Self::Asking { attempt: request.attempt, replay: replay(request) }
+            }
+            (Self::Asking { attempt, .. }, Record::ModelResponse(response))
+                if response.attempt == attempt =>
+            {
+                answered(response, state)
+            }
+            (Self::Asking { attempt, replay }, Record::BackendError(error))
+                if error.attempt == attempt =>
+            {
+                after_error(error, replay, state)
+            }
+            (
+                Self::Asking { attempt, replay },
+                Record::RunRecovered(_) | Record::CancelRequested(_),
+            ) => {
+                state.usage.turns_of_unknown_cost += 1;
+                match replay {
+                    Replay::Safe => Self::ToAsk { attempt: attempt.saturating_add(1) },
+                    Replay::Unsafe => Self::AskLost { attempt },
+                }
+            }
+            (
+                Self::AskLost { attempt },
+                Record::RunResumed(RunResumed { lost_request: LostRequest::Repeat, .. }),
+            ) => Self::ToAsk { attempt: attempt.saturating_add(1) },
+            // Somebody wants it to be tried at once.
+            (Self::BackingOff { attempt, .. }, Record::RunResumed(_)) => Self::ToAsk { attempt },
+            (
+                Self::Concluding { answer: None, nudged: Nudged::NotYet },
+                Record::ModelNudged(nudge),
+            ) => {
+                Arc::make_mut(&mut state.items).push(Item::User { text: nudge.text.clone() });
+                Self::ToAsk { attempt: 1 }
+            }
+            (Self::Calling { mut calls }, record) => {
+                calls.iter_mut().for_each(|open| open.fold(record, &mut state.usage));
+                settled(calls, state)
+            }
+            (unchanged, _) => unchanged,
+        }
+    }
+}
+
+fn replay(request: &ModelRequest) -> Replay {
+    match request.hosted_tools.iter().all(|tool| tool.may_be_repeated()) {
+        true => Replay::Safe,
+        false => Replay::Unsafe,
+    }
+}
+
+fn answered(response: &ModelResponse, state: &mut RunState) -> Work {
+    let nudged = match state.nudged == Some(state.usage.turns) && state.usage.turns > 0 {
+        true => Nudged::Already,
+        false => Nudged::NotYet,
+    };
+    state.usage.turns += 1;
+    state.usage.add_tokens(&response.tokens);
+    Arc::make_mut(&mut state.items).extend(response.items.iter().map(|item| Item::Model {
+        raw: item.raw.clone(),
+        call: item.call.as_ref().map(|call| call.call_id.clone()),
+    }));
+    if let Some(reason) = &response.incomplete {
+        return Work::Failing(Failure {
+            reason: "INCOMPLETE_RESPONSE".into(),
+            message: format!(
+                "the model's answer was cut off ({reason}); nothing it asked for was done. \
+                 Raise the model's output limit, or give a smaller task"
+            ),
+        });
+    }
+    let calls: Vec<OpenCall> = (0..)
+        .zip(response.items.iter().filter_map(|item| item.call.as_ref()))
+        .map(|(index, asked)| OpenCall {
+            call: ToolCall {
+                key: CallKey { turn: response.turn, index },
+                call_id: asked.call_id.clone(),
+                tool: asked.tool.clone(),
+                arguments: asked.arguments.clone(),
+            },
+            progress: Progress::Asked,
+            facts: None,
+            on_unknown: OnUnknown::Ask,
+        })
+        .collect();
+    match calls.is_empty() {
+        true => Work::Concluding { answer: response.text.clone(), nudged },
+        false => Work::Calling { calls },
+    }
+}
+
+fn after_error(error: &BackendError, replay: Replay, state: &mut RunState) -> Work {
+    // Where the backend itself refused, or was not reached, nothing was generated.
+    let unknown = error.http_status.is_none() && error.sent == Sent::Maybe;
+    state.usage.turns_of_unknown_cost += u32::from(unknown);
+    let refused = error.http_status.is_some_and(|status| (400..500).contains(&status));
+    let may_have_run = error.sent == Sent::Maybe && !refused;
+    match error.retry_at {
+        Some(_) if replay == Replay::Unsafe && may_have_run => {
+            Work::AskLost { attempt: error.attempt }
+        }
+        Some(until) => Work::BackingOff { attempt: error.attempt.saturating_add(1), until },
+        None => {
+            Work::Failing(Failure { reason: error.reason.clone(), message: error.message.clone() })
+        }
+    }
+}
+
+/// Once every call is done, their outputs join the conversation in the model's order.
+fn settled(calls: Vec<OpenCall>, state: &mut RunState) -> Work {
+    let outputs: Option<Vec<Item>> = calls.iter().map(OpenCall::said).collect();
+    match outputs {
+        Some(outputs) => {
+            Arc::make_mut(&mut state.items).extend(outputs);
+            Work::ToAsk { attempt: 1 }
+        }
+        None => Work::Calling { calls },
+    }
+}

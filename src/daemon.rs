@@ -113,6 +113,7 @@ pub async fn run(
     let parts = assemble(&config, launcher, drivers).await?;
     let servers = serve(&config, &parts).await?;
     let stopping = servers.tasks.token();
+    servers.tasks.spawn("approvals", parts.engine.clone().let_approvals_expire());
     servers.tasks.spawn("reloads", reloads(parts.engine.clone(), reload, stopping));
     ready(&format!(
         "agentd is ready: grpc {} and unix:{}",

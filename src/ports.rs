@@ -13,7 +13,7 @@ use crate::domain::{
     effect::{Effect, EffectResult, Facts, Factual, Unresolved},
     ids::{Caller, Epoch, PolicyRevision, Position, RuleId, RunId, Sequence, Timestamp, TreeId},
     item::Item,
-    journal::{AnsweredItem, Entry, NewEntry, Record, Sent, Verdict},
+    journal::{AnsweredItem, ApprovalRequested, Entry, NewEntry, Record, Sent, Verdict},
     policy::{Destination, Grant, HostedLeave, Limits, Passage, Permit, Ruling},
     run::Failure,
     status::StateName,
@@ -381,6 +381,14 @@ pub trait Journal: Send + Sync {
         limit: usize,
     ) -> Result<Vec<(RunPlace, RunSummary)>, JournalError>;
 
+    /// What people are asked about, over all runs, in the order of asking, after a place, at most `limit`.
+    async fn pending_approvals(
+        &self,
+        wanted: Approvals,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<PendingApproval>, JournalError>;
+
     /// Runs that have not ended, oldest first.
     async fn unended(&self) -> Result<Vec<RunId>, JournalError>;
 
@@ -462,6 +470,30 @@ pub struct RunFilter {
     pub submitter: Option<Caller>,
     /// Runs that have all of these.
     pub labels: BTreeMap<String, String>,
+}
+
+/// Which questions to people a list is about.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Approvals {
+    /// Of this run; none: of all.
+    pub run: Option<RunId>,
+    /// Of runs that this caller submitted; none: of everybody's.
+    pub submitter: Option<Caller>,
+    /// That have expired by then; none: whether or not.
+    pub expired_by: Option<Timestamp>,
+}
+
+/// A question to people that nobody has answered, redacted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PendingApproval {
+    pub run: RunId,
+    /// Place in the journal of the entry that asks.
+    pub position: Position,
+    pub time: Timestamp,
+    pub submitter: Caller,
+    pub task: String,
+    pub workspace: String,
+    pub asked: ApprovalRequested,
 }
 
 /// Place of a run in the order of submission.

@@ -2,6 +2,7 @@
 //! needs no daemon.
 
 mod agents;
+mod approvals;
 mod audit;
 mod calls;
 mod config;
@@ -92,6 +93,8 @@ enum Noun {
     /// Shows which agents a run can be given to
     #[command(subcommand)]
     Agents(agents::Verb),
+    /// Lists everything that waits for a person to allow it, over all runs
+    Approvals,
     /// Checks that the journal is what was written
     #[command(subcommand)]
     Audit(audit::Verb),
@@ -225,6 +228,7 @@ async fn call(global: &Global, noun: Noun) -> Result<Exit, Failure> {
         Noun::Tools(verb) => tools::run(global, verb).await,
         Noun::Policy(verb) => policy::run(global, verb).await,
         Noun::Config(verb) => config::run(global, verb).await,
+        Noun::Approvals => approvals::list(global).await,
         Noun::Agents(verb) => agents::run(global, verb).await,
         Noun::Audit(verb) => audit::run(global, verb).await,
         Noun::Health(health) => health::run(global, health).await,

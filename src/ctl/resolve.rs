@@ -51,7 +51,7 @@ impl From<Became> for v1::CallResolution {
     }
 }
 
-fn call(text: &str) -> Result<(u32, u32), String> {
+pub(super) fn call(text: &str) -> Result<(u32, u32), String> {
     let parsed = text.split_once('.').map(|(turn, index)| (turn.parse(), index.parse()));
     match parsed {
         Some((Ok(turn), Ok(index))) => Ok((turn, index)),

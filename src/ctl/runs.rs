@@ -12,7 +12,7 @@ use clap::Subcommand;
 use crate::{
     client::Client,
     ctl::{
-        Exit, Failure, Global, calls, connect, diff,
+        Exit, Failure, Global, approvals, calls, connect, diff,
         output::{self, Colour, Format},
         resolve, steer,
         timeline::{Timeline, Words, printable},
@@ -62,6 +62,10 @@ pub(super) enum Verb {
     Diff { id: String },
     /// Says what became of a call that was under way when the daemon died
     Resolve(resolve::Resolve),
+    /// Allows a call that a rule wants a person to allow
+    Approve(approvals::Approve),
+    /// Refuses one; the model is told why, and the run goes on
+    Deny(approvals::Deny),
     /// Asks a run to stand still once what is under way is done
     Pause(steer::Pause),
     /// Lets a run go on that was paused, is out of budget, lost a request or waits for its backend
@@ -139,6 +143,8 @@ pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
         Verb::Tools { id } => calls::run(global, id).await,
         Verb::Diff { id } => diff::run(global, id).await,
         Verb::Resolve(wanted) => resolve::run(global, wanted).await,
+        Verb::Approve(wanted) => approvals::approve(global, wanted).await,
+        Verb::Deny(wanted) => approvals::deny(global, wanted).await,
         Verb::Pause(wanted) => steer::pause(global, wanted).await,
         Verb::Resume(wanted) => steer::resume(global, wanted).await,
         Verb::Input(wanted) => steer::input(global, wanted).await,

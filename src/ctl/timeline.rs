@@ -141,6 +141,45 @@ impl<W: Write> Timeline<W> {
                 let back = self.colour.paint(Paint::Warning, "↻ taken over");
                 self.line(entry, &format!("{back} by a new daemon"))
             }
+            "cancel_requested" => self.line(entry, &format!("cancel requested by {}", text("by"))),
+            "run_suspended" => {
+                let stands = self.colour.paint(Paint::Warning, "‖ suspended");
+                self.line(entry, &format!("{stands} {}: {}", text("reason"), text("message")))
+            }
+            "run_finished" => self.finished(entry, &payload),
+            _ => self.people(entry, &payload),
+        }
+    }
+
+    /// What people are asked, and what they say.
+    fn people(&mut self, entry: &v1::JournalEntry, payload: &Value) -> io::Result<()> {
+        let text = |key: &str| printable(payload[key].as_str().unwrap_or_default());
+        match entry.kind.as_str() {
+            "approval_requested" => {
+                let asks = self.colour.paint(Paint::Warning, "? asks");
+                let call = text("call");
+                self.line(
+                    entry,
+                    &format!(
+                        "{asks} for leave for call {call} by rule {}: {}",
+                        text("rule"),
+                        text("why")
+                    ),
+                )
+            }
+            "approval_decided" => {
+                let paint = match payload["decision"].as_str() {
+                    Some("approved") => Paint::Good,
+                    _ => Paint::Warning,
+                };
+                let said = self.colour.paint(paint, &text("decision"));
+                let always = if payload["grant"].is_null() {
+                    ""
+                } else {
+                    ", and what its rule asks about in this run"
+                };
+                self.line(entry, &format!("{said} call {} by {}{always}", text("call"), text("by")))
+            }
             "input_received" => {
                 self.line(entry, &format!("« {} says", text("by")))?;
                 self.quote(&text("text"))
@@ -150,12 +189,6 @@ impl<W: Write> Timeline<W> {
                 let on = self.colour.paint(Paint::Good, "▸ resumed");
                 self.line(entry, &format!("{on} by {}", text("by")))
             }
-            "cancel_requested" => self.line(entry, &format!("cancel requested by {}", text("by"))),
-            "run_suspended" => {
-                let stands = self.colour.paint(Paint::Warning, "‖ suspended");
-                self.line(entry, &format!("{stands} {}: {}", text("reason"), text("message")))
-            }
-            "run_finished" => self.finished(entry, &payload),
             _ => Ok(()),
         }
     }

@@ -4,9 +4,11 @@
 //! Invariant: a shape that has been released never changes. A new shape gets a new version, and
 //! [`Record::decode`] reads both.
 
+mod approvals;
 mod calls;
 mod steering;
 
+pub use approvals::{ApprovalDecided, ApprovalDecision, ApprovalRequested};
 pub use calls::{
     CallResolved, Connection, Decided, NetworkUsed, Resolution, ToolCalled, ToolOutput,
     ToolResumed, Used, Verdict,
@@ -102,6 +104,8 @@ records! {
     "backend_error" 1 => BackendError,
     "model_nudged" 1 => ModelNudged,
     "tool_call" 1 => ToolCalled,
+    "approval_requested" 1 => ApprovalRequested,
+    "approval_decided" 1 => ApprovalDecided,
     "call_resolved" 1 => CallResolved,
     "tool_resumed" 1 => ToolResumed,
     "decision" 1 => Decided,

@@ -4,6 +4,7 @@
 //! Read in this order: [`ids`], [`tool`], [`effect`], [`item`], [`journal`], [`run`], [`policy`].
 
 pub mod access;
+pub mod approval;
 pub mod budget;
 pub mod chain;
 pub mod effect;

@@ -14,6 +14,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
+    approval::RunGrant,
     budget::{Budget, Usage},
     ids::{CallKey, RunId, Sequence, Timestamp},
     item::Item,
@@ -36,6 +37,8 @@ pub struct RunState {
     /// The last turn that said nothing, and was told so.
     pub nudged: Option<u32>,
     pub usage: Usage,
+    /// What people allowed for the rest of the run.
+    pub grants: Vec<RunGrant>,
     pub snapshots: Snapshots,
     pub wish: Wish,
     pub phase: Phase,
@@ -122,6 +125,8 @@ pub enum Suspension {
     OutcomeUnknown { calls: Vec<CallKey>, message: String },
     /// Nobody knows what the backend's own tools did in the last request.
     RequestLost { message: String },
+    /// A person has to allow these calls.
+    AwaitingApproval { calls: Vec<CallKey>, message: String },
     /// Somebody wants it to.
     Paused { message: String },
 }
@@ -157,6 +162,7 @@ impl RunState {
             inputs: Inputs::default(),
             nudged: None,
             usage: Usage::default(),
+            grants: Vec::new(),
             snapshots: Snapshots::default(),
             wish: Wish::GoOn,
             phase: Phase::Going(Work::ToAsk { attempt: 1 }),
@@ -182,6 +188,17 @@ impl RunState {
                 calls.iter().any(|open| matches!(open.progress, Progress::Intended { .. }))
             }
             Phase::Going(_) | Phase::Suspended { .. } | Phase::Ended(_) => false,
+        }
+    }
+
+    /// The call of that key, if it is one of the turn under way.
+    pub fn open_call(&self, key: CallKey) -> Option<&OpenCall> {
+        match &self.phase {
+            Phase::Going(Work::Calling { calls })
+            | Phase::Suspended { work: Work::Calling { calls }, .. } => {
+                calls.iter().find(|open| open.call.key == key)
+            }
+            Phase::Going(_) | Phase::Suspended { .. } | Phase::Ended(_) => None,
         }
     }
 

@@ -9,6 +9,7 @@ pub enum StateName {
     Queued,
     Executing,
     WaitingForBackend,
+    AwaitingApproval,
     Paused,
     NeedsAttention,
     OutOfBudget,
@@ -18,10 +19,11 @@ pub enum StateName {
 }
 
 impl StateName {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Queued,
         Self::Executing,
         Self::WaitingForBackend,
+        Self::AwaitingApproval,
         Self::Paused,
         Self::NeedsAttention,
         Self::OutOfBudget,
@@ -36,6 +38,7 @@ impl StateName {
             Self::Queued => "QUEUED",
             Self::Executing => "EXECUTING",
             Self::WaitingForBackend => "WAITING_FOR_BACKEND",
+            Self::AwaitingApproval => "AWAITING_APPROVAL",
             Self::Paused => "PAUSED",
             Self::NeedsAttention => "NEEDS_ATTENTION",
             Self::OutOfBudget => "OUT_OF_BUDGET",
@@ -57,6 +60,7 @@ impl StateName {
             Self::Queued
             | Self::Executing
             | Self::WaitingForBackend
+            | Self::AwaitingApproval
             | Self::Paused
             | Self::NeedsAttention
             | Self::OutOfBudget => false,
@@ -65,7 +69,10 @@ impl StateName {
 
     /// Whether it waits for somebody to act.
     pub fn is_suspended(self) -> bool {
-        matches!(self, Self::Paused | Self::NeedsAttention | Self::OutOfBudget)
+        matches!(
+            self,
+            Self::AwaitingApproval | Self::Paused | Self::NeedsAttention | Self::OutOfBudget
+        )
     }
 }
 
@@ -83,6 +90,9 @@ impl RunState {
                 why: Suspension::OutcomeUnknown { .. } | Suspension::RequestLost { .. },
                 ..
             } => StateName::NeedsAttention,
+            Phase::Suspended { why: Suspension::AwaitingApproval { .. }, .. } => {
+                StateName::AwaitingApproval
+            }
             Phase::Suspended { why: Suspension::Paused { .. }, .. } => StateName::Paused,
             Phase::Going(Work::BackingOff { .. }) => StateName::WaitingForBackend,
             Phase::Going(Work::ToAsk { attempt: 1 }) if self.usage.turns == 0 => StateName::Queued,
@@ -114,6 +124,7 @@ impl Suspension {
             Self::BudgetExhausted { message, .. } => ("BUDGET_EXHAUSTED", message),
             Self::OutcomeUnknown { message, .. } => ("OUTCOME_UNKNOWN", message),
             Self::RequestLost { message } => ("REQUEST_LOST", message),
+            Self::AwaitingApproval { message, .. } => ("APPROVAL_REQUIRED", message),
             Self::Paused { message } => ("PAUSED", message),
         };
         Failure { reason: reason.into(), message: message.clone() }

@@ -4,9 +4,14 @@
 use tokio::sync::oneshot;
 
 use crate::{
-    domain::{ids::Caller, journal::CancelRequested, run::RunState},
+    domain::{
+        ids::{Caller, Timestamp},
+        journal::CancelRequested,
+        run::RunState,
+    },
     engine::{
         EngineError,
+        approvals::{self, ApprovalChoice},
         resolution::{self, CallResolution},
         run_log::{Noted, RunLog},
         steering::{self, Input, Resume},
@@ -44,6 +49,7 @@ pub(super) enum Wanted {
     Resume(Resume),
     Input(Input),
     Resolve(CallResolution),
+    Decide(ApprovalChoice),
 }
 
 /// What came of it.
@@ -60,6 +66,10 @@ pub(super) enum Heard {
 pub(super) enum NotNow {
     /// It does not stand still for that call.
     NotUnresolved,
+    /// Nobody is asked about that call.
+    NotWaiting,
+    /// People are asked about another form of that call.
+    AskedOtherwise,
     /// For people: what it is in, and what to do.
     State { message: String },
     /// The id came with other words before.
@@ -74,7 +84,7 @@ impl Message {
 
     /// Writes down what there is to be written, and tells whoever waits. Errors: the journal's own.
     pub(super) async fn hear(self, log: &mut RunLog) -> Result<(), JournalError> {
-        let written = match records(log.state(), self.wanted) {
+        let written = match records(log.state(), self.wanted, log.now()) {
             Ok(records) => log.append(records).await.map(|()| Heard::Done),
             Err(why) => Ok(Heard::NotNow(why)),
         };
@@ -85,7 +95,7 @@ impl Message {
     }
 }
 
-fn records(state: &RunState, wanted: Wanted) -> Result<Vec<Noted>, NotNow> {
+fn records(state: &RunState, wanted: Wanted, now: Timestamp) -> Result<Vec<Noted>, NotNow> {
     match wanted {
         Wanted::Cancel { by, why } => Ok(match state.name().is_ended() {
             true => Vec::new(),
@@ -95,6 +105,7 @@ fn records(state: &RunState, wanted: Wanted) -> Result<Vec<Noted>, NotNow> {
         Wanted::Resume(resume) => steering::resume(state, resume),
         Wanted::Input(input) => steering::input(state, input),
         Wanted::Resolve(with) => resolution::records(state, with).ok_or(NotNow::NotUnresolved),
+        Wanted::Decide(choice) => approvals::records(state, choice, now),
     }
 }
 

@@ -9,10 +9,14 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agents::executor,
     domain::{
-        effect::{Effect, EffectResult, NetworkUse, Unresolved},
+        approval::{self, Leave},
+        effect::{Effect, EffectResult, Facts, NetworkUse, Unresolved},
         ids::{PolicyRevision, RuleId, RunId},
         item::{RawJson, names},
-        journal::{Decided, NetworkUsed, ToolCalled, ToolOutput, ToolResumed, Used, Verdict},
+        journal::{
+            ApprovalDecided, ApprovalDecision, ApprovalRequested, Decided, NetworkUsed, Record,
+            ToolCalled, ToolOutput, ToolResumed, Used, Verdict,
+        },
         policy::{Decision, Permit, Policy, Ruling},
         run::{Invocation, InvocationMode},
         tool::{EffectClass, OnUnknown, OutcomeKind, ToolCall, ToolOutcome},
@@ -42,6 +46,14 @@ pub(super) struct Prepared {
 }
 
 impl Prepared {
+    /// Whether a person is asked about it as of something of that class.
+    fn is_of_class(&self, class: EffectClass) -> bool {
+        self.intent.iter().any(|noted| match &noted.record {
+            Record::ApprovalRequested(asked) => asked.effect_class == class,
+            _ => false,
+        })
+    }
+
     /// There is one intent a call, and that one is on disk already.
     fn resume(&mut self, attempt: u32) {
         let call = &self.pending.call;
@@ -63,8 +75,13 @@ impl Pending {
     pub(super) fn may_change_something(&self) -> bool {
         match &self.next {
             Next::Run { permit, .. } => permit.ruling().class != EffectClass::Pure,
-            Next::Answer(_) | Next::Broken(_) => false,
+            Next::Answer(_) | Next::Ask(_) | Next::Broken(_) => false,
         }
+    }
+
+    /// Whether a person is asked first: then there is nothing to perform.
+    pub(super) fn waits(&self) -> bool {
+        matches!(self.next, Next::Ask(_))
     }
 }
 
@@ -75,6 +92,8 @@ enum Next {
         attempt: Attempt,
     },
     Answer(ToolOutcome),
+    /// Nothing before a person has allowed it.
+    Ask(Box<Facts>),
     /// The sandbox itself failed before anything was touched.
     Broken(SandboxError),
 }
@@ -100,20 +119,34 @@ pub(super) async fn prepare(
     workspace: PathBuf,
     invocation: Invocation,
 ) -> Prepared {
-    let Invocation { call, mode, earlier } = invocation;
+    let Invocation { call, mode, earlier, leave, denied } = invocation;
     let policy = world.policies.current();
     match mode {
         InvocationMode::First => {
             let scene = scene(&policy, run, workspace, &call, None);
-            first(world, policy, scene, call).await
+            first(world, policy, scene, (call, &leave)).await
         }
         InvocationMode::Again { attempt } => {
             let scene = scene(&policy, run, workspace, &call, earlier);
-            again(world, policy, scene, call, (attempt, Twice::AsPolicySays)).await
+            again(world, policy, scene, (call, &leave), (attempt, Twice::AsPolicySays)).await
         }
         InvocationMode::Retry { attempt } => {
             let scene = scene(&policy, run, workspace, &call, earlier);
-            again(world, policy, scene, call, (attempt, Twice::AsSomebodySaid)).await
+            again(world, policy, scene, (call, &leave), (attempt, Twice::AsSomebodySaid)).await
+        }
+        InvocationMode::Approved { attempt: 1 } => {
+            let scene = scene(&policy, run, workspace, &call, None);
+            let mut prepared = first(world, policy, scene, (call, &leave)).await;
+            // There is one intent a call, and that one is on disk already.
+            prepared.intent.remove(0);
+            prepared
+        }
+        InvocationMode::Approved { attempt } => {
+            let scene = scene(&policy, run, workspace, &call, earlier);
+            let twice = (attempt, Twice::AsSomebodySaid);
+            let mut prepared = again(world, policy, scene, (call, &leave), twice).await;
+            prepared.intent.remove(0);
+            prepared
         }
         InvocationMode::CloseUnstarted => {
             let ruling = built_in(RuleId::new("builtin/cancelled"), "the run was cancelled".into());
@@ -126,6 +159,15 @@ pub(super) async fn prepare(
                 "the run was cancelled after the daemon died; whether the call took effect is not known",
             );
             closed(call, outcome, policy)
+        }
+        InvocationMode::CloseAsked => {
+            let message =
+                "the run was cancelled before anybody had allowed the call; nothing was started";
+            closed(call, ToolOutcome::cancelled(message), policy)
+        }
+        InvocationMode::CloseDenied => {
+            let (rule, message) = denial(denied.as_deref());
+            closed(call, ToolOutcome::refused(&rule, &message), policy)
         }
         InvocationMode::CloseUnknown => {
             let outcome = ToolOutcome::failed(
@@ -144,7 +186,30 @@ fn closed(call: ToolCall, outcome: ToolOutcome, policy: Arc<Policy>) -> Prepared
     Prepared { intent: Vec::new(), pending: Pending { call, next, policy } }
 }
 
-async fn first(world: &World, policy: Arc<Policy>, scene: Scene, call: ToolCall) -> Prepared {
+/// Why a person did not allow a call, for the model.
+fn denial(said: Option<&ApprovalDecided>) -> (RuleId, String) {
+    match said {
+        Some(said) if said.decision == ApprovalDecision::Expired => (
+            RuleId::new("builtin/approval-expired"),
+            "a person was asked to allow this call, and nobody did in time: do without it".into(),
+        ),
+        Some(said) if !said.why.is_empty() => (
+            RuleId::new("builtin/approval-denied"),
+            format!("a person was asked to allow this call, and said no: {}", said.why),
+        ),
+        Some(_) | None => (
+            RuleId::new("builtin/approval-denied"),
+            "a person was asked to allow this call, and said no: do without it".into(),
+        ),
+    }
+}
+
+async fn first(
+    world: &World,
+    policy: Arc<Policy>,
+    scene: Scene,
+    (call, leave): (ToolCall, &Leave),
+) -> Prepared {
     let revision = Some(policy.revision.clone());
     let refusal = |call, ruling, next| {
         refusal(call, ruling, next, (policy.clone(), Some(policy.revision.clone())))
@@ -166,21 +231,14 @@ async fn first(world: &World, policy: Arc<Policy>, scene: Scene, call: ToolCall)
         }
     };
     let facts = resolved.facts.clone();
-    let (facts, ruling, next) = match policy.decide(&executor::role(), &call.tool, resolved) {
+    let role = executor::role();
+    let (facts, ruling, next) = match policy.decide_with_leave(&role, &call, resolved, leave) {
         Decision::Allow(permit) => {
             let ruling = permit.ruling().clone();
             let permit = Box::new(permit);
             (facts, ruling, Next::Run { tool, permit, attempt: Attempt::First })
         }
-        Decision::Ask(ruling) => {
-            let message = format!(
-                "{}; a person would have to approve this call, and nobody can be asked yet: do without it, or \
-                 say what it is needed for",
-                ruling.why
-            );
-            let outcome = ToolOutcome::refused(&ruling.rule, &message);
-            (facts.without_content(), ruling, Next::Answer(outcome))
-        }
+        Decision::Ask(ruling) => (facts.clone(), ruling, Next::Ask(Box::new(facts))),
         Decision::Deny(ruling) => {
             let outcome = ToolOutcome::refused(&ruling.rule, &ruling.why);
             (facts.without_content(), ruling, Next::Answer(outcome))
@@ -195,8 +253,36 @@ async fn first(world: &World, policy: Arc<Policy>, scene: Scene, call: ToolCall)
         .into(),
         policy: revision.clone(),
     };
-    let decided = Noted { record: decided(&call, ruling).into(), policy: revision };
-    Prepared { intent: vec![called, decided], pending: Pending { call, next, policy } }
+    let asked = match &next {
+        Next::Ask(facts) => asked(world, &policy, &call, (facts, &ruling)),
+        Next::Run { .. } | Next::Answer(_) | Next::Broken(_) => None,
+    };
+    let decided = Noted { record: decided(&call, ruling).into(), policy: revision.clone() };
+    let asked = asked.map(|asked| Noted { record: asked.into(), policy: revision });
+    let intent = [called, decided].into_iter().chain(asked).collect();
+    Prepared { intent, pending: Pending { call, next, policy } }
+}
+
+/// What a person is asked; none where there are no facts to ask about.
+fn asked(
+    world: &World,
+    policy: &Policy,
+    call: &ToolCall,
+    (facts, ruling): (&Facts, &Ruling),
+) -> Option<ApprovalRequested> {
+    Some(ApprovalRequested {
+        call: call.key,
+        call_id: call.call_id.clone(),
+        tool: call.tool.clone(),
+        arguments: call.arguments.clone(),
+        facts: ToolCalled::facts_json(facts)?,
+        effect_class: ruling.class,
+        rule: ruling.rule.clone(),
+        why: ruling.why.clone(),
+        revision: policy.revision.clone(),
+        digest: approval::digest(call, facts),
+        expires: world.clock.now().plus_millis(policy.approvals.expire_ms),
+    })
 }
 
 /// Like [`first`], for a call whose intent is on disk and whose outcome is not: it enters at the
@@ -205,10 +291,22 @@ async fn again(
     world: &World,
     policy: Arc<Policy>,
     scene: Scene,
-    call: ToolCall,
+    call: (ToolCall, &Leave),
     (attempt, twice): (u32, Twice),
 ) -> Prepared {
     let mut prepared = first(world, policy, scene, call).await;
+    // Nobody is asked to allow what must not be done twice anyway.
+    if twice == Twice::AsPolicySays
+        && let Next::Ask(_) = prepared.pending.next
+        && prepared.is_of_class(EffectClass::NonIdempotent)
+    {
+        prepared.intent.truncate(2);
+        prepared.pending.next = Next::Answer(ToolOutcome::failed(
+            OUTCOME_UNKNOWN,
+            "the daemon died while the call ran; whether it took effect is not known, and the \
+             policy wants a person to allow a second attempt",
+        ));
+    }
     prepared.resume(attempt);
     prepared.pending.next = match prepared.pending.next {
         // By now the policy says that nobody may do it twice.
@@ -230,7 +328,7 @@ async fn again(
                  policy refuses a second attempt",
             ))
         }
-        next @ (Next::Answer(_) | Next::Broken(_)) => next,
+        next @ (Next::Answer(_) | Next::Ask(_) | Next::Broken(_)) => next,
     };
     prepared
 }
@@ -252,6 +350,8 @@ pub(super) async fn perform(around: &Around, recorded: Recorded<Pending>) -> Fin
     let answered = |outcome, failure| Done { outcome, failure, used: None };
     let done = match next {
         Next::Answer(outcome) => answered(outcome, None),
+        // Not performed: see `Pending::waits`.
+        Next::Ask(_) => answered(ToolOutcome::cancelled("nobody has allowed the call"), None),
         Next::Broken(error) => {
             answered(ToolOutcome::failed(SANDBOX_FAILED, NOTHING_TOUCHED), Some(error))
         }

@@ -2,6 +2,7 @@
 //!
 //! Invariant: what a driver does to the world, it has written down before, and that is on disk.
 
+mod approvals;
 mod ceiling;
 mod diff;
 mod door;
@@ -22,6 +23,7 @@ mod steering;
 mod submission;
 mod tool_calls;
 
+pub use approvals::{ApprovalChoice, Scope};
 pub use live::{LiveEvent, OutputDelta, TextDelta};
 pub use policies::{Policies, Reload, Standing};
 pub use resolution::CallResolution;

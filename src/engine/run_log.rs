@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     domain::{
-        ids::{Epoch, PolicyRevision, RunId, Sequence},
+        ids::{Epoch, PolicyRevision, RunId, Sequence, Timestamp},
         journal::{Entry, NewEntry, Record},
         run::{RunState, fold, fold_into},
     },
@@ -28,6 +28,10 @@ pub(super) struct RunLog {
 pub(super) struct Recorded<T>(T);
 
 impl<T> Recorded<T> {
+    pub(super) fn get(&self) -> &T {
+        &self.0
+    }
+
     pub(super) fn into_inner(self) -> T {
         self.0
     }
@@ -79,6 +83,11 @@ impl RunLog {
 
     pub(super) fn state(&self) -> &RunState {
         &self.state
+    }
+
+    /// What time it is.
+    pub(super) fn now(&self) -> Timestamp {
+        self.clock.now()
     }
 
     /// Folds a record that will be on disk with the next [`Self::append`].

@@ -15,7 +15,7 @@ use crate::{
     domain::{
         access::{Access, Reach},
         ids::{CallKey, PolicyRevision, RunId, Sequence},
-        journal::{NewEntry, Resolution, RunCreated},
+        journal::{ApprovalDecision, NewEntry, Resolution, RunCreated},
         run::RunState,
         status::StateName,
     },
@@ -70,6 +70,18 @@ pub enum EngineError {
     NotUnresolved { run: RunId, call: CallKey },
     #[error("call {call} of run {run} was resolved already, as {}", .found.as_str())]
     AlreadyResolved { run: RunId, call: CallKey, found: Resolution },
+    #[error("nobody is asked about call {call} of run {run}; agentctl approvals says what waits")]
+    NotWaiting { run: RunId, call: CallKey },
+    #[error("call {call} of run {run} was decided about already: {}", .found.as_str())]
+    AlreadyDecided { run: RunId, call: CallKey, found: ApprovalDecision },
+    #[error(
+        "what call {call} of run {run} would do is not what that digest is of; look at it again (agentctl approvals)"
+    )]
+    AskedOtherwise { run: RunId, call: CallKey },
+    #[error(
+        "whoever submitted run {run} may not allow its calls (approvals.by_submitter in tools.yaml)"
+    )]
+    OwnRun { run: RunId },
     #[error("run {run} is {}: {message}", .state.as_str())]
     InvalidState { run: RunId, state: StateName, message: String },
     #[error("the request id was used for another input to run {run}")]

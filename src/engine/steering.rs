@@ -66,7 +66,10 @@ pub(super) fn resume(state: &RunState, wanted: Resume) -> Result<Vec<Noted>, Not
         Phase::Going(_) if !is_new => return Ok(Vec::new()),
         Phase::Going(_) => {}
         // The wish to pause may be taken back all the same.
-        Phase::Suspended { why: Suspension::OutcomeUnknown { .. }, .. } if is_new => {}
+        Phase::Suspended {
+            why: Suspension::OutcomeUnknown { .. } | Suspension::AwaitingApproval { .. },
+            ..
+        } if is_new => {}
         Phase::Suspended { why, work } => check_lifted(state, (why, work), &resumed)?,
     }
     Ok(vec![resumed.into()])
@@ -94,7 +97,8 @@ fn check_lifted(
             LostRequest::Repeat => Ok(()),
             LostRequest::Leave => not_now(message.clone()),
         },
-        Suspension::OutcomeUnknown { message, .. } => not_now(message.clone()),
+        Suspension::OutcomeUnknown { message, .. }
+        | Suspension::AwaitingApproval { message, .. } => not_now(message.clone()),
     }
 }
 
@@ -213,7 +217,7 @@ impl Engine {
         let state = self.run(run).await?.status.state;
         Ok(match why {
             NotNow::State { message } => EngineError::InvalidState { run, state, message },
-            NotNow::NotUnresolved => {
+            NotNow::NotUnresolved | NotNow::NotWaiting | NotNow::AskedOtherwise => {
                 let message = "it does not stand still for that call".into();
                 EngineError::InvalidState { run, state, message }
             }

@@ -31,6 +31,8 @@ pub struct ToolCallView {
     pub attempt: u32,
     /// Somebody said that it be run once more, and it was not yet.
     pub is_to_retry: bool,
+    /// A person has to allow it, and nobody has said anything.
+    pub is_asked_about: bool,
     pub ended: Option<(Timestamp, ToolOutput)>,
 }
 
@@ -73,7 +75,15 @@ struct Draft {
 
 impl Draft {
     fn take(&mut self, view: EntryView) -> Result<(), EngineError> {
-        let kinds = ["tool_call", "call_resolved", "tool_resumed", "decision", "tool_output"];
+        let kinds = [
+            "tool_call",
+            "approval_requested",
+            "approval_decided",
+            "call_resolved",
+            "tool_resumed",
+            "decision",
+            "tool_output",
+        ];
         if !kinds.contains(&view.kind.as_str()) {
             return Ok(());
         }
@@ -82,6 +92,12 @@ impl Draft {
         };
         match Record::decode(&view.kind, view.version, &view.payload).map_err(unreadable)? {
             Record::ToolCalled(called) => self.begin(view.sequence, view.time, called),
+            Record::ApprovalRequested(asked) => {
+                self.with(asked.call, |call| call.is_asked_about = true);
+            }
+            Record::ApprovalDecided(said) => {
+                self.with(said.call, |call| call.is_asked_about = false);
+            }
             Record::CallResolved(CallResolved { call, resolution, .. }) => {
                 self.with(call, |call| call.is_to_retry = resolution == Resolution::Retry);
             }
@@ -114,6 +130,7 @@ impl Draft {
             decided: None,
             attempt: 1,
             is_to_retry: false,
+            is_asked_about: false,
             ended: None,
         };
         self.page.calls.push(call);

@@ -156,6 +156,18 @@ pub(super) fn status(error: EngineError) -> Status {
         EngineError::AlreadyResolved { .. } => {
             with_reason(Code::FailedPrecondition, "CALL_ALREADY_RESOLVED", message, plain())
         }
+        EngineError::NotWaiting { .. } => {
+            with_reason(Code::FailedPrecondition, "CALL_NOT_WAITING", message, plain())
+        }
+        EngineError::AlreadyDecided { .. } => {
+            with_reason(Code::FailedPrecondition, "CALL_ALREADY_DECIDED", message, plain())
+        }
+        EngineError::AskedOtherwise { .. } => {
+            with_reason(Code::Aborted, "APPROVAL_CHANGED", message, plain())
+        }
+        EngineError::OwnRun { .. } => {
+            with_reason(Code::PermissionDenied, "OWN_RUN", message, plain())
+        }
         EngineError::InvalidState { .. } => {
             with_reason(Code::FailedPrecondition, "INVALID_STATE", message, plain())
         }
@@ -237,6 +249,7 @@ pub(super) fn state(state: StateName) -> v1::RunState {
         StateName::Queued => v1::RunState::Queued,
         StateName::Executing => v1::RunState::Executing,
         StateName::WaitingForBackend => v1::RunState::WaitingForBackend,
+        StateName::AwaitingApproval => v1::RunState::AwaitingApproval,
         StateName::Paused => v1::RunState::Paused,
         StateName::NeedsAttention => v1::RunState::NeedsAttention,
         StateName::OutOfBudget => v1::RunState::OutOfBudget,
@@ -340,6 +353,7 @@ fn tool_call_state(run: StateName, call: &ToolCallView) -> v1::ToolCallState {
                 false => State::Running,
             }
         }
+        (None, Some(_)) if call.is_asked_about => State::AwaitingApproval,
         (None, Some(_) | None) => State::Pending,
     }
 }

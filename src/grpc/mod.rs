@@ -1,6 +1,7 @@
 //! The gRPC API: requests to use cases, results to answers. Decides nothing.
 
 mod admin;
+mod approvals;
 mod audit;
 mod caller;
 mod convert;

@@ -18,7 +18,7 @@ use crate::{
         check_labels,
     },
     grpc::{
-        caller, convert,
+        approvals, caller, convert,
         page::{self, List},
     },
     ports::{Clock, Progress, RunFilter, RunPlace, RunSummary},
@@ -218,6 +218,42 @@ impl RunService for Runs {
         };
         let run = self.engine.resolve(id, with).await.map_err(convert::status)?;
         Ok(Response::new(v1::ResolveToolCallResponse { run: Some(convert::run(run)) }))
+    }
+
+    async fn list_pending_approvals(
+        &self,
+        request: Request<v1::ListPendingApprovalsRequest>,
+    ) -> Result<Response<v1::ListPendingApprovalsResponse>, Status> {
+        let access = caller::of(&request)?;
+        let request = request.into_inner();
+        let run = match request.run_id.as_str() {
+            "" => None,
+            id => Some(self.seen(&access, id).await?.id),
+        };
+        let page = (run, request.page_size, request.page_token.as_str());
+        Ok(Response::new(approvals::list(&self.engine, &access, page).await?))
+    }
+
+    async fn approve_tool_call(
+        &self,
+        request: Request<v1::ApproveToolCallRequest>,
+    ) -> Result<Response<v1::ApproveToolCallResponse>, Status> {
+        let access = caller::of(&request)?;
+        let request = request.into_inner();
+        let id = self.seen(&access, &request.run_id).await?.id;
+        let run = approvals::decide(&self.engine, access, id, request.into()).await?;
+        Ok(Response::new(v1::ApproveToolCallResponse { run: Some(convert::run(run)) }))
+    }
+
+    async fn deny_tool_call(
+        &self,
+        request: Request<v1::DenyToolCallRequest>,
+    ) -> Result<Response<v1::DenyToolCallResponse>, Status> {
+        let access = caller::of(&request)?;
+        let request = request.into_inner();
+        let id = self.seen(&access, &request.run_id).await?.id;
+        let run = approvals::decide(&self.engine, access, id, request.into()).await?;
+        Ok(Response::new(v1::DenyToolCallResponse { run: Some(convert::run(run)) }))
     }
 
     async fn pause_run(

@@ -2,11 +2,11 @@
 //! them: `sandbox`, and `engine::ceiling`.
 
 use crate::{
-    domain::policy::{Limits, RunLimits},
+    domain::policy::{ApprovalRule, Limits, RunLimits},
     policy_files::{
         Sources,
         compiler::Compiler,
-        shapes::{LimitsShape, RunLimitsShape, ToolsFile},
+        shapes::{ApprovalsShape, LimitsShape, RunLimitsShape, ToolsFile},
     },
 };
 
@@ -52,6 +52,17 @@ impl Compiler {
             }
         }
         run
+    }
+
+    /// How people are asked: within a year at most, so that nothing waits for ever.
+    pub(super) fn approvals(&mut self, file: &str, shape: ApprovalsShape) -> ApprovalRule {
+        const MOST: u64 = 365 * 24 * 3600;
+        let ApprovalsShape { expire_seconds, by_submitter } = shape;
+        if !(1..=MOST).contains(&expire_seconds) {
+            let message = format!("expire_seconds is {expire_seconds}; give 1 to {MOST}");
+            self.fault(file, "approvals", &message);
+        }
+        ApprovalRule { expire_ms: expire_seconds.min(MOST) * 1000, by_submitter }
     }
 
     pub(super) fn limits(&mut self, file: &str, key: &str, limits: &LimitsShape) {

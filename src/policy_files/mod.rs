@@ -275,6 +275,7 @@ pub fn compile_and_test(sources: &Sources, known_tools: &[ToolName]) -> Compiled
             enforcement: tools.isolation.enforcement,
         },
         on_unknown: tools.on_unknown,
+        approvals: compiler.approvals(&sources.tools.name, tools.approvals),
         read_only_roots: compiler.read_only_roots(sources, &tools),
         protected: compiler.protected(&sources.paths.name, &paths),
     };

@@ -9,7 +9,7 @@ use crate::{
         effect::Isolation,
         ids::{RoleName, RuleId, ToolName},
         journal::Verdict,
-        policy::{Enforcement, FileOperation, Positionals},
+        policy::{BySubmitter, Enforcement, FileOperation, Positionals},
         tool::{EffectClass, OnUnknown},
     },
     policy_files::hosted::HostedShape,
@@ -29,6 +29,8 @@ pub(super) struct ToolsFile {
     pub(super) isolation: IsolationShape,
     #[serde(default)]
     pub(super) on_unknown: OnUnknown,
+    #[serde(default)]
+    pub(super) approvals: ApprovalsShape,
     #[serde(default)]
     pub(super) read_only_roots: Vec<String>,
     pub(super) roles: BTreeMap<RoleName, RoleShape>,
@@ -82,6 +84,19 @@ pub(super) struct IsolationShape {
 impl Default for IsolationShape {
     fn default() -> Self {
         Self { minimum: Isolation::Root, enforcement: Enforcement::Strict }
+    }
+}
+
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct ApprovalsShape {
+    pub(super) expire_seconds: u64,
+    pub(super) by_submitter: BySubmitter,
+}
+
+impl Default for ApprovalsShape {
+    fn default() -> Self {
+        Self { expire_seconds: 24 * 3600, by_submitter: BySubmitter::Accept }
     }
 }
 

@@ -26,13 +26,13 @@ use tokio::sync::{OnceCell, watch};
 
 use crate::{
     domain::{
-        ids::{Epoch, RunId, Sequence},
+        ids::{Epoch, Position, RunId, Sequence},
         journal::{Entry, NewEntry},
         redact::Redactor,
     },
     ports::{
-        Admission, Append, AuditReport, Created, EntryView, Journal, JournalError, Progress,
-        RunFilter, RunPlace, RunSummary,
+        Admission, Append, Approvals, AuditReport, Created, EntryView, Journal, JournalError,
+        PendingApproval, Progress, RunFilter, RunPlace, RunSummary,
     },
 };
 
@@ -207,6 +207,17 @@ impl Journal for SqliteJournal {
         limit: usize,
     ) -> Result<Vec<(RunPlace, RunSummary)>, JournalError> {
         self.readers.ask(move |reader| rows::runs(&reader.connection, &wanted, before, limit)).await
+    }
+
+    async fn pending_approvals(
+        &self,
+        wanted: Approvals,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<PendingApproval>, JournalError> {
+        self.readers
+            .ask(move |reader| rows::pending_approvals(&reader.connection, &wanted, after, limit))
+            .await
     }
 
     async fn unended(&self) -> Result<Vec<RunId>, JournalError> {

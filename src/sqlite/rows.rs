@@ -14,7 +14,10 @@ use crate::{
         run::Failure,
         status::StateName,
     },
-    ports::{Admission, EntryView, JournalError, RunFilter, RunPlace, RunStatus, RunSummary},
+    ports::{
+        Admission, Approvals, EntryView, JournalError, PendingApproval, RunFilter, RunPlace,
+        RunStatus, RunSummary,
+    },
     sqlite::seal::{Broken, Seal},
 };
 
@@ -281,4 +284,43 @@ pub(super) fn unended(connection: &Connection) -> Result<Vec<RunId>, ReadError> 
     )?;
     let found = statement.query_map([], |row| run_id(row, 0))?;
     Ok(found.collect::<rusqlite::Result<_>>()?)
+}
+
+/// What people are asked about, in the order of asking.
+pub(super) fn pending_approvals(
+    connection: &Connection,
+    wanted: &Approvals,
+    after: Position,
+    limit: usize,
+) -> Result<Vec<PendingApproval>, ReadError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT runs.id, approvals.position, entries.time_us, runs.spec, entries.kind, entries.version, entries.view
+         FROM approvals JOIN runs ON runs.place = approvals.run
+         JOIN entries ON entries.position = approvals.position
+         WHERE approvals.position > ?1 AND (?2 IS NULL OR runs.id = ?2) AND (?3 IS NULL OR runs.caller = ?3)
+         AND (?4 IS NULL OR approvals.expires_us <= ?4)
+         ORDER BY approvals.position LIMIT ?5",
+    )?;
+    let run = wanted.run.map(|run| run.to_string());
+    let submitter = wanted.submitter.as_ref().map(Caller::as_str);
+    let expired_by = wanted.expired_by.map(|time| time.0);
+    let mut found = statement.query(params![after.0, run, submitter, expired_by, bound(limit)])?;
+    let mut pending = Vec::new();
+    while let Some(row) = found.next()? {
+        let (kind, view): (String, String) = (row.get(4)?, row.get(6)?);
+        let Record::ApprovalRequested(asked) = Record::decode(&kind, row.get(5)?, &view)? else {
+            continue;
+        };
+        let spec: SpecRow = json(row, 3)?;
+        pending.push(PendingApproval {
+            run: run_id(row, 0)?,
+            position: Position(row.get(1)?),
+            time: Timestamp(row.get(2)?),
+            submitter: spec.submitter,
+            task: spec.task,
+            workspace: spec.workspace,
+            asked,
+        });
+    }
+    Ok(pending)
 }

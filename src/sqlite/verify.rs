@@ -43,7 +43,8 @@ pub(super) fn verify(connection: &Connection) -> Result<AuditReport, ReadError> 
     let moment = connection.unchecked_transaction()?;
     let ids = run_ids(&moment)?;
     let places = ids.iter().map(|(place, run)| (*run, *place)).collect();
-    let mut walk = Walk { chains: HashMap::new(), ids, places, report: empty() };
+    let asked = HashMap::new();
+    let mut walk = Walk { chains: HashMap::new(), ids, places, asked, report: empty() };
     let mut statement = moment.prepare(
         "SELECT position, run, sequence, time_us, kind, version, view, body, body_digest,
                 policy_revision, previous, hash
@@ -60,6 +61,7 @@ pub(super) fn verify(connection: &Connection) -> Result<AuditReport, ReadError> 
         }
     }
     walk.check_heads(&moment)?;
+    walk.check_questions(&moment)?;
     walk.report.runs = walk.ids.len() as u64;
     walk.report.head = walk.chains.get(&0).map_or(ChainHash::START, |end| end.hash);
     Ok(walk.report)
@@ -122,6 +124,8 @@ struct Walk {
     chains: HashMap<i64, End>,
     ids: HashMap<i64, RunId>,
     places: HashMap<RunId, i64>,
+    /// By run and call, the position of the question to people that nobody has answered so far.
+    asked: HashMap<(i64, String), Position>,
     report: AuditReport,
 }
 
@@ -153,6 +157,7 @@ impl Walk {
         if entry.kind == "run_anchored" {
             faults.extend(self.check_anchor(&entry.view));
         }
+        self.note_question(entry);
         let is_end = entry.kind == "run_finished";
         let ending: Option<Ending> =
             is_end.then(|| serde_json::from_str(&entry.view).ok()).flatten();
@@ -196,6 +201,58 @@ impl Walk {
             Some(_) => Some(format!("run {} does not end as it was anchored", anchor.run_id)),
             None => Some(format!("run {} was anchored and is missing", anchor.run_id)),
         }
+    }
+
+    /// Remembers what people are asked, as the writer does.
+    fn note_question(&mut self, entry: &Stored) {
+        #[derive(Deserialize)]
+        struct About {
+            call: String,
+        }
+        let about =
+            || serde_json::from_str(&entry.view).ok().map(|About { call }| (entry.place, call));
+        match entry.kind.as_str() {
+            "approval_requested" => {
+                self.asked.extend(about().map(|call| (call, entry.position)));
+            }
+            "approval_decided" | "tool_output" if !self.asked.is_empty() => {
+                if let Some(call) = about() {
+                    self.asked.remove(&call);
+                }
+            }
+            "run_finished" => self.asked.retain(|(place, _), _| *place != entry.place),
+            _ => {}
+        }
+    }
+
+    /// The table of questions must hold those that nobody has answered, and no others.
+    fn check_questions(&mut self, connection: &Connection) -> Result<(), ReadError> {
+        // A copy of before that table has none to check.
+        let table = "SELECT 1 FROM sqlite_schema WHERE name = 'approvals'";
+        if !connection.prepare(table)?.exists([])? {
+            return Ok(());
+        }
+        let mut statement = connection.prepare("SELECT run, call, position FROM approvals")?;
+        let rows = statement.query_map([], |row| {
+            Ok(((row.get(0)?, row.get::<_, String>(1)?), Position(row.get(2)?)))
+        })?;
+        let listed = rows.collect::<rusqlite::Result<HashMap<(i64, String), Position>>>()?;
+        let differing = listed
+            .iter()
+            .filter(|(call, position)| self.asked.get(*call) != Some(*position))
+            .chain(self.asked.iter().filter(|(call, _)| !listed.contains_key(*call)));
+        let faults: Vec<AuditFault> = differing
+            .map(|((place, call), position)| AuditFault {
+                position: *position,
+                run: self.ids.get(place).copied(),
+                sequence: Sequence(0),
+                what: format!(
+                    "the list of what people are asked does not say of call {call} what its run's chain says"
+                ),
+            })
+            .collect();
+        self.report.faults.extend(faults);
+        Ok(())
     }
 
     /// The table of runs must say of each run what its chain says.

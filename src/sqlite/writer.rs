@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     domain::{
         chain::{ChainHash, Linked},
-        ids::{Epoch, Position, RunId, Sequence},
+        ids::{CallKey, Epoch, Position, RunId, Sequence},
         journal::{NewEntry, Record, RunAnchored, RunCreated},
         redact::Redactor,
     },
@@ -510,10 +510,45 @@ impl Batch<'_> {
                 chain.hash.0,
                 hash.0,
             ])?;
+        self.note_approval(chain.place, position, &entry.record)?;
         chain.head = sequence;
         chain.hash = hash;
         self.heads.position = position;
         Ok(())
+    }
+
+    /// Keeps the list of what people are asked about.
+    fn note_approval(
+        &self,
+        run: i64,
+        position: Position,
+        record: &Record,
+    ) -> Result<(), WriteError> {
+        let answered = "DELETE FROM approvals WHERE run = ?1 AND call = ?2";
+        let answered = |call: CallKey| -> Result<(), WriteError> {
+            self.transaction.prepare_cached(answered)?.execute(params![run, call.to_string()])?;
+            Ok(())
+        };
+        match record {
+            Record::ApprovalRequested(asked) => {
+                self.transaction
+                    .prepare_cached(
+                        "INSERT OR REPLACE INTO approvals (position, run, call, expires_us)
+                         VALUES (?1, ?2, ?3, ?4)",
+                    )?
+                    .execute(params![position.0, run, asked.call.to_string(), asked.expires.0])?;
+                Ok(())
+            }
+            Record::ApprovalDecided(decided) => answered(decided.call),
+            Record::ToolOutput(output) => answered(output.call),
+            Record::RunFinished(_) => {
+                self.transaction
+                    .prepare_cached("DELETE FROM approvals WHERE run = ?1")?
+                    .execute([run])?;
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 }
 

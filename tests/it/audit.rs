@@ -258,6 +258,15 @@ async fn a_run_whose_head_was_altered_is_found() {
 }
 
 #[tokio::test]
+async fn a_question_to_people_that_was_made_up_is_found() {
+    let closed = Closed::new().await;
+    let made_up = "INSERT INTO approvals (position, run, call, expires_us) VALUES (5, 1, '1.0', 9)";
+    let fault = closed.first_fault(made_up);
+    assert!(fault.what.contains("the list of what people are asked"), "{fault:?}");
+    assert_eq!(fault.run, Some(closed.runs[0].parse().unwrap()));
+}
+
+#[tokio::test]
 async fn the_journal_refuses_to_be_changed_through_sqlite() {
     let closed = Closed::new().await;
     let connection = Connection::open(&closed.path).unwrap();

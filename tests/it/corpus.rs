@@ -53,11 +53,6 @@ rules:
 protected: [.git]
 ";
 
-/// A rule that wants a person's leave.
-const ASKS: &str = "
-  - {id: test.asks, argv: [sh, asks.sh], decision: require_approval, why: a person is to look at it}
-";
-
 /// How often a case is carried out at most while names change places.
 const MOST_ROUNDS: usize = 50;
 
@@ -191,8 +186,7 @@ fn shown(done: &Output) -> String {
 #[tokio::test]
 async fn each_call_of_the_corpus_is_decided_as_expected_and_nothing_gets_out() {
     let cases = cases(|case| case.call.is_some());
-    let settings = Settings { commands: ASKS.into(), ..Settings::default() };
-    let stage = Stage::open(&cases, settings, |case| case.calls().to_vec()).await;
+    let stage = Stage::open(&cases, Settings::default(), |case| case.calls().to_vec()).await;
     let mechanisms = stage.mechanisms().await;
     let mut findings = Findings::default();
     for case in &cases {

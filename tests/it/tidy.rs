@@ -136,8 +136,10 @@ const FUNCTION_LINES_MOST: usize = 80;
 const FUNCTION_LINES_P95: usize = 40;
 
 /// Every migration in order, with the SHA-256 of its file.
-const MIGRATIONS: [(&str, &str); 1] =
-    [("V1__journal.sql", "54ab771763bad6f7cc4ef3546d27204cdf19055a73263ea3d361ef5b3b978585")];
+const MIGRATIONS: [(&str, &str); 2] = [
+    ("V1__journal.sql", "54ab771763bad6f7cc4ef3546d27204cdf19055a73263ea3d361ef5b3b978585"),
+    ("V2__approvals.sql", "b77f1a9b30d1a08314910da252ad28aead84c48b5a6444c49451362b162bfdf2"),
+];
 
 #[test]
 fn every_module_begins_with_a_header() {

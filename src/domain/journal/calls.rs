@@ -118,6 +118,11 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// Whether it asks for what a person has allowed: `given` are the rules whose question is answered.
+    pub fn is_given(self, rule: &RuleId, given: &[RuleId]) -> bool {
+        self == Self::RequireApproval && given.contains(rule)
+    }
+
     /// As files and answers write it.
     pub fn as_str(self) -> &'static str {
         match self {

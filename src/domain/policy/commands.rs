@@ -134,6 +134,17 @@ pub struct Parsed {
     pub paths: Vec<String>,
 }
 
+impl Parsed {
+    /// Of words of which nobody knows what they are: each may stand for a file, also behind a `=` or a `:`.
+    fn of_anything(words: &[String]) -> Self {
+        let parts = words.iter().flat_map(|word| {
+            let behind = word.split(['=', ':']).skip(1);
+            std::iter::once(word.as_str()).chain(behind)
+        });
+        Self { paths: parts.filter(|part| !part.is_empty()).map(str::to_owned).collect() }
+    }
+}
+
 impl CommandRule {
     /// Whether the rule speaks of this command. A rule that does not allow speaks of whatever follows its words.
     pub fn check(&self, argv: &[String]) -> Result<Parsed, Mismatch> {
@@ -241,10 +252,17 @@ impl ValueRule {
 pub(super) fn judge<'a>(
     rules: &'a Commands,
     argv: &[String],
+    given: &[RuleId],
 ) -> Result<(&'a CommandRule, Parsed), Ruling> {
     let matching = rules.about(argv).filter(|rule| rule.check(argv).is_ok());
-    if let Some(rule) = strictest(matching, |rule| rule.decision) {
-        return Err(refuse(&rule.id, rule.decision, rule.why.clone()));
+    let open = matching.clone().filter(|rule| !rule.decision.is_given(&rule.id, given));
+    if let Some(rule) = strictest(open, |rule| rule.decision) {
+        let ruling = refuse(&rule.id, rule.decision, rule.why.clone());
+        return Err(Ruling { class: rule.class, ..ruling });
+    }
+    // A person looked at the very words: the rule that asked says how they are carried out.
+    if let Some(rule) = matching.clone().find(|rule| rule.decision.is_given(&rule.id, given)) {
+        return Ok((rule, Parsed::of_anything(&argv[rule.argv.len()..])));
     }
     let allowed = rules.about(argv).find_map(|rule| Some((rule, rule.check(argv).ok()?)));
     allowed.ok_or_else(|| no_rule(rules, argv))
@@ -282,7 +300,7 @@ mod tests {
 
     fn judge(rules: &[CommandRule], argv: &[String]) -> Result<RuleId, Ruling> {
         let rules = Commands::from(rules.to_vec());
-        super::judge(&rules, argv).map(|(rule, _)| rule.id.clone())
+        super::judge(&rules, argv, &[]).map(|(rule, _)| rule.id.clone())
     }
 
     fn words(line: &str) -> Vec<String> {

@@ -46,7 +46,7 @@ impl Policy {
         let judged = self
             .check_role(role, tool)
             .and_then(|()| stays_inside(effect))
-            .and_then(|()| self.judge((role, tool), &facts));
+            .and_then(|()| self.judge((role, tool), &facts, &[]));
         let (ruling, orders) = match judged {
             Ok((ruling, orders)) => (ruling, Some(orders)),
             Err(ruling) => (ruling, None),

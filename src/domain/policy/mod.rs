@@ -57,10 +57,11 @@ pub use tested::{Compiled, PolicyTest, TestOutcome, Tests};
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::domain::{
+    approval::Leave,
     effect::{Facts, Factual, Isolation, WorkspacePath},
     ids::{PolicyRevision, RoleName, RuleId, ToolName},
     journal::Verdict,
-    tool::{EffectClass, OnUnknown},
+    tool::{EffectClass, OnUnknown, ToolCall},
 };
 
 /// The rules at one revision. Immutable; a reload makes another.
@@ -84,6 +85,7 @@ pub struct Policy {
     pub protected: Vec<String>,
     pub isolation: IsolationRule,
     pub on_unknown: OnUnknown,
+    pub approvals: ApprovalRule,
     pub network: Network,
     pub hosted: Hosted,
 }
@@ -113,6 +115,22 @@ impl IsolationRule {
             Enforcement::BestEffort => Isolation::Landlock,
         }
     }
+}
+
+/// How people are asked about calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ApprovalRule {
+    /// A call that nobody has said anything about for so long is refused.
+    pub expire_ms: u64,
+    pub by_submitter: BySubmitter,
+}
+
+/// Whether whoever submitted a run may allow its calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BySubmitter {
+    Accept,
+    Refuse,
 }
 
 /// Where a rule is written.
@@ -283,8 +301,28 @@ impl<T> Permit<T> {
 impl Policy {
     /// Decides about `subject`, which `tool` wants, for an agent in `role`.
     pub fn decide<T: Factual>(&self, role: &RoleName, tool: &ToolName, subject: T) -> Decision<T> {
-        let judged = self.judge((role, tool), subject.facts());
-        match judged {
+        self.decide_given((role, tool), subject, &[])
+    }
+
+    /// The same for a call that people gave leave for: what they allowed need not be asked about again.
+    pub fn decide_with_leave<T: Factual>(
+        &self,
+        role: &RoleName,
+        call: &ToolCall,
+        subject: T,
+        leave: &Leave,
+    ) -> Decision<T> {
+        let given = leave.rules(call, subject.facts(), &self.revision);
+        self.decide_given((role, &call.tool), subject, &given)
+    }
+
+    fn decide_given<T: Factual>(
+        &self,
+        who: (&RoleName, &ToolName),
+        subject: T,
+        given: &[RuleId],
+    ) -> Decision<T> {
+        match self.judge(who, subject.facts(), given) {
             Ok((ruling, orders)) => {
                 Decision::Allow(Permit { subject, orders: Box::new(orders), ruling })
             }
@@ -297,6 +335,7 @@ impl Policy {
         &self,
         (role, tool): (&RoleName, &ToolName),
         facts: &Facts,
+        given: &[RuleId],
     ) -> Result<(Ruling, Orders), Ruling> {
         self.check_role(role, tool)?;
         let grant = |rule: &RuleId, network: &[RuleId]| {
@@ -305,25 +344,28 @@ impl Policy {
         };
         match facts {
             Facts::ReadFile { path, .. } => {
-                let rule = paths::judge(&self.paths, FileOperation::Read, path)?;
+                let rule = self.path_rule(FileOperation::Read, path, given)?;
                 Ok((allow(&rule.id, &rule.why, EffectClass::Pure), self.plain_orders()))
             }
             Facts::WriteFile { path, .. } => {
-                let rule = paths::judge(&self.paths, FileOperation::Write, path)?;
+                let rule = self.path_rule(FileOperation::Write, path, given)?;
                 Ok((allow(&rule.id, &rule.why, EffectClass::Reconcilable), self.plain_orders()))
             }
             Facts::EditFile { path, .. } => {
                 // Whether an edit fits tells what stands in the file: it must be readable too.
-                let readable = paths::judge(&self.paths, FileOperation::Read, path);
-                let rule = match (paths::judge(&self.paths, FileOperation::Write, path), readable) {
+                let readable = self.path_rule(FileOperation::Read, path, given);
+                let writable = self.path_rule(FileOperation::Write, path, given);
+                let rule = match (writable, readable) {
                     (Err(ruling), _) if ruling.verdict == Verdict::Deny => return Err(ruling),
-                    (_, Err(ruling)) | (Err(ruling), Ok(_)) => return Err(ruling),
+                    (_, Err(ruling)) | (Err(ruling), Ok(_)) => {
+                        return Err(Ruling { class: EffectClass::Reconcilable, ..ruling });
+                    }
                     (Ok(rule), Ok(_)) => rule,
                 };
                 Ok((allow(&rule.id, &rule.why, EffectClass::Reconcilable), self.plain_orders()))
             }
             Facts::Look { path, .. } => {
-                let rule = paths::judge(&self.paths, FileOperation::Read, path)?;
+                let rule = self.path_rule(FileOperation::Read, path, given)?;
                 // Our own code walks, which no tier lets out.
                 let least_isolation = Isolation::Landlock;
                 let paths = self.paths.clone();
@@ -331,10 +373,11 @@ impl Policy {
                 Ok((allow(&rule.id, &rule.why, EffectClass::Pure), orders))
             }
             Facts::Spawn { argv, .. } => {
-                let (rule, parsed) = commands::judge(&self.commands, argv)?;
+                let (rule, parsed) = commands::judge(&self.commands, argv, given)?;
                 // A file that read_file may not show is not to be had by another program's words either.
                 for path in &parsed.paths {
-                    self.check_named(path)?;
+                    self.check_named(path, given)
+                        .map_err(|ruling| Ruling { class: rule.class, ..ruling })?;
                 }
                 let orders = Orders {
                     limits: rule.limits.unwrap_or(self.limits),
@@ -367,13 +410,27 @@ impl Policy {
 
     /// Whether a rule forbids reading what a command names. The path is not resolved: what a program can
     /// reach is the sandbox's to say, this is for whoever asks openly.
-    fn check_named(&self, path: &str) -> Result<(), Ruling> {
+    fn check_named(&self, path: &str, given: &[RuleId]) -> Result<(), Ruling> {
         let names = path.split('/').filter(|name| !matches!(*name, "" | "."));
         let path = WorkspacePath::from_resolved(names.collect::<Vec<_>>().join("/"));
-        match paths::judge(&self.paths, FileOperation::Read, &path) {
+        match self.path_rule(FileOperation::Read, &path, given) {
             Err(ruling) if ruling.rule != RuleId::new("builtin/no-rule") => Err(ruling),
             Ok(_) | Err(_) => Ok(()),
         }
+    }
+
+    fn path_rule(
+        &self,
+        operation: FileOperation,
+        path: &WorkspacePath,
+        given: &[RuleId],
+    ) -> Result<&PathRule, Ruling> {
+        let class = match operation {
+            FileOperation::Read => EffectClass::Pure,
+            FileOperation::Write => EffectClass::Reconcilable,
+        };
+        paths::judge_given(&self.paths, operation, path, given)
+            .map_err(|ruling| Ruling { class, ..ruling })
     }
 
     fn check_role(&self, role: &RoleName, tool: &ToolName) -> Result<(), Ruling> {

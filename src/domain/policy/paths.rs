@@ -72,8 +72,19 @@ pub fn judge<'a>(
     operation: FileOperation,
     path: &WorkspacePath,
 ) -> Result<&'a PathRule, Ruling> {
+    judge_given(rules, operation, path, &[])
+}
+
+/// The same where a person has allowed what the rules `given` ask about.
+pub(super) fn judge_given<'a>(
+    rules: &'a [PathRule],
+    operation: FileOperation,
+    path: &WorkspacePath,
+    given: &[RuleId],
+) -> Result<&'a PathRule, Ruling> {
     let mut matching = rules.iter().filter(|rule| rule.matches(operation, path));
-    if let Some(rule) = strictest(matching.clone(), |rule| rule.decision) {
+    let open = matching.clone().filter(|rule| !rule.decision.is_given(&rule.id, given));
+    if let Some(rule) = strictest(open, |rule| rule.decision) {
         return Err(refuse(&rule.id, rule.decision, format!("{path}: {}", rule.why)));
     }
     matching.next().ok_or_else(|| {

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use crate::domain::{
-    budget::Usage,
+    approval::Approval,
     ids::CallKey,
     item::{Item, RawJson},
-    journal::{CallResolved, Record, Resolution, ToolOutput},
-    run::Suspension,
+    journal::{
+        ApprovalDecided, ApprovalDecision, ApprovalRequested, CallResolved, Record, Resolution,
+        ToolOutput,
+    },
+    run::{RunState, Suspension},
     tool::{EffectClass, OnUnknown, ToolCall},
 };
 
@@ -20,6 +23,8 @@ pub struct OpenCall {
     pub facts: Option<RawJson>,
     /// As the policy said then.
     pub on_unknown: OnUnknown,
+    /// What people have allowed of it.
+    pub approvals: Vec<Approval>,
 }
 
 /// How far a call has come.
@@ -42,6 +47,21 @@ pub enum Progress {
         attempt: u32,
         class: EffectClass,
     },
+    /// A person is asked whether it may be done, as attempt `attempt`.
+    Waiting {
+        attempt: u32,
+        asked: Arc<ApprovalRequested>,
+    },
+    /// A person allowed it; it is not begun.
+    Approved {
+        attempt: u32,
+        class: EffectClass,
+    },
+    /// A person said no, or nobody said anything in time.
+    Denied {
+        attempt: u32,
+        said: Arc<ApprovalDecided>,
+    },
     Done {
         output: Arc<str>,
     },
@@ -58,7 +78,18 @@ impl OpenCall {
             Progress::Asked
             | Progress::Intended { .. }
             | Progress::Lost { .. }
-            | Progress::ToRetry { .. } => None,
+            | Progress::ToRetry { .. }
+            | Progress::Waiting { .. }
+            | Progress::Approved { .. }
+            | Progress::Denied { .. } => None,
+        }
+    }
+
+    /// What a person is asked about it; none if nobody is asked.
+    pub fn waits_for(&self) -> Option<&Arc<ApprovalRequested>> {
+        match &self.progress {
+            Progress::Waiting { asked, .. } => Some(asked),
+            _ => None,
         }
     }
 
@@ -69,11 +100,11 @@ impl OpenCall {
         (is_unknown && self.on_unknown == OnUnknown::Ask).then_some(self.call.key)
     }
 
-    pub(super) fn fold(&mut self, record: &Record, usage: &mut Usage) {
+    pub(super) fn fold(&mut self, record: &Record, state: &mut RunState) {
         let key = self.call.key;
         let next = match (&self.progress, record) {
             (Progress::Asked, Record::ToolCalled(called)) if called.call == key => {
-                usage.tool_calls += 1;
+                state.usage.tool_calls += 1;
                 self.facts = called.facts.clone();
                 self.on_unknown = called.on_unknown;
                 Progress::Intended { attempt: 1, class: called.effect_class }
@@ -82,6 +113,36 @@ impl OpenCall {
                 Progress::Lost { attempt, class },
                 Record::CallResolved(CallResolved { call, resolution: Resolution::Retry, .. }),
             ) if *call == key => Progress::ToRetry { attempt: *attempt, class: *class },
+            (Progress::Intended { attempt, .. }, Record::ApprovalRequested(asked))
+                if asked.call == key =>
+            {
+                // What it will have been begun with, should its outcome be lost.
+                if *attempt == 1 {
+                    self.facts = Some(asked.facts.clone());
+                }
+                Progress::Waiting { attempt: *attempt, asked: Arc::new(asked.clone()) }
+            }
+            (Progress::Waiting { attempt, asked }, Record::ApprovalDecided(said))
+                if said.call == key && said.digest == asked.digest =>
+            {
+                match said.decision {
+                    ApprovalDecision::Approved => {
+                        let (rule, digest) = (asked.rule.clone(), asked.digest.clone());
+                        self.approvals.push(Approval { rule, digest });
+                        state.grants.extend(said.grant.clone());
+                        Progress::Approved { attempt: *attempt, class: asked.effect_class }
+                    }
+                    ApprovalDecision::Denied | ApprovalDecision::Expired => {
+                        Progress::Denied { attempt: *attempt, said: Arc::new(said.clone()) }
+                    }
+                }
+            }
+            // Decided once more, with that leave: what follows is the effect.
+            (Progress::Approved { attempt, class }, Record::Decided(decided))
+                if decided.call == key =>
+            {
+                Progress::Intended { attempt: *attempt, class: *class }
+            }
             (
                 Progress::Lost { class, .. } | Progress::ToRetry { class, .. },
                 Record::ToolResumed(resumed),
@@ -92,11 +153,16 @@ impl OpenCall {
                 Progress::Lost { attempt: *attempt, class: *class }
             }
             (
-                Progress::Intended { .. } | Progress::Lost { .. } | Progress::ToRetry { .. },
+                Progress::Intended { .. }
+                | Progress::Lost { .. }
+                | Progress::ToRetry { .. }
+                | Progress::Waiting { .. }
+                | Progress::Approved { .. }
+                | Progress::Denied { .. },
                 Record::ToolOutput(ToolOutput { call, output, used, .. }),
             ) if *call == key => {
                 let cpu_ms = used.as_ref().map_or(0, |used| used.cpu_ms);
-                usage.cpu_ms = usage.cpu_ms.saturating_add(cpu_ms);
+                state.usage.cpu_ms = state.usage.cpu_ms.saturating_add(cpu_ms);
                 Progress::Done { output: output.clone() }
             }
             _ => return,
@@ -115,6 +181,19 @@ pub(super) fn outcome_unknown(calls: &[OpenCall]) -> Option<Suspension> {
             named(&unknown)
         ),
         calls: unknown,
+    })
+}
+
+/// What people are asked; none if there is nothing.
+pub(super) fn approval_awaited(calls: &[OpenCall]) -> Option<Suspension> {
+    let waiting: Vec<CallKey> =
+        calls.iter().filter(|open| open.waits_for().is_some()).map(|open| open.call.key).collect();
+    (!waiting.is_empty()).then(|| Suspension::AwaitingApproval {
+        message: format!(
+            "a person has to allow {} (agentctl approvals says what that is; agentctl run approve, or run deny)",
+            named(&waiting)
+        ),
+        calls: waiting,
     })
 }
 

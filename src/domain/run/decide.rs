@@ -1,9 +1,13 @@
 //! What is done next with a run, from its state alone. What an entry does to the state: [`super::fold`].
 
+use std::sync::Arc;
+
 use crate::domain::{
+    approval::Leave,
     budget::Budget,
     ids::Timestamp,
     item::RawJson,
+    journal::ApprovalDecided,
     run::{
         Ending, Failure, Nudged, OpenCall, Phase, Progress, RunState, Suspension, Wish, Work, calls,
     },
@@ -38,6 +42,10 @@ pub struct Invocation {
     pub mode: InvocationMode,
     /// What an earlier attempt was resolved to.
     pub earlier: Option<RawJson>,
+    /// What people allowed of it, and of the run's calls.
+    pub leave: Leave,
+    /// What a person said who did not allow it.
+    pub denied: Option<Arc<ApprovalDecided>>,
 }
 
 /// How a call is to be carried out.
@@ -49,12 +57,18 @@ pub enum InvocationMode {
     Again { attempt: u32 },
     /// The same, whatever the policy says of second attempts: somebody has said so.
     Retry { attempt: u32 },
+    /// As attempt `attempt`, which a person was asked about and allowed.
+    Approved { attempt: u32 },
     /// Not at all: the run is being cancelled and the call needs an output. Nothing was started.
     CloseUnstarted,
     /// Not at all, but its intent is on disk: it was killed, or lost.
     CloseStarted,
     /// Not at all: it was lost, and the model is to be told that nobody knows what it did.
     CloseUnknown,
+    /// Not at all: a person did not allow it.
+    CloseDenied,
+    /// Not at all: the run is being cancelled while a person was asked. Its intent is on disk, and nothing was started.
+    CloseAsked,
 }
 
 /// What to do next. Never asks for what is on disk as begun, unless its daemon is known to be dead.
@@ -83,12 +97,24 @@ fn decide_cancelled(work: &Work) -> Command {
     let closing = calls.iter().filter_map(|open| {
         let mode = match open.progress {
             Progress::Asked => InvocationMode::CloseUnstarted,
-            Progress::Intended { .. } | Progress::Lost { .. } | Progress::ToRetry { .. } => {
-                InvocationMode::CloseStarted
-            }
+            Progress::Waiting { attempt: 1, .. }
+            | Progress::Approved { attempt: 1, .. }
+            | Progress::Denied { attempt: 1, .. } => InvocationMode::CloseAsked,
+            Progress::Intended { .. }
+            | Progress::Lost { .. }
+            | Progress::ToRetry { .. }
+            | Progress::Waiting { .. }
+            | Progress::Approved { .. }
+            | Progress::Denied { .. } => InvocationMode::CloseStarted,
             Progress::Done { .. } => return None,
         };
-        Some(Invocation { call: open.call.clone(), mode, earlier: None })
+        Some(Invocation {
+            call: open.call.clone(),
+            mode,
+            earlier: None,
+            leave: Leave::default(),
+            denied: None,
+        })
     });
     Command::Invoke(closing.collect())
 }
@@ -130,15 +156,22 @@ fn decide_calls(state: &RunState, open: &[OpenCall]) -> Command {
     if let Some(limit) = too_many_calls(state, open, &state.budget) {
         return Command::Suspend(out_of(limit));
     }
-    let due: Vec<Invocation> = open.iter().filter_map(due_invocation).collect();
-    match (due.is_empty(), calls::outcome_unknown(open)) {
-        (false, _) => Command::Invoke(due),
-        (true, None) => Command::Rest,
-        (true, Some(why)) => Command::Suspend(why),
+    let due: Vec<Invocation> = open
+        .iter()
+        .filter_map(|call| {
+            let mut invocation = due_invocation(call)?;
+            invocation.leave.grants.clone_from(&state.grants);
+            Some(invocation)
+        })
+        .collect();
+    let waiting = || calls::outcome_unknown(open).or_else(|| calls::approval_awaited(open));
+    match due.is_empty() {
+        false => Command::Invoke(due),
+        true => waiting().map_or(Command::Rest, Command::Suspend),
     }
 }
 
-fn due_invocation(open: &OpenCall) -> Option<Invocation> {
+pub(super) fn due_invocation(open: &OpenCall) -> Option<Invocation> {
     let mode = match open.progress {
         Progress::Asked => InvocationMode::First,
         Progress::Lost { class: EffectClass::NonIdempotent, .. } => match open.on_unknown {
@@ -151,9 +184,19 @@ fn due_invocation(open: &OpenCall) -> Option<Invocation> {
         Progress::ToRetry { attempt, .. } => {
             InvocationMode::Retry { attempt: attempt.saturating_add(1) }
         }
-        Progress::Intended { .. } | Progress::Done { .. } => return None,
+        Progress::Approved { attempt, .. } => InvocationMode::Approved { attempt },
+        Progress::Denied { attempt: 1, .. } => InvocationMode::CloseDenied,
+        Progress::Denied { .. } => InvocationMode::CloseUnknown,
+        Progress::Intended { .. } | Progress::Waiting { .. } | Progress::Done { .. } => {
+            return None;
+        }
     };
-    Some(Invocation { call: open.call.clone(), mode, earlier: open.facts.clone() })
+    let denied = match &open.progress {
+        Progress::Denied { said, .. } => Some(said.clone()),
+        _ => None,
+    };
+    let leave = Leave { approvals: open.approvals.clone(), grants: Vec::new() };
+    Some(Invocation { call: open.call.clone(), mode, earlier: open.facts.clone(), leave, denied })
 }
 
 impl RunState {

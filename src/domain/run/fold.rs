@@ -11,7 +11,7 @@ use crate::domain::{
     },
     run::{
         Ending, Failure, Inputs, Nudged, OpenCall, Phase, Progress, Replay, RunState, Suspension,
-        Wish, Work, calls,
+        Wish, Work, calls, decide::due_invocation,
     },
     tool::{OnUnknown, ToolCall},
 };
@@ -86,9 +86,10 @@ fn suspended(why: Suspension, work: Work, record: &Record, state: &mut RunState)
     match (&why, record) {
         // The wish to stop lifts a suspension: what is open is closed, then the run ends.
         (_, Record::CancelRequested(_)) => Phase::Going(work),
-        (Suspension::OutcomeUnknown { .. }, Record::CallResolved(_) | Record::ToolOutput(_)) => {
-            work.after(record, state).unless_unknown()
-        }
+        (
+            Suspension::OutcomeUnknown { .. } | Suspension::AwaitingApproval { .. },
+            Record::CallResolved(_) | Record::ApprovalDecided(_) | Record::ToolOutput(_),
+        ) => work.after(record, state).unless_waiting(),
         (Suspension::Paused { .. } | Suspension::BudgetExhausted { .. }, Record::RunResumed(_)) => {
             Phase::Going(work)
         }
@@ -137,13 +138,17 @@ impl RunState {
 }
 
 impl Work {
-    /// Goes on, or stands still for as long as the outcome of a call is not known.
-    fn unless_unknown(self) -> Phase {
-        let unknown = match &self {
-            Self::Calling { calls } => calls::outcome_unknown(calls),
+    /// Goes on, or stands still for as long as the outcome of a call is not known, or nothing can be done before a
+    /// person has allowed it.
+    fn unless_waiting(self) -> Phase {
+        let waiting = match &self {
+            Self::Calling { calls } => calls::outcome_unknown(calls).or_else(|| {
+                let is_due = calls.iter().any(|open| due_invocation(open).is_some());
+                if is_due { None } else { calls::approval_awaited(calls) }
+            }),
             _ => None,
         };
-        match unknown {
+        match waiting {
             Some(why) => Phase::Suspended { why, work: self },
             None => Phase::Going(self),
         }
@@ -188,7 +193,7 @@ impl Work {
                 Self::ToAsk { attempt: 1 }
             }
             (Self::Calling { mut calls }, record) => {
-                calls.iter_mut().for_each(|open| open.fold(record, &mut state.usage));
+                calls.iter_mut().for_each(|open| open.fold(record, state));
                 settled(calls, state)
             }
             (unchanged, _) => unchanged,
@@ -235,6 +240,7 @@ fn answered(response: &ModelResponse, state: &mut RunState) -> Work {
             progress: Progress::Asked,
             facts: None,
             on_unknown: OnUnknown::Ask,
+            approvals: Vec::new(),
         })
         .collect();
     match calls.is_empty() {

@@ -15,7 +15,7 @@ fn invocation(index: u32, mode: InvocationMode) -> Invocation {
         tool: ToolName::new("some_tool"),
         arguments: "{}".into(),
     };
-    Invocation { call, mode, earlier: None }
+    Invocation { call, mode, earlier: None, leave: Leave::default(), denied: None }
 }
 
 fn check(

@@ -18,6 +18,8 @@ pub(super) fn any_suspension() -> impl Strategy<Value = Suspension> {
         Just(Suspension::RequestLost { message: message() }),
         Just(Suspension::Paused { message: message() }),
         vec(any_key(), 0..3)
+            .prop_map(move |calls| Suspension::AwaitingApproval { calls, message: message() }),
+        vec(any_key(), 0..3)
             .prop_map(move |calls| Suspension::OutcomeUnknown { calls, message: message() }),
     ]
 }
@@ -31,6 +33,11 @@ pub(super) fn any_resumed() -> impl Strategy<Value = Record> {
     (option::of(budget()), lost).prop_map(|(budget, lost_request)| {
         run_resumed(RunResumed { budget, lost_request, ..by_somebody() })
     })
+}
+
+pub(super) fn any_decision() -> impl Strategy<Value = ApprovalDecision> {
+    use ApprovalDecision::{Approved, Denied, Expired};
+    select([Approved, Denied, Expired].as_slice())
 }
 
 pub(super) fn any_ending() -> impl Strategy<Value = Ending> {
@@ -70,7 +77,9 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
         8 => (any_key(), class).prop_map(|(call, class)| called(call, class)),
         8 => (any_key(), number()).prop_map(|(call, attempt)| resumed(call, attempt)),
         4 => (any_key(), any_resolution()).prop_map(|(call, said)| resolved(call, said)),
-        2 => any_key().prop_map(decided),
+        4 => any_key().prop_map(decided),
+        4 => (any_key(), select(CLASSES.as_slice())).prop_map(|(call, class)| approval_requested(call, class)),
+        4 => (any_key(), any_decision()).prop_map(|(call, said)| approval_decided(call, said)),
         8 => any_key().prop_map(output),
         2 => Just(cancelled()),
         2 => Just(paused()),

@@ -24,17 +24,19 @@ use serde_json::{Value, json, value::to_raw_value};
 
 use super::*;
 use crate::domain::{
+    approval::{Leave, RunGrant},
     budget::TokenCount,
     effect::Isolation,
     host::Host,
     ids::{CallId, Caller, Epoch, PolicyRevision, RuleId, ToolName, TreeId},
     item::{Paired, RawJson, check_pairing},
     journal::{
-        AnsweredItem, AskedCall, BackendError, CallResolved, CancelRequested, Connection,
-        DaemonStarted, DaemonStopped, Decided, HostedDecided, InputReceived, LostRequest,
-        ModelNudged, ModelRequest, ModelResponse, Moment, NetworkUsed, PauseRequested,
-        PolicyReload, Reloaded, Resolution, RunAnchored, RunFinished, RunRecovered, RunResumed,
-        RunSuspended, Sent, ToolCalled, ToolOutput, ToolResumed, Used, Verdict, WorkspaceSnapshot,
+        AnsweredItem, ApprovalDecided, ApprovalDecision, ApprovalRequested, AskedCall,
+        BackendError, CallResolved, CancelRequested, Connection, DaemonStarted, DaemonStopped,
+        Decided, HostedDecided, InputReceived, LostRequest, ModelNudged, ModelRequest,
+        ModelResponse, Moment, NetworkUsed, PauseRequested, PolicyReload, Reloaded, Resolution,
+        RunAnchored, RunFinished, RunRecovered, RunResumed, RunSuspended, Sent, ToolCalled,
+        ToolOutput, ToolResumed, Used, Verdict, WorkspaceSnapshot,
     },
     retry,
     status::StateName,
@@ -254,6 +256,10 @@ fn the_world_shows_every_ending_and_every_mode_of_invocation() {
         "CloseStarted",
         "PAUSED",
         "RequestLost",
+        "AWAITING_APPROVAL",
+        "Approved { attempt: 1 }",
+        "CloseAsked",
+        "CloseDenied",
     ];
     let missing: Vec<_> = wanted.into_iter().filter(|name| !seen.contains(*name)).collect();
     assert!(missing.is_empty(), "no life shows {missing:?}");

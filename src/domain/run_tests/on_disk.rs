@@ -11,7 +11,7 @@ pub(super) fn written_and_read(record: &Record) -> Record {
 fn examples() -> Vec<Record> {
     let call = key(1, 0);
     let facts = Some(raw(&json!({ "path": "notes.txt" })));
-    let of_a_run = vec![
+    let first = vec![
         spec(Budget::default()).into(),
         RunCreated {
             model: Some("qwen3".into()),
@@ -55,6 +55,8 @@ fn examples() -> Vec<Record> {
         ToolCalled { facts, ..intent(call, EffectClass::NonIdempotent) }.into(),
         ToolCalled { on_unknown: OnUnknown::TellModel, ..intent(call, EffectClass::NonIdempotent) }
             .into(),
+    ];
+    let on = vec![
         resolved(call, Resolution::DidNotRun),
         resolved(call, Resolution::DidRun),
         resolved(call, Resolution::Retry),
@@ -74,17 +76,44 @@ fn examples() -> Vec<Record> {
         paused(),
         cancelled(),
         recovered(),
-        suspended(Suspension::BudgetExhausted { limit: "turns".into(), message: "more".into() }),
-        suspended(Suspension::OutcomeUnknown { calls: vec![call], message: "look".into() }),
-        suspended(Suspension::RequestLost { message: "look".into() }),
-        suspended(Suspension::Paused { message: "it waits".into() }),
-        run_resumed(RunResumed { budget: Some(Budget::default()), ..by_somebody() }),
-        run_resumed(RunResumed { lost_request: LostRequest::Repeat, ..by_somebody() }),
+    ];
+    let endings = vec![
         finished(Ending::Succeeded { answer: "all done".into() }),
         finished(Ending::Failed(failure())),
         finished(Ending::Cancelled),
     ];
-    [of_a_run, records_of_the_daemon()].concat()
+    [first, of_approvals(call), on, of_standing_still(call), endings, records_of_the_daemon()]
+        .concat()
+}
+
+fn of_approvals(call: CallKey) -> Vec<Record> {
+    vec![
+        approval_requested(call, EffectClass::NonIdempotent),
+        approval_decided(call, ApprovalDecision::Denied),
+        approval_decided(call, ApprovalDecision::Expired),
+        ApprovalDecided {
+            grant: Some(RunGrant {
+                rule: RuleId::new("ask"),
+                tool: ToolName::new("some_tool"),
+                revision: PolicyRevision::new("sha256:00"),
+                by: Caller::new("caller:ann"),
+            }),
+            ..decided_by_somebody(call, ApprovalDecision::Approved)
+        }
+        .into(),
+    ]
+}
+
+fn of_standing_still(call: CallKey) -> Vec<Record> {
+    vec![
+        suspended(Suspension::BudgetExhausted { limit: "turns".into(), message: "more".into() }),
+        suspended(Suspension::OutcomeUnknown { calls: vec![call], message: "look".into() }),
+        suspended(Suspension::AwaitingApproval { calls: vec![call], message: "allow".into() }),
+        suspended(Suspension::RequestLost { message: "look".into() }),
+        suspended(Suspension::Paused { message: "it waits".into() }),
+        run_resumed(RunResumed { budget: Some(Budget::default()), ..by_somebody() }),
+        run_resumed(RunResumed { lost_request: LostRequest::Repeat, ..by_somebody() }),
+    ]
 }
 
 #[test]

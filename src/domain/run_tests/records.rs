@@ -257,3 +257,36 @@ pub(super) fn unsafe_request(turn: u32, attempt: u32) -> Record {
     };
     ModelRequest { hosted_tools: vec![hosted], ..model_request(turn, attempt) }.into()
 }
+
+pub(super) fn approval_requested(call: CallKey, effect_class: EffectClass) -> Record {
+    ApprovalRequested {
+        call,
+        call_id: call_id(call),
+        tool: ToolName::new("some_tool"),
+        arguments: "{}".into(),
+        facts: raw(&json!({ "path": "notes.txt" })),
+        effect_class,
+        rule: RuleId::new("ask"),
+        why: "a person is to look at it".into(),
+        revision: PolicyRevision::new("sha256:00"),
+        digest: "00".repeat(32),
+        expires: Timestamp(5),
+    }
+    .into()
+}
+
+pub(super) fn approval_decided(call: CallKey, decision: ApprovalDecision) -> Record {
+    decided_by_somebody(call, decision).into()
+}
+
+pub(super) fn decided_by_somebody(call: CallKey, decision: ApprovalDecision) -> ApprovalDecided {
+    ApprovalDecided {
+        call,
+        call_id: call_id(call),
+        by: Caller::new("caller:ann"),
+        decision,
+        digest: "00".repeat(32),
+        why: "it is fine".into(),
+        grant: None,
+    }
+}

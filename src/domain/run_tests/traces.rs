@@ -15,6 +15,10 @@ pub(super) struct Traces {
     to_retry: bool,
     /// How often that was said.
     pub(super) retries: usize,
+    /// What was said last of whether it may be done; none while that is asked, or if it never was.
+    said: Option<ApprovalDecision>,
+    /// Whether a person was asked since its last attempt was begun, or written down.
+    asked: bool,
     pub(super) outputs: usize,
 }
 
@@ -31,6 +35,16 @@ pub(super) fn traces(entries: &[Entry], key: CallKey) -> Traces {
             Record::CallResolved(resolved) if resolved.call == key => {
                 traces.to_retry = resolved.resolution == Resolution::Retry;
                 traces.retries += usize::from(traces.to_retry);
+            }
+            Record::ApprovalRequested(asked) if asked.call == key => {
+                (traces.asked, traces.said) = (true, None);
+            }
+            Record::ApprovalDecided(said) if said.call == key => traces.said = Some(said.decision),
+            // With leave: what was asked about is begun now.
+            Record::Decided(decided)
+                if decided.call == key && traces.said == Some(ApprovalDecision::Approved) =>
+            {
+                (traces.asked, traces.said) = (false, None);
             }
             Record::ToolResumed(resumed) if resumed.call == key => {
                 traces.begun.push(resumed.attempt);
@@ -77,11 +91,23 @@ pub(super) fn assert_may_be_invoked(entries: &[Entry], invocation: &Invocation) 
                 && traces.to_retry
                 && traces.begun.last().is_some_and(|last| *last < attempt)
         }
+        // Or lost before a person was asked about another attempt, and said no.
+        InvocationMode::CloseUnknown if traces.said.is_some() => traces.begun.len() > 1,
         InvocationMode::CloseUnknown => {
             traces.lost
                 && traces.class == Some(EffectClass::NonIdempotent)
                 && traces.on_unknown == OnUnknown::TellModel
         }
+        InvocationMode::Approved { attempt } => {
+            traces.asked
+                && traces.said == Some(ApprovalDecision::Approved)
+                && traces.begun.last() == Some(&attempt)
+        }
+        InvocationMode::CloseDenied => {
+            traces.asked
+                && matches!(traces.said, Some(ApprovalDecision::Denied | ApprovalDecision::Expired))
+        }
+        InvocationMode::CloseAsked => cancel_was_requested(entries) && traces.asked,
         InvocationMode::CloseUnstarted => cancel_was_requested(entries) && traces.begun.is_empty(),
         InvocationMode::CloseStarted => cancel_was_requested(entries) && !traces.begun.is_empty(),
     };

@@ -13,6 +13,8 @@ pub(super) struct Fate {
     deaths: BTreeSet<usize>,
     /// What somebody says of each call that the run stands still for, one after the other; nobody says more.
     resolutions: Vec<Resolution>,
+    /// What somebody says of each call that a person has to allow, one after the other; nobody says more.
+    decisions: Vec<ApprovalDecision>,
     /// Requests, counted from 0, for which the backend may run tools that do something.
     unsafe_requests: BTreeSet<usize>,
     /// What people say of the run at the so many-th time that the daemon listens.
@@ -51,8 +53,16 @@ pub(super) enum Said {
 pub(super) struct Planned {
     class: EffectClass,
     on_unknown: OnUnknown,
+    asks: Asks,
     /// Of calls that run side by side, those with lower ranks are done first.
     rank: u8,
+}
+
+/// Whether a person has to allow it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asks {
+    Nobody,
+    APerson,
 }
 
 /// One daemon after the other, and the run they carry on.
@@ -67,6 +77,7 @@ pub(super) struct World {
     resolved: usize,
     requests: usize,
     resumed: usize,
+    said_of_calls: usize,
 }
 
 /// The daemon is dead.
@@ -84,7 +95,7 @@ impl World {
         let state = folded(&entries);
         let planned = HashMap::new();
         let (replies, writes, listened) = (0, 0, 0);
-        let (resolved, requests, resumed) = (0, 0, 0);
+        let (resolved, requests, resumed, said_of_calls) = (0, 0, 0, 0);
         Self {
             fate,
             state,
@@ -96,6 +107,7 @@ impl World {
             resolved,
             requests,
             resumed,
+            said_of_calls,
         }
     }
 
@@ -104,6 +116,7 @@ impl World {
         for _ in 0..self.most_steps() {
             match decide(&self.state) {
                 Command::Rest if self.is_resolved() => {}
+                Command::Rest if self.is_decided_about() => {}
                 Command::Rest if self.is_let_go_on() => {}
                 Command::Rest if self.will_be_cancelled() => self.append(cancelled()),
                 Command::Rest => return self,
@@ -123,6 +136,7 @@ impl World {
         turns * (retry::MAX_ATTEMPTS as usize + 2)
             + 2 * self.fate.deaths.len()
             + 3 * self.fate.resolutions.len()
+            + 3 * self.fate.decisions.len()
             // What is said may make one turn more; and each time that the run is let go on it has more turns.
             + 4 * self.fate.said.len()
             + self.fate.resumptions * (4 * (retry::MAX_ATTEMPTS as usize + 2) + 2)
@@ -143,11 +157,25 @@ impl World {
         true
     }
 
+    /// Whether somebody has said something of a call that a person has to allow.
+    fn is_decided_about(&mut self) -> bool {
+        let waits = |call: &CallKey| {
+            self.state.open_call(*call).is_some_and(|open| open.waits_for().is_some())
+        };
+        let open = self.planned.keys().copied().filter(waits).min();
+        let said = self.fate.decisions.get(self.said_of_calls).copied();
+        let Some((call, said)) = open.zip(said) else { return false };
+        self.said_of_calls += 1;
+        self.append(approval_decided(call, said));
+        true
+    }
+
     /// Whether somebody has let the run go on that stands still, with more of everything.
     fn is_let_go_on(&mut self) -> bool {
         let Phase::Suspended { why, .. } = &self.state.phase else { return false };
-        if self.resumed == self.fate.resumptions || matches!(why, Suspension::OutcomeUnknown { .. })
-        {
+        let needs_more =
+            matches!(why, Suspension::OutcomeUnknown { .. } | Suspension::AwaitingApproval { .. });
+        if self.resumed == self.fate.resumptions || needs_more {
             return false;
         }
         self.resumed += 1;
@@ -235,17 +263,32 @@ impl World {
                     let Planned { class, on_unknown, .. } = self.planned[&call.key];
                     self.write(ToolCalled { on_unknown, ..intent(call.key, class) }.into())?;
                     self.write(decided(call.key))?;
+                    self.ask_about(call.key)?;
                 }
                 InvocationMode::Again { attempt } | InvocationMode::Retry { attempt } => {
                     self.write(resumed(call.key, *attempt))?;
+                    self.ask_about(call.key)?;
                 }
+                InvocationMode::Approved { .. } => self.write(decided(call.key))?,
                 InvocationMode::CloseUnstarted => {
                     self.write(called(call.key, EffectClass::Pure))?;
                 }
-                InvocationMode::CloseStarted | InvocationMode::CloseUnknown => {}
+                InvocationMode::CloseStarted
+                | InvocationMode::CloseUnknown
+                | InvocationMode::CloseAsked
+                | InvocationMode::CloseDenied => {}
             }
         }
-        let mut ends: Vec<CallKey> = invocations.iter().map(|begun| begun.call.key).collect();
+        let is_asked = |call: &CallKey| {
+            self.state.open_call(*call).is_some_and(|open| open.waits_for().is_some())
+        };
+        let is_closed =
+            |mode| matches!(mode, InvocationMode::CloseAsked | InvocationMode::CloseStarted);
+        let mut ends: Vec<CallKey> = invocations
+            .iter()
+            .filter(|begun| is_closed(begun.mode) || !is_asked(&begun.call.key))
+            .map(|begun| begun.call.key)
+            .collect();
         ends.sort_by_key(|call| self.planned[call].rank);
         for call in ends {
             // Calls under way are stopped by a cancellation, and then have an output all the same.
@@ -253,6 +296,14 @@ impl World {
             self.write(output(call))?;
         }
         Ok(())
+    }
+
+    fn ask_about(&mut self, call: CallKey) -> Result<(), Died> {
+        let Planned { asks, class, .. } = self.planned[&call];
+        match asks {
+            Asks::Nobody => Ok(()),
+            Asks::APerson => self.write(approval_requested(call, class)),
+        }
     }
 
     fn hear(&mut self) -> Result<Heard, Died> {
@@ -298,8 +349,9 @@ pub(super) fn budget() -> impl Strategy<Value = Budget> {
 
 pub(super) fn reply() -> impl Strategy<Value = Reply> {
     let unknown = prop_oneof![3 => Just(OnUnknown::Ask), 1 => Just(OnUnknown::TellModel)];
-    let planned = (select(CLASSES.as_slice()), unknown, any::<u8>())
-        .prop_map(|(class, on_unknown, rank)| Planned { class, on_unknown, rank });
+    let asks = prop_oneof![4 => Just(Asks::Nobody), 1 => Just(Asks::APerson)];
+    let planned = (select(CLASSES.as_slice()), unknown, asks, any::<u8>())
+        .prop_map(|(class, on_unknown, asks, rank)| Planned { class, on_unknown, asks, rank });
     let text = option::of(Just(Arc::from("all done")));
     prop_oneof![
         10 => (vec(planned, 0..=4), text).prop_map(|(calls, text)| Reply::Answer { calls, text }),
@@ -315,15 +367,17 @@ fn said() -> impl Strategy<Value = BTreeMap<usize, Said>> {
 
 pub(super) fn fate() -> impl Strategy<Value = Fate> {
     let (deaths, unsafe_requests) = (btree_set(0..40usize, 0..4), btree_set(0..8usize, 0..3));
-    let people = (vec(any_resolution(), 0..4), said(), 0..3usize, option::of(0..20usize));
+    let said_of_calls = (vec(any_resolution(), 0..4), vec(any_decision(), 0..4));
+    let people = (said_of_calls, said(), 0..3usize, option::of(0..20usize));
     (budget(), vec(reply(), 1..5), deaths, unsafe_requests, people).prop_map(
         |(budget, replies, deaths, unsafe_requests, people)| {
-            let (resolutions, said, resumptions, cancel_at) = people;
+            let ((resolutions, decisions), said, resumptions, cancel_at) = people;
             Fate {
                 budget,
                 replies,
                 deaths,
                 resolutions,
+                decisions,
                 unsafe_requests,
                 said,
                 resumptions,

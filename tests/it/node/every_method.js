@@ -59,6 +59,20 @@ const EXERCISES = {
     const refused = daemon.call('RunService/ResolveToolCall', wish);
     await assert.rejects(refused, { code: grpc.status.FAILED_PRECONDITION });
   },
+  async 'RunService/ListPendingApprovals'(daemon) {
+    const page = await daemon.call('RunService/ListPendingApprovals', {});
+    assert.deepEqual(page.approvals, []);
+  },
+  async 'RunService/ApproveToolCall'(daemon) {
+    const wish = { run_id: daemon.run, turn: 1, digest: '00'.repeat(32) };
+    const refused = daemon.call('RunService/ApproveToolCall', wish);
+    await assert.rejects(refused, { code: grpc.status.FAILED_PRECONDITION });
+  },
+  async 'RunService/DenyToolCall'(daemon) {
+    const wish = { run_id: daemon.run, turn: 1, digest: '00'.repeat(32) };
+    const refused = daemon.call('RunService/DenyToolCall', wish);
+    await assert.rejects(refused, { code: grpc.status.FAILED_PRECONDITION });
+  },
   async 'RunService/PauseRun'(daemon) {
     const refused = daemon.call('RunService/PauseRun', { id: daemon.run, why: 'lunch' });
     await assert.rejects(refused, { code: grpc.status.FAILED_PRECONDITION });

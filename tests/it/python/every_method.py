@@ -99,6 +99,27 @@ def resolve_tool_call(daemon):
         assert error.code() == grpc.StatusCode.FAILED_PRECONDITION, error
 
 
+def list_pending_approvals(daemon):
+    assert not daemon.call("RunService", "ListPendingApprovals").approvals
+
+
+def decide(daemon, method):
+    """About a call that nobody is asked about."""
+    try:
+        daemon.call("RunService", method, run_id=daemon.run, turn=1, digest="00" * 32)
+        raise AssertionError("nothing waits")
+    except grpc.RpcError as error:
+        assert error.code() == grpc.StatusCode.FAILED_PRECONDITION, error
+
+
+def approve_tool_call(daemon):
+    decide(daemon, "ApproveToolCall")
+
+
+def deny_tool_call(daemon):
+    decide(daemon, "DenyToolCall")
+
+
 def refused_after_the_end(daemon, method, **fields):
     try:
         daemon.call("RunService", method, id=daemon.run, **fields)
@@ -202,6 +223,9 @@ EXERCISES = {
     "RunService/ListToolCalls": list_tool_calls,
     "RunService/GetRunDiff": get_run_diff,
     "RunService/ResolveToolCall": resolve_tool_call,
+    "RunService/ListPendingApprovals": list_pending_approvals,
+    "RunService/ApproveToolCall": approve_tool_call,
+    "RunService/DenyToolCall": deny_tool_call,
     "RunService/PauseRun": pause_run,
     "RunService/ResumeRun": resume_run,
     "RunService/SendRunInput": send_run_input,

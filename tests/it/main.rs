@@ -21,6 +21,7 @@ mod ctl;
 mod declared;
 mod demo;
 mod egress;
+mod golden;
 mod hosted;
 mod launcher;
 mod limits;

@@ -107,6 +107,19 @@ impl TestDaemon {
         daemon
     }
 
+    /// A daemon that takes over a store which somebody kept.
+    pub(crate) fn start_from(settings: Settings, kept: &Path) -> Self {
+        let mut daemon = Self::prepared(settings);
+        fs::create_dir(daemon.state()).unwrap();
+        for name in ["agentd.db", "seal.key"] {
+            let copy = daemon.state().join(name);
+            fs::copy(kept.join(name), &copy).unwrap();
+            fs::set_permissions(copy, fs::Permissions::from_mode(0o600)).unwrap();
+        }
+        daemon.boot();
+        daemon
+    }
+
     /// A daemon whose runs may work anywhere below `root`.
     pub(crate) fn start_in(settings: Settings, root: &Path) -> Self {
         let mut daemon = Self::prepared(settings);

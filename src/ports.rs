@@ -455,6 +455,8 @@ pub struct RunSummary {
     pub model: Option<String>,
     pub submitter: Caller,
     pub labels: BTreeMap<String, String>,
+    /// The run and the checkpoint that it began at, if it did not begin anew.
+    pub forked: Option<(RunId, Sequence)>,
     pub status: RunStatus,
     pub head: Sequence,
     pub created: Timestamp,

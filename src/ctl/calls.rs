@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
+    client::Client,
     ctl::{
         Exit, Failure, Global, connect,
         output::{self, Format},
@@ -15,22 +16,9 @@ use crate::{
 const SHOWN: usize = 60;
 
 pub(super) async fn run(global: &Global, run_id: String) -> Result<Exit, Failure> {
-    let mut client = connect::connect(global).await?.runs();
-    let (mut calls, mut page_token) = (Vec::new(), String::new());
-    loop {
-        let request = v1::ListToolCallsRequest { run_id: run_id.clone(), page_size: 0, page_token };
-        let page = client.list_tool_calls(request).await?.into_inner();
-        calls.extend(page.tool_calls);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
+    let calls = all(&connect::connect(global).await?, &run_id).await?;
     match global.output {
-        Format::Json => {
-            let calls: Vec<_> = calls.iter().map(as_json).collect();
-            output::json_line(&json!({ "tool_calls": calls }))?;
-        }
+        Format::Json => output::json_line(&document(&calls))?,
         Format::Table => {
             let head = ["CALL", "TOOL", "STATE", "RULE", "MS", "ARGUMENTS"];
             let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -39,6 +27,30 @@ pub(super) async fn run(global: &Global, run_id: String) -> Result<Exit, Failure
         }
     }
     Ok(Exit::Done)
+}
+
+/// All calls of a run, as JSON.
+pub(super) async fn as_json_document(client: &Client, run_id: &str) -> Result<Value, Failure> {
+    Ok(document(&all(client, run_id).await?))
+}
+
+fn document(calls: &[v1::ToolCall]) -> Value {
+    let calls: Vec<_> = calls.iter().map(as_json).collect();
+    json!({ "tool_calls": calls })
+}
+
+async fn all(client: &Client, run_id: &str) -> Result<Vec<v1::ToolCall>, Failure> {
+    let (mut calls, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let run_id = run_id.to_owned();
+        let request = v1::ListToolCallsRequest { run_id, page_size: 0, page_token };
+        let page = client.runs().list_tool_calls(request).await?.into_inner();
+        calls.extend(page.tool_calls);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(calls);
+        }
+    }
 }
 
 fn row(call: &v1::ToolCall) -> Vec<String> {

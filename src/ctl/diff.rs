@@ -3,6 +3,7 @@
 use std::io::{self, Write as _};
 
 use crate::{
+    client::Client,
     ctl::{
         Exit, Failure, Global, connect,
         output::{self, Colour, Format, Paint},
@@ -12,13 +13,7 @@ use crate::{
 
 /// Prints the patch as it is, so that `git apply` takes it; a terminal gets colours.
 pub(super) async fn run(global: &Global, id: String) -> Result<Exit, Failure> {
-    let request = v1::GetRunDiffRequest { id };
-    let mut stream =
-        connect::connect(global).await?.runs().get_run_diff(request).await?.into_inner();
-    let mut patch = Vec::new();
-    while let Some(message) = stream.message().await? {
-        patch.extend(message.chunk);
-    }
+    let patch = patch(&connect::connect(global).await?, &id).await?;
     match (global.output, Colour::of_stdout(global.no_color)) {
         (Format::Json, _) => {
             let patch = String::from_utf8_lossy(&patch);
@@ -32,6 +27,17 @@ pub(super) async fn run(global: &Global, id: String) -> Result<Exit, Failure> {
         }
     }
     Ok(Exit::Done)
+}
+
+/// What a run changed.
+pub(super) async fn patch(client: &Client, id: &str) -> Result<Vec<u8>, tonic::Status> {
+    let request = v1::GetRunDiffRequest { id: id.to_owned() };
+    let mut stream = client.runs().get_run_diff(request).await?.into_inner();
+    let mut patch = Vec::new();
+    while let Some(message) = stream.message().await? {
+        patch.extend(message.chunk);
+    }
+    Ok(patch)
 }
 
 fn painted(line: &str) -> String {

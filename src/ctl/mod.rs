@@ -10,6 +10,8 @@ mod connect;
 mod demo;
 mod diff;
 mod doctor;
+mod export;
+mod forks;
 mod health;
 mod manual;
 mod output;

@@ -144,6 +144,7 @@ pub(crate) fn run_json(run: &v1::Run) -> Value {
         "create_time": run.create_time.map(time),
         "update_time": run.update_time.map(time),
         "submitter": run.submitter,
+        "forked_from": run.forked_from.as_ref().map(|from| json!({"run_id": from.run_id, "sequence": from.sequence})),
         "labels": run.labels.iter().collect::<std::collections::BTreeMap<_, _>>(),
     })
 }

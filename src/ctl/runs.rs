@@ -12,7 +12,7 @@ use clap::Subcommand;
 use crate::{
     client::Client,
     ctl::{
-        Exit, Failure, Global, approvals, calls, connect, diff,
+        Exit, Failure, Global, approvals, calls, connect, diff, export, forks,
         output::{self, Colour, Format},
         resolve, steer,
         timeline::{Timeline, Words, printable},
@@ -62,6 +62,14 @@ pub(super) enum Verb {
     Diff { id: String },
     /// Says what became of a call that was under way when the daemon died
     Resolve(resolve::Resolve),
+    /// Lists places of a run at which another can begin
+    Checkpoints { id: String },
+    /// Begins a new run at a checkpoint of another, with its conversation; files are as they are
+    Fork(forks::Fork),
+    /// Begins failed runs again, each where it failed
+    Retry(forks::Retry),
+    /// Writes all that is known of a run into a directory
+    Export(export::Export),
     /// Allows a call that a rule wants a person to allow
     Approve(approvals::Approve),
     /// Refuses one; the model is told why, and the run goes on
@@ -115,12 +123,8 @@ pub(super) struct Submit {
     /// Refuse the run instead of queueing it while another has the workspace
     #[arg(long)]
     refuse_if_busy: bool,
-    /// Wait until the run has ended
-    #[arg(long)]
-    wait: bool,
-    /// Show the run as it happens
-    #[arg(long)]
-    follow: bool,
+    #[command(flatten)]
+    staying: Staying,
 }
 
 pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
@@ -143,6 +147,10 @@ pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
         Verb::Tools { id } => calls::run(global, id).await,
         Verb::Diff { id } => diff::run(global, id).await,
         Verb::Resolve(wanted) => resolve::run(global, wanted).await,
+        Verb::Checkpoints { id } => forks::checkpoints(global, id).await,
+        Verb::Fork(wanted) => forks::fork(global, wanted).await,
+        Verb::Retry(wanted) => forks::retry(global, wanted).await,
+        Verb::Export(wanted) => export::run(global, wanted).await,
         Verb::Approve(wanted) => approvals::approve(global, wanted).await,
         Verb::Deny(wanted) => approvals::deny(global, wanted).await,
         Verb::Pause(wanted) => steer::pause(global, wanted).await,
@@ -172,16 +180,55 @@ async fn submit(global: &Global, submit: Submit) -> Result<Exit, Failure> {
     };
     let client = connect::connect(global).await?;
     let run = client.runs().create_run(request).await?.into_inner().run.unwrap_or_default();
-    match (submit.follow, submit.wait) {
-        (true, _) => follow(global, &client, &run.id).await,
-        (false, true) => {
-            let run = wait(&client, &run.id).await?;
+    stay(global, &client, &run, submit.staying.into()).await
+}
+
+/// What to do once a run is there.
+#[derive(Clone, Copy)]
+pub(super) enum Stay {
+    Follow,
+    Wait,
+    No,
+}
+
+/// The flags of commands that begin a run.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(super) struct Staying {
+    /// Wait until the run has ended
+    #[arg(long)]
+    wait: bool,
+    /// Show the run as it happens
+    #[arg(long)]
+    follow: bool,
+}
+
+impl From<Staying> for Stay {
+    fn from(flags: Staying) -> Self {
+        match flags {
+            Staying { follow: true, .. } => Self::Follow,
+            Staying { wait: true, .. } => Self::Wait,
+            Staying { .. } => Self::No,
+        }
+    }
+}
+
+/// Prints a run that was begun, at once or when it has ended.
+pub(super) async fn stay(
+    global: &Global,
+    client: &Client,
+    run: &v1::Run,
+    stay: Stay,
+) -> Result<Exit, Failure> {
+    match stay {
+        Stay::Follow => follow(global, client, &run.id).await,
+        Stay::Wait => {
+            let run = wait(client, &run.id).await?;
             print_run(global, &run)?;
             Ok(exit_of(&run))
         }
-        (false, false) => {
+        Stay::No => {
             match global.output {
-                Format::Json => output::json_line(&output::run_json(&run))?,
+                Format::Json => output::json_line(&output::run_json(run))?,
                 Format::Table => output::line(&run.id)?,
             }
             Ok(Exit::Done)
@@ -210,7 +257,7 @@ pub(super) fn words(typed: Option<&String>, file: Option<&PathBuf>) -> Result<St
 }
 
 /// The daemon has another current directory than we have.
-fn workspace(wanted: Option<&Path>) -> Result<String, Failure> {
+pub(super) fn workspace(wanted: Option<&Path>) -> Result<String, Failure> {
     let path = std::path::absolute(wanted.unwrap_or(Path::new(".")))?;
     let path = path.canonicalize().unwrap_or(path);
     path.into_os_string().into_string().map_err(|path| {
@@ -218,7 +265,7 @@ fn workspace(wanted: Option<&Path>) -> Result<String, Failure> {
     })
 }
 
-async fn get(client: &Client, id: &str) -> Result<v1::Run, Failure> {
+pub(super) async fn get(client: &Client, id: &str) -> Result<v1::Run, Failure> {
     let answer = client.runs().get_run(v1::GetRunRequest { id: id.to_owned() }).await?;
     Ok(answer.into_inner().run.unwrap_or_default())
 }

@@ -140,11 +140,11 @@ pub(super) async fn input(global: &Global, wanted: Input) -> Result<Exit, Failur
 }
 
 /// Steers each run that is meant, and goes on where one refuses.
-async fn each(
+pub(super) async fn each(
     global: &Global,
     which: Which,
     verb: &str,
-    steer: impl AsyncFn(&Client, String) -> Result<Option<v1::Run>, tonic::Status>,
+    steer: impl AsyncFn(&Client, String) -> Result<Option<v1::Run>, Failure>,
 ) -> Result<Exit, Failure> {
     let client = connect::connect(global).await?;
     if let [id] = &which.ids[..] {
@@ -167,10 +167,13 @@ async fn each(
     for id in ids {
         match steer(&client, id.clone()).await {
             Ok(run) => steered.extend(run),
-            Err(status) if status.code() == tonic::Code::Unavailable => return Err(status.into()),
-            Err(status) => {
+            Err(failure) if failure.exit == Exit::Unavailable => {
+                print_list(global, &steered)?;
+                return Err(failure);
+            }
+            Err(failure) => {
                 refused += 1;
-                output::note(&format!("{id}: {}", status.message()))?;
+                output::note(&format!("{id}: {}", failure.message))?;
             }
         }
     }

@@ -13,7 +13,8 @@ use crate::domain::{
 };
 
 /// One thing said, in the order it was said.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Item {
     User {
         text: Arc<str>,
@@ -108,6 +109,17 @@ pub enum Paired {
     Call(CallId),
     Output(CallId),
     Other,
+}
+
+impl Item {
+    /// What pairing needs to know of it.
+    pub fn paired(&self) -> Paired {
+        match self {
+            Self::Model { call: Some(call), .. } => Paired::Call(call.clone()),
+            Self::ToolOutput { call_id, .. } => Paired::Output(call_id.clone()),
+            Self::Model { call: None, .. } | Self::User { .. } => Paired::Other,
+        }
+    }
 }
 
 /// Checks that each call is followed by exactly one output, and that no output stands alone.

@@ -25,7 +25,7 @@ use crate::domain::{
     ids::{
         CallId, Caller, Epoch, PolicyRevision, RuleId, RunId, Sequence, Timestamp, ToolName, TreeId,
     },
-    item::RawJson,
+    item::{Item, RawJson},
     redact::Redactor,
     run::{Ending, Suspension},
     tool::EffectClass,
@@ -150,6 +150,28 @@ pub struct RunCreated {
     pub submitter: Caller,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// Where it begins, if not anew.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forked: Option<Forked>,
+}
+
+/// A run begins where another one was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forked {
+    pub run: RunId,
+    /// The checkpoint.
+    pub sequence: Sequence,
+    /// The whole conversation that it begins with; in views and lists none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub items: Vec<Item>,
+}
+
+impl RunCreated {
+    /// For everyone: what another run's conversation held is sealed there, and here.
+    pub fn without_items(&self) -> Self {
+        let bare = |forked: &Forked| Forked { items: Vec::new(), ..forked.clone() };
+        Self { forked: self.forked.as_ref().map(bare), ..self.clone() }
+    }
 }
 
 /// The model is about to be asked.
@@ -406,6 +428,9 @@ impl Record {
         // The backend's raw items are for replay only: they hold encrypted reasoning and the like.
         let shown = match self {
             Self::ModelResponse(response) => Some(response.without_raw_items()?),
+            Self::RunCreated(created) if created.forked.is_some() => {
+                Some(serde_json::to_string(&created.without_items())?)
+            }
             _ => None,
         };
         let view = redactor.redact(shown.as_deref().unwrap_or(&whole)).into_owned();

@@ -17,7 +17,7 @@ use crate::domain::{
     approval::RunGrant,
     budget::{Budget, Usage},
     ids::{CallKey, RunId, Sequence, Timestamp},
-    item::Item,
+    item::{Item, check_pairing},
     journal::{Entry, Record, RunCreated, Taken},
     tool::ToolCall,
 };
@@ -152,13 +152,16 @@ pub struct Failure {
 impl RunState {
     /// The state after the first entry of a run's chain, whose record it is.
     pub fn created(id: RunId, sequence: Sequence, time: Timestamp, spec: RunCreated) -> Self {
-        let task = Item::User { text: spec.task.clone() };
+        let items = match &spec.forked {
+            Some(forked) => forked.items.clone(),
+            None => vec![Item::User { text: spec.task.clone() }],
+        };
         Self {
             id,
             head: sequence,
             budget: spec.budget,
             spec: Arc::new(spec),
-            items: Arc::new(vec![task]),
+            items: Arc::new(items),
             inputs: Inputs::default(),
             nudged: None,
             usage: Usage::default(),
@@ -213,6 +216,20 @@ impl RunState {
         };
         let is_meant = |open: &&OpenCall| open.unknown_outcome() == Some(key);
         calls.iter().find(is_meant).map(|open| &open.call)
+    }
+
+    /// Whether the conversation can be gone on with elsewhere: no call in it is without its output.
+    pub fn is_whole(&self) -> bool {
+        match &self.phase {
+            Phase::Going(Work::Calling { .. })
+            | Phase::Suspended { work: Work::Calling { .. }, .. } => false,
+            Phase::Ended(_)
+            | Phase::Going(Work::Failing(_))
+            | Phase::Suspended { work: Work::Failing(_), .. } => {
+                check_pairing(self.items.iter().map(Item::paired)).is_ok()
+            }
+            Phase::Going(_) | Phase::Suspended { .. } => true,
+        }
     }
 
     /// Number of the turn under way or next, from 1.

@@ -8,6 +8,7 @@ mod diff;
 mod door;
 mod driver;
 mod drivers;
+mod fork;
 mod hosted;
 mod inbox;
 mod invoker;
@@ -24,6 +25,7 @@ mod submission;
 mod tool_calls;
 
 pub use approvals::{ApprovalChoice, Scope};
+pub use fork::{Checkpoint, Fork, LastWord};
 pub use live::{LiveEvent, OutputDelta, TextDelta};
 pub use policies::{Policies, Reload, Standing};
 pub use resolution::CallResolution;

@@ -6,7 +6,7 @@ use crate::{
     domain::{
         ids::{Epoch, PolicyRevision, RunId, Sequence, Timestamp},
         journal::{Entry, NewEntry, Record},
-        run::{RunState, fold, fold_into},
+        run::{RunState, fold_into},
     },
     ports::{Append, Clock, Journal, JournalError, RunStatus},
 };
@@ -22,6 +22,13 @@ pub(super) struct RunLog {
     state: RunState,
     /// Folded, but not yet on disk: nothing may be done on the strength of them.
     staged: Vec<NewEntry>,
+}
+
+/// Whether whoever walks a run has seen enough.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Folding {
+    GoOn,
+    Enough,
 }
 
 /// Something whose intent is on disk. Only [`RunLog::record`] makes one.
@@ -65,20 +72,41 @@ impl RunLog {
         journal: &dyn Journal,
         run: RunId,
     ) -> Result<Option<RunState>, JournalError> {
+        Self::walk(journal, run, |_| Folding::GoOn).await
+    }
+
+    /// Folds a run from its first entry on and shows each state, until enough was seen. Gives the last one; none if
+    /// there is no such run.
+    pub(super) async fn walk(
+        journal: &dyn Journal,
+        run: RunId,
+        mut look: impl FnMut(&RunState) -> Folding,
+    ) -> Result<Option<RunState>, JournalError> {
         let mut page = journal.entries(run, Sequence(0), PAGE).await?;
         if page.is_empty() {
             return Ok(None);
         }
         let mut full = page.len() == PAGE;
-        let mut state = RunState::from_entries(run, page).ok_or_else(|| {
+        let first = page.remove(0);
+        let mut state = RunState::from_entries(run, [first]).ok_or_else(|| {
             JournalError::Unreadable { what: format!("run {run} does not begin with its creation") }
         })?;
-        while full {
+        if look(&state) == Folding::Enough {
+            return Ok(Some(state));
+        }
+        loop {
+            for entry in &page {
+                fold_into(&mut state, entry);
+                if look(&state) == Folding::Enough {
+                    return Ok(Some(state));
+                }
+            }
+            if !full {
+                return Ok(Some(state));
+            }
             page = journal.entries(run, state.head, PAGE).await?;
             full = page.len() == PAGE;
-            state = page.iter().fold(state, fold);
         }
-        Ok(Some(state))
     }
 
     pub(super) fn state(&self) -> &RunState {

@@ -24,7 +24,7 @@ use crate::{
         live::Live,
         run_log::status_of,
         schedule::{Origin, Schedule, Waiting},
-        submission::{Submission, Submitted, WhenBusy, check, digest},
+        submission::{self, Submission, Submitted, WhenBusy, check, digest},
         tool_calls::{self, ToolCallPage},
     },
     ports::{
@@ -188,8 +188,8 @@ impl Engine {
         access: Access,
         wanted: Submission,
     ) -> Result<Submitted, EngineError> {
-        let Access { caller, reach, .. } = access;
-        let mut spec = RunCreated {
+        let caller = access.caller.clone();
+        let spec = RunCreated {
             task: wanted.task.into(),
             workspace: wanted.workspace,
             agent: executor::NAME.into(),
@@ -198,13 +198,26 @@ impl Engine {
             labels: wanted.labels,
             submitter: caller.clone(),
             request_id: wanted.request_id.clone(),
+            forked: None,
         };
-        let world = &self.inner.world;
         let admission = Admission { caller, request_id: wanted.request_id, digest: digest(&spec)? };
         // What was accepted once stays accepted, also where it would be refused by now.
-        if let Some(run) = world.journal.submitted(admission.clone()).await? {
+        if let Some(run) = self.inner.world.journal.submitted(admission.clone()).await? {
             return Ok(Submitted::Existed(self.run(run).await?));
         }
+        let wanted = submission::Wanted { spec, when_busy: wanted.when_busy };
+        self.enter((access, admission), wanted).await
+    }
+
+    /// Writes a run that is wanted, and queues it.
+    pub(super) async fn enter(
+        &self,
+        (access, admission): (Access, Admission),
+        wanted: submission::Wanted,
+    ) -> Result<Submitted, EngineError> {
+        let Access { reach, .. } = access;
+        let submission::Wanted { mut spec, when_busy } = wanted;
+        let world = &self.inner.world;
         let denied = |message| EngineError::OutOfReach { message };
         reach.check_agent(&spec.agent).map_err(denied)?;
         self.check_room()?;
@@ -223,7 +236,7 @@ impl Engine {
         };
         let workspace = state.spec.workspace.clone();
         let waiting = Waiting { run, workspace, origin: Origin::Fresh(Box::new(state)) };
-        self.expect(waiting, wanted.when_busy)?;
+        self.expect(waiting, when_busy)?;
         let created = world.journal.create(admission, append).await;
         // Queued before anything else can fail: it is on disk, so it must be carried out.
         self.arrive(run, &created);

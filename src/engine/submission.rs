@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
@@ -47,6 +48,12 @@ pub enum WhenBusy {
     Refuse,
 }
 
+/// A run to be begun, checked.
+pub(super) struct Wanted {
+    pub(super) spec: RunCreated,
+    pub(super) when_busy: WhenBusy,
+}
+
 /// What came of a submission.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Submitted {
@@ -63,19 +70,30 @@ pub(super) fn check(wanted: &Submission) -> Result<(), EngineError> {
     if wanted.task.len() > budget::TASK_BYTES {
         return invalid("task", format!("is {} bytes long, 1 MiB is accepted", wanted.task.len()));
     }
-    if !matches!(wanted.agent.as_str(), "" | executor::NAME) {
-        let agent: String = wanted.agent.chars().take(80).collect();
+    check_common(&wanted.agent, &wanted.model, wanted.request_id.as_deref())?;
+    check_labels(&wanted.labels)
+}
+
+/// Says what is wrong with what every submission has.
+pub(super) fn check_common(
+    agent: &str,
+    model: &str,
+    request_id: Option<&str>,
+) -> Result<(), EngineError> {
+    let invalid = |field, message: String| Err(EngineError::InvalidField { field, message });
+    if !matches!(agent, "" | executor::NAME) {
+        let agent: String = agent.chars().take(80).collect();
         return invalid("agent", format!("there is no agent {agent:?}; there is \"executor\""));
     }
-    if let Some(id) = &wanted.request_id
+    if let Some(id) = request_id
         && (id.is_empty() || id.len() > REQUEST_ID_BYTES)
     {
         return invalid("request_id", format!("has {} bytes, 1 to 128 are accepted", id.len()));
     }
-    if wanted.model.len() > MODEL_BYTES {
-        return invalid("model", format!("has {} bytes, 256 are accepted", wanted.model.len()));
+    match model.len() > MODEL_BYTES {
+        true => invalid("model", format!("has {} bytes, 256 are accepted", model.len())),
+        false => Ok(()),
     }
-    check_labels(&wanted.labels)
 }
 
 /// Says what is wrong with labels, of a submission or to list by.
@@ -99,8 +117,8 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), EngineError
 }
 
 /// SHA-256 of what was submitted, as it was sent, by which a repetition is known.
-pub(super) fn digest(spec: &RunCreated) -> Result<[u8; 32], EngineError> {
-    let body = serde_json::to_vec(spec)
+pub(super) fn digest(sent: &impl Serialize) -> Result<[u8; 32], EngineError> {
+    let body = serde_json::to_vec(sent)
         .map_err(|error| JournalError::Unreadable { what: error.to_string() })?;
     Ok(Sha256::digest(body).into())
 }

@@ -300,6 +300,10 @@ pub(super) fn run(summary: RunSummary) -> v1::Run {
         update_time: Some(timestamp(summary.updated)),
         submitter: summary.submitter.to_string(),
         labels: summary.labels.into_iter().collect(),
+        forked_from: summary.forked.map(|(run, sequence)| v1::ForkedFrom {
+            run_id: run.to_string(),
+            sequence: sequence.0,
+        }),
     }
 }
 
@@ -383,7 +387,7 @@ pub(super) fn agent(agent: &Agent, tools: Vec<String>) -> v1::Agent {
     }
 }
 
-fn usage(usage: Usage) -> v1::Usage {
+pub(super) fn usage(usage: Usage) -> v1::Usage {
     v1::Usage {
         turns: usage.turns,
         tool_calls: usage.tool_calls,

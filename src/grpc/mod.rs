@@ -5,6 +5,7 @@ mod approvals;
 mod audit;
 mod caller;
 mod convert;
+mod forks;
 mod page;
 mod policy;
 mod reflection;

@@ -18,7 +18,7 @@ use crate::{
         check_labels,
     },
     grpc::{
-        approvals, caller, convert,
+        approvals, caller, convert, forks,
         page::{self, List},
     },
     ports::{Clock, Progress, RunFilter, RunPlace, RunSummary},
@@ -254,6 +254,27 @@ impl RunService for Runs {
         let id = self.seen(&access, &request.run_id).await?.id;
         let run = approvals::decide(&self.engine, access, id, request.into()).await?;
         Ok(Response::new(v1::DenyToolCallResponse { run: Some(convert::run(run)) }))
+    }
+
+    async fn list_checkpoints(
+        &self,
+        request: Request<v1::ListCheckpointsRequest>,
+    ) -> Result<Response<v1::ListCheckpointsResponse>, Status> {
+        let access = caller::of(&request)?;
+        let request = request.into_inner();
+        let run = self.seen(&access, &request.run_id).await?.id;
+        let page = (request.page_size, request.page_token.as_str());
+        Ok(Response::new(forks::checkpoints(&self.engine, run, page).await?))
+    }
+
+    async fn fork_run(
+        &self,
+        request: Request<v1::ForkRunRequest>,
+    ) -> Result<Response<v1::ForkRunResponse>, Status> {
+        let access = caller::of(&request)?;
+        let request = request.into_inner();
+        let run = self.seen(&access, &request.id).await?.id;
+        Ok(Response::new(forks::fork(&self.engine, access, run, request).await?))
     }
 
     async fn pause_run(

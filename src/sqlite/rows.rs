@@ -10,7 +10,7 @@ use crate::{
         budget::Usage,
         chain::ChainHash,
         ids::{Caller, Position, RunId, Sequence, Timestamp},
-        journal::{DecodeError, Entry, Record},
+        journal::{DecodeError, Entry, Forked, Record},
         run::Failure,
         status::StateName,
     },
@@ -52,6 +52,7 @@ struct SpecRow {
     submitter: Caller,
     #[serde(default)]
     labels: BTreeMap<String, String>,
+    forked: Option<Forked>,
 }
 
 /// Characters of a task that lists show; the whole is in the journal.
@@ -211,6 +212,7 @@ fn summary(row: &Row<'_>) -> rusqlite::Result<(RunPlace, RunSummary)> {
         model: spec.model,
         submitter: spec.submitter,
         labels: spec.labels,
+        forked: spec.forked.map(|forked| (forked.run, forked.sequence)),
         status: RunStatus {
             state,
             usage: status.usage,

@@ -411,7 +411,7 @@ impl Batch<'_> {
     ) -> Result<i64, WriteError> {
         // Redacted before it is shortened: half a secret would no longer be known as one.
         let task = self.redactor.redact(&spec.task);
-        let listed = RunCreated { task: rows::listed_task(&task), ..spec.clone() };
+        let listed = RunCreated { task: rows::listed_task(&task), ..spec.without_items() };
         let spec = self.redactor.redact(&serde_json::to_string(&listed)?).into_owned();
         let time = append.entries.first().map_or(0, |entry| entry.time.0);
         self.transaction

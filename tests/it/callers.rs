@@ -157,8 +157,8 @@ fn message(field: Option<i32>, text: &str) -> Vec<u8> {
 }
 
 /// What submitters do, and the reload, which is for admins.
-const STEERING: [&str; 6] =
-    ["CreateRun", "CancelRun", "PauseRun", "ResumeRun", "SendRunInput", "ReloadPolicy"];
+const STEERING: [&str; 7] =
+    ["CreateRun", "ForkRun", "CancelRun", "PauseRun", "ResumeRun", "SendRunInput", "ReloadPolicy"];
 
 /// What approvers do.
 const DECIDING: [&str; 3] = ["ResolveToolCall", "ApproveToolCall", "DenyToolCall"];

@@ -21,6 +21,7 @@ mod ctl;
 mod declared;
 mod demo;
 mod egress;
+mod forks;
 mod golden;
 mod hosted;
 mod launcher;

@@ -23,6 +23,7 @@ pub(super) fn spec(budget: Budget) -> RunCreated {
         labels: BTreeMap::new(),
         submitter: Caller::new("uid:1000"),
         request_id: None,
+        forked: None,
     }
 }
 

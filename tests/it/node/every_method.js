@@ -73,6 +73,10 @@ const EXERCISES = {
     const refused = daemon.call('RunService/DenyToolCall', wish);
     await assert.rejects(refused, { code: grpc.status.FAILED_PRECONDITION });
   },
+  async 'RunService/ListCheckpoints'(daemon) {
+    const { checkpoints } = await daemon.call('RunService/ListCheckpoints', { run_id: daemon.run });
+    assert.ok(checkpoints.length > 1 && checkpoints.at(-1).wants_input);
+  },
   async 'RunService/PauseRun'(daemon) {
     const refused = daemon.call('RunService/PauseRun', { id: daemon.run, why: 'lunch' });
     await assert.rejects(refused, { code: grpc.status.FAILED_PRECONDITION });
@@ -88,6 +92,12 @@ const EXERCISES = {
   async 'RunService/CancelRun'(daemon) {
     const { run } = await daemon.call('RunService/CancelRun', { id: daemon.run, why: 'too late' });
     assert.deepEqual([run.id, run.answer], [daemon.run, 'done']);
+  },
+  async 'RunService/ForkRun'(daemon) {
+    const wish = { id: daemon.run, input: 'one more thing', request_id: 'node-fork' };
+    const { run } = await daemon.call('RunService/ForkRun', wish);
+    assert.equal(run.forked_from.run_id, daemon.run);
+    await daemon.call('RunService/CancelRun', { id: run.id });
   },
   async 'AdminService/GetServerInfo'(daemon) {
     const info = await daemon.call('AdminService/GetServerInfo', {});

@@ -120,6 +120,18 @@ def deny_tool_call(daemon):
     decide(daemon, "DenyToolCall")
 
 
+def list_checkpoints(daemon):
+    found = daemon.call("RunService", "ListCheckpoints", run_id=daemon.run).checkpoints
+    assert [one.wants_input for one in found][-1] and found[0].item_count == 1, found
+
+
+def fork_run(daemon):
+    """Which ends at once: the script has no more turns."""
+    answer = daemon.call("RunService", "ForkRun", id=daemon.run, input="one more thing", request_id="python-fork")
+    assert answer.run.forked_from.run_id == daemon.run and not answer.existed, answer
+    daemon.call("RunService", "CancelRun", id=answer.run.id)
+
+
 def refused_after_the_end(daemon, method, **fields):
     try:
         daemon.call("RunService", method, id=daemon.run, **fields)
@@ -226,10 +238,12 @@ EXERCISES = {
     "RunService/ListPendingApprovals": list_pending_approvals,
     "RunService/ApproveToolCall": approve_tool_call,
     "RunService/DenyToolCall": deny_tool_call,
+    "RunService/ListCheckpoints": list_checkpoints,
     "RunService/PauseRun": pause_run,
     "RunService/ResumeRun": resume_run,
     "RunService/SendRunInput": send_run_input,
     "RunService/CancelRun": cancel_run,
+    "RunService/ForkRun": fork_run,
     "AdminService/GetServerInfo": get_server_info,
     "AdminService/GetConfig": get_config,
     "AdminService/ListAgents": list_agents,

@@ -1,0 +1,223 @@
+//! Runs that go on where another one was: which places of a run those are, and how one begins there. What is copied is
+//! the conversation; files are as they are.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::{
+    agents::executor,
+    domain::{
+        access::Access,
+        budget::{self, Budget, Usage},
+        ids::{RunId, Sequence, Timestamp},
+        item::Item,
+        journal::{Forked, RunCreated},
+        run::RunState,
+    },
+    engine::{
+        Engine, EngineError, Submitted, WhenBusy,
+        run_log::{Folding, RunLog},
+        submission::{Wanted, check_common, check_labels, digest},
+    },
+    ports::Admission,
+};
+
+/// Starts a run where another one was.
+#[derive(Debug, Clone)]
+pub struct Fork {
+    pub run: RunId,
+    /// A checkpoint of it; 0: the last one.
+    pub at: Sequence,
+    /// What to say to the model there; empty: nothing.
+    pub input: String,
+    /// Empty: that of the run.
+    pub agent: String,
+    /// Empty: that of the run.
+    pub model: String,
+    /// Empty: that of the run.
+    pub workspace: String,
+    /// Zeros stand for the run's own limits. Counted anew.
+    pub budget: Budget,
+    pub labels: BTreeMap<String, String>,
+    pub request_id: Option<String>,
+    pub when_busy: WhenBusy,
+}
+
+/// A place of a run at which its conversation is whole: each call has its output.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Of the entry that made it whole.
+    pub sequence: Sequence,
+    pub time: Timestamp,
+    /// Answers of the model so far.
+    pub turn: u32,
+    /// Items of the conversation so far.
+    pub items: usize,
+    pub usage: Usage,
+    pub by: LastWord,
+}
+
+/// Who said the last thing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastWord {
+    /// A person, or agentd for a tool: the model can be asked as it is.
+    Ours,
+    /// The model: it is to be told something first.
+    Models,
+}
+
+/// What is digested of a fork: as it was sent, since what it stands for may change meanwhile.
+#[derive(Serialize)]
+struct Sent<'a> {
+    fork_of: RunId,
+    at: Sequence,
+    input: &'a str,
+    agent: &'a str,
+    model: &'a str,
+    workspace: &'a str,
+    budget: Budget,
+    labels: &'a BTreeMap<String, String>,
+}
+
+impl Fork {
+    fn sent(&self) -> Sent<'_> {
+        Sent {
+            fork_of: self.run,
+            at: self.at,
+            input: &self.input,
+            agent: &self.agent,
+            model: &self.model,
+            workspace: &self.workspace,
+            budget: self.budget,
+            labels: &self.labels,
+        }
+    }
+}
+
+fn check(wanted: &Fork) -> Result<(), EngineError> {
+    if wanted.input.len() > budget::TASK_BYTES {
+        let message = format!("is {} bytes long, 1 MiB is accepted", wanted.input.len());
+        return Err(EngineError::InvalidField { field: "input", message });
+    }
+    check_labels(&wanted.labels)?;
+    check_common(&wanted.agent, &wanted.model, wanted.request_id.as_deref())
+}
+
+fn last_word(items: &[Item]) -> LastWord {
+    match items.last() {
+        Some(Item::Model { .. }) => LastWord::Models,
+        Some(Item::User { .. } | Item::ToolOutput { .. }) | None => LastWord::Ours,
+    }
+}
+
+fn checkpoint(state: &RunState) -> Checkpoint {
+    Checkpoint {
+        sequence: state.head,
+        time: state.updated,
+        turn: state.usage.turns,
+        items: state.items.len(),
+        usage: state.usage,
+        by: last_word(&state.items),
+    }
+}
+
+impl Engine {
+    /// Checkpoints of a run after a place, oldest first, at most `limit`.
+    pub async fn checkpoints(
+        &self,
+        run: RunId,
+        after: Sequence,
+        limit: usize,
+    ) -> Result<Vec<Checkpoint>, EngineError> {
+        let (mut found, mut items) = (Vec::new(), 0);
+        RunLog::walk(&*self.inner.world.journal, run, |state| {
+            if state.items.len() > items && state.is_whole() {
+                items = state.items.len();
+                if state.head > after {
+                    found.push(checkpoint(state));
+                }
+            }
+            if found.len() < limit { Folding::GoOn } else { Folding::Enough }
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// Starts a run at a checkpoint of another. Once this returns, it is on disk, and will be carried out.
+    ///
+    /// The same `request_id` and body from the same caller give the same run.
+    pub async fn fork(&self, access: Access, wanted: Fork) -> Result<Submitted, EngineError> {
+        if self.stopping().is_cancelled() {
+            return Err(self.farewell());
+        }
+        check(&wanted)?;
+        let engine = self.clone();
+        self.finish(async move { engine.fork_checked(access, wanted).await }).await
+    }
+
+    async fn fork_checked(&self, access: Access, wanted: Fork) -> Result<Submitted, EngineError> {
+        let admission = Admission {
+            caller: access.caller.clone(),
+            request_id: wanted.request_id.clone(),
+            digest: digest(&wanted.sent())?,
+        };
+        if let Some(run) = self.inner.world.journal.submitted(admission.clone()).await? {
+            return Ok(Submitted::Existed(self.run(run).await?));
+        }
+        let parent = self.conversation_at(wanted.run, wanted.at).await?;
+        let mut items = parent.items.to_vec();
+        let task = match wanted.input.as_str() {
+            "" if last_word(&items) == LastWord::Models => {
+                let message = "is empty, and the conversation ends there with the model's own words: say \
+                               something, or fork from an earlier checkpoint";
+                return Err(EngineError::InvalidField { field: "input", message: message.into() });
+            }
+            "" => parent.spec.task.clone(),
+            input => {
+                items.push(Item::User { text: input.into() });
+                input.into()
+            }
+        };
+        let or_parents = |wanted: String, own: &str| match wanted.is_empty() {
+            true => own.to_owned(),
+            false => wanted,
+        };
+        let spec = RunCreated {
+            task,
+            workspace: or_parents(wanted.workspace, &parent.spec.workspace),
+            agent: executor::NAME.into(),
+            model: Some(wanted.model)
+                .filter(|model| !model.is_empty())
+                .or_else(|| parent.spec.model.clone()),
+            budget: wanted.budget.over(parent.budget),
+            labels: wanted.labels,
+            submitter: access.caller.clone(),
+            request_id: wanted.request_id,
+            forked: Some(Forked { run: wanted.run, sequence: parent.head, items }),
+        };
+        self.enter((access, admission), Wanted { spec, when_busy: wanted.when_busy }).await
+    }
+
+    /// A run as it was at a checkpoint.
+    async fn conversation_at(&self, run: RunId, at: Sequence) -> Result<RunState, EngineError> {
+        let (mut found, mut items): (Option<RunState>, usize) = (None, 0);
+        RunLog::walk(&*self.inner.world.journal, run, |state| {
+            if state.items.len() > items && state.is_whole() {
+                items = state.items.len();
+                if at == Sequence(0) || state.head == at {
+                    found = Some(state.clone());
+                }
+            }
+            let is_past = at != Sequence(0) && state.head >= at;
+            if is_past { Folding::Enough } else { Folding::GoOn }
+        })
+        .await?;
+        found.ok_or_else(|| EngineError::InvalidField {
+            field: "at_sequence",
+            message: format!(
+                "{at} is no checkpoint of run {run}; agentctl run checkpoints lists them"
+            ),
+        })
+    }
+}

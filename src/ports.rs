@@ -345,7 +345,8 @@ pub trait Journal: Send + Sync {
     /// Writes an entry of the daemon itself; returns its place in the daemon's chain once it is on disk.
     async fn append_daemon(&self, entry: NewEntry) -> Result<Sequence, JournalError>;
 
-    /// A run's entries after a sequence, whole, oldest first, at most `limit`. For the engine alone.
+    /// A run's entries after a sequence, whole, oldest first, at most `limit` and fewer where they are large; none:
+    /// there are no more. For the engine alone.
     async fn entries(
         &self,
         run: RunId,
@@ -381,7 +382,8 @@ pub trait Journal: Send + Sync {
         limit: usize,
     ) -> Result<Vec<(RunPlace, RunSummary)>, JournalError>;
 
-    /// What people are asked about, over all runs, in the order of asking, after a place, at most `limit`.
+    /// What people are asked about, over all runs, in the order of asking, after a place, at most `limit` and fewer where
+    /// they are large; none: there are no more.
     async fn pending_approvals(
         &self,
         wanted: Approvals,
@@ -495,6 +497,8 @@ pub struct PendingApproval {
     pub submitter: Caller,
     pub task: String,
     pub workspace: String,
+    /// Whether something of the call is hidden from people.
+    pub is_redacted: bool,
     pub asked: ApprovalRequested,
 }
 

@@ -1,5 +1,7 @@
 //! `agentctl approvals`, `agentctl run approve` and `agentctl run deny`: what waits for a person, and what they say.
 
+use std::io::{self, IsTerminal as _};
+
 use serde_json::{Value, json};
 
 use crate::{
@@ -9,7 +11,7 @@ use crate::{
         output::{self, Format},
         resolve::call,
         runs::print_run,
-        timeline::printable,
+        timeline::{clip, steers},
     },
     proto::v1,
 };
@@ -20,8 +22,9 @@ const SHOWN: usize = 100;
 const EXAMPLES: &str = "\
 Examples:
   agentctl approvals                                   what waits, over all runs
-  agentctl run approve RUN 3.0                         this call, exactly as it is shown
-  agentctl run approve RUN 3.0 --always                and whatever the same rule asks about in this run
+  agentctl run approve RUN 3.0                         shows this call, and asks
+  agentctl run approve RUN 3.0 --digest 52c1f0a9be37   exactly what was shown under that
+  agentctl run approve RUN 3.0 --always                also whatever the same rule asks about in this run
   agentctl run deny RUN 3.0 --why 'use the staging remote'      the model is told why";
 
 #[derive(Debug, clap::Args)]
@@ -49,7 +52,8 @@ struct Which {
     /// The call, as `agentctl approvals` names it: 3.0
     #[arg(value_parser = call)]
     call: (u32, u32),
-    /// What exactly is meant, as `agentctl approvals -o json` gives it [default: what is shown now]
+    /// What exactly is meant: the first 12 digits or more of what `agentctl approvals` shows. Without it, a terminal
+    /// is shown all of it and asked
     #[arg(long, value_name = "HEX")]
     digest: Option<String>,
     /// Kept in the journal; where the call is denied, the model reads it
@@ -67,7 +71,7 @@ pub(super) async fn list(global: &Global) -> Result<Exit, Failure> {
             output::json_line(&json!({ "approvals": approvals }))?;
         }
         Format::Table => {
-            let head = ["RUN", "CALL", "TOOL", "RULE", "SUBMITTER", "EXPIRES", "WHAT"];
+            let head = ["RUN", "CALL", "DIGEST", "TOOL", "RULE", "SUBMITTER", "EXPIRES", "WHAT"];
             let mut rows = vec![head.map(str::to_owned).to_vec()];
             rows.extend(pending.iter().map(row));
             output::table(&rows)?;
@@ -93,7 +97,11 @@ pub(super) async fn approve(global: &Global, wanted: Approve) -> Result<Exit, Fa
 
 pub(super) async fn deny(global: &Global, wanted: Deny) -> Result<Exit, Failure> {
     let client = connect::connect(global).await?;
-    let digest = digest(&client, &wanted.which).await?;
+    // To refuse what was not looked at does no harm.
+    let digest = match wanted.which.digest {
+        Some(_) => digest(&client, &wanted.which).await?,
+        None => meant(&client, &wanted.which).await?.digest,
+    };
     let Which { id, call: (turn, index), why, .. } = wanted.which;
     let request = v1::DenyToolCallRequest { run_id: id, turn, index, digest, why };
     let answer = client.runs().deny_tool_call(request).await?;
@@ -101,22 +109,92 @@ pub(super) async fn deny(global: &Global, wanted: Deny) -> Result<Exit, Failure>
     Ok(Exit::Done)
 }
 
-/// The digest that was given, or that of what waits now, which is shown.
-async fn digest(client: &Client, which: &Which) -> Result<String, Failure> {
-    if let Some(digest) = &which.digest {
-        return Ok(digest.clone());
-    }
+/// Digits of a digest that stand for it.
+const DIGITS: usize = 12;
+
+/// What is meant by what was typed, in full.
+async fn meant(client: &Client, which: &Which) -> Result<v1::PendingApproval, Failure> {
+    let (turn, index) = which.call;
     let found = pending(client, &which.id).await?;
-    let found = found.iter().find(|one| (one.turn, one.index) == which.call).ok_or_else(|| {
-        let (turn, index) = which.call;
+    let found = found.into_iter().find(|one| (one.turn, one.index) == which.call);
+    found.ok_or_else(|| {
         let message = format!(
             "nobody is asked about call {turn}.{index} of run {}; agentctl approvals says what waits",
             which.id
         );
         Failure::new(Exit::Unsuccessful, message)
-    })?;
-    output::note(&format!("{} {}", found.tool, what(found)))?;
-    Ok(found.digest.clone())
+    })
+}
+
+/// The digest of what is to be allowed: what was looked at before, by what was given; or what is looked at now.
+async fn digest(client: &Client, which: &Which) -> Result<String, Failure> {
+    let Some(given) = &which.digest else {
+        let asked = meant(client, which).await?;
+        confirm(&asked)?;
+        return Ok(asked.digest);
+    };
+    if given.len() == 64 {
+        return Ok(given.clone());
+    }
+    if given.len() < DIGITS {
+        let message = format!("--digest takes the first {DIGITS} digits or more");
+        return Err(Failure::new(Exit::BadUsage, message));
+    }
+    let asked = meant(client, which).await?;
+    match asked.digest.starts_with(given) {
+        true => Ok(asked.digest),
+        false => {
+            let message = "what is asked by now is not what that digest is of; look at it again (agentctl approvals)";
+            Err(Failure::new(Exit::Unsuccessful, message))
+        }
+    }
+}
+
+/// Shows all of it to whoever sits there, and asks.
+fn confirm(asked: &v1::PendingApproval) -> Result<(), Failure> {
+    if !io::stdin().is_terminal() {
+        let message = "say what exactly is meant: --digest, as agentctl approvals shows it";
+        return Err(Failure::new(Exit::BadUsage, message));
+    }
+    for line in details(asked) {
+        output::note(&line)?;
+    }
+    output::note("allow exactly this? [y/N]")?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    match answer.trim() {
+        "y" | "Y" | "yes" => Ok(()),
+        _ => Err(Failure::new(Exit::Unsuccessful, "nothing was allowed")),
+    }
+}
+
+/// Everything that is known of a call, a line each.
+fn details(asked: &v1::PendingApproval) -> Vec<String> {
+    let mut lines = vec![
+        format!("tool       {}", quoted(&asked.tool)),
+        format!("arguments  {}", quoted(&asked.arguments)),
+        format!("stands for {}", quoted(&asked.facts)),
+        format!("rule       {}: {}", quoted(&asked.rule), quoted(&asked.why)),
+    ];
+    if asked.attempt > 1 {
+        lines.push(format!("attempt    {}: an earlier one may have taken effect", asked.attempt));
+    }
+    if asked.is_redacted {
+        lines.push("part of it is or looks like a secret, and is hidden here".into());
+    }
+    if asked.is_truncated {
+        lines.push("it is longer than shown: agentctl run events has all of it".into());
+    }
+    lines
+}
+
+/// Text that can neither steer the terminal nor stand for other text.
+fn quoted(text: &str) -> String {
+    let escaped = text.chars().map(|c| match steers(c) {
+        true => c.escape_default().to_string(),
+        false => c.to_string(),
+    });
+    escaped.collect()
 }
 
 /// What waits, of one run or, where none is named, of all.
@@ -138,24 +216,25 @@ fn row(pending: &v1::PendingApproval) -> Vec<String> {
     vec![
         pending.run_id.clone(),
         format!("{}.{}", pending.turn, pending.index),
-        printable(&pending.tool),
-        pending.rule.clone(),
-        printable(&pending.submitter),
+        pending.digest.chars().take(DIGITS).collect(),
+        quoted(&pending.tool),
+        quoted(&pending.rule),
+        quoted(&pending.submitter),
         pending.expire_time.map(output::time).unwrap_or_default(),
-        what(pending).chars().take(SHOWN).collect(),
+        clip(&what(pending), SHOWN),
     ]
 }
 
-/// What the call would do: the words of a command as they would run, the path of a file.
+/// What the call would do: the words of a command, each quoted; the path of a file and what becomes of it.
 fn what(pending: &v1::PendingApproval) -> String {
     let facts: Value = serde_json::from_str(&pending.facts).unwrap_or(Value::Null);
-    if let Some(argv) = facts["argv"].as_array() {
-        let words = argv.iter().filter_map(Value::as_str).map(|word| format!("[{word}]"));
-        return printable(&words.collect::<Vec<_>>().join(" "));
-    }
-    match facts["path"].as_str() {
-        Some(path) => printable(path),
-        None => printable(&pending.arguments),
+    let hidden = if pending.is_redacted || pending.is_truncated { "(more than this) " } else { "" };
+    match facts["argv"].as_array() {
+        Some(argv) => {
+            let words = argv.iter().map(|word| quoted(&word.to_string()));
+            format!("{hidden}{}", words.collect::<Vec<_>>().join(" "))
+        }
+        None => format!("{hidden}{}", quoted(&pending.arguments)),
     }
 }
 
@@ -169,6 +248,8 @@ fn as_json(pending: &v1::PendingApproval) -> Value {
         "arguments": pending.arguments,
         "facts": serde_json::from_str::<Value>(&pending.facts).ok(),
         "is_truncated": pending.is_truncated,
+        "is_redacted": pending.is_redacted,
+        "attempt": pending.attempt,
         "effect_class": pending.effect_class,
         "rule": pending.rule,
         "why": pending.why,
@@ -180,4 +261,23 @@ fn as_json(pending: &v1::PendingApproval) -> Value {
         "create_time": pending.create_time.map(output::time),
         "expire_time": pending.expire_time.map(output::time),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked(argv: &str) -> v1::PendingApproval {
+        let facts = format!("{{\"argv\":{argv}}}");
+        v1::PendingApproval { facts, ..Default::default() }
+    }
+
+    #[test]
+    fn no_words_of_a_call_can_pass_for_others() {
+        assert_eq!(what(&asked(r#"["rm","-rf","a] [b"]"#)), r#""rm" "-rf" "a] [b""#);
+        let hostile = what(&asked("[\"a\\n0b1c  3.0\",\"\u{202e}txt.exe\",\"\\u001b[2J\"]"));
+        assert_eq!(hostile, r#""a\n0b1c  3.0" "\u{202e}txt.exe" "\u001b[2J""#);
+        let long = v1::PendingApproval { is_truncated: true, ..asked(r#"["rm"]"#) };
+        assert_eq!(what(&long), r#"(more than this) "rm""#);
+    }
 }

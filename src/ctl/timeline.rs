@@ -116,7 +116,7 @@ impl<W: Write> Timeline<W> {
                 self.line(entry, &format!("→ call {} {again}, attempt {attempt}", text("call")))
             }
             // What is missing is no refusal; its output says it.
-            "decision" if text("decision") != "allow" && text("rule") != "builtin/missing" => {
+            "decision" if text("decision") == "deny" && text("rule") != "builtin/missing" => {
                 let refused = self.colour.paint(Paint::Warning, "✗ refused");
                 self.line(entry, &format!("{refused} by rule {}: {}", text("rule"), text("why")))
             }
@@ -322,10 +322,18 @@ fn summary(output: &Value) -> (Paint, String) {
 
 /// Text from a model or a program must not steer the terminal.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if steers(c) && c != '\n' { '\u{fffd}' } else { c }).collect()
 }
 
-fn clip(text: &str, most: usize) -> String {
+/// Whether a character changes how others are shown, or is not seen itself.
+pub(super) fn steers(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{200b}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
+}
+
+pub(super) fn clip(text: &str, most: usize) -> String {
     match text.chars().count() > most {
         true => text.chars().take(most - 1).chain(['…']).collect(),
         false => text.to_owned(),

@@ -41,8 +41,10 @@ impl Leave {
         if self.approvals.is_empty() && self.grants.is_empty() {
             return Vec::new();
         }
-        let digest = digest(call, facts);
-        let approved = self.approvals.iter().filter(|given| given.digest == digest);
+        let approved = self
+            .approvals
+            .iter()
+            .filter(|given| given.digest == digest(call, facts, (&given.rule, revision)));
         let granted = self
             .grants
             .iter()
@@ -53,13 +55,18 @@ impl Leave {
 }
 
 /// What an approval is bound to: SHA-256, as 64 hexadecimal digits, over the tool, the arguments as the model wrote
-/// them, and what they stand for: resolved paths, the executable and its hash, the file before and after an edit.
-pub fn digest(call: &ToolCall, facts: &Facts) -> String {
+/// them, what they stand for (resolved paths, the executable and its hash, the file before and after an edit), and the
+/// rule that asks with its policy, which says how it is carried out.
+pub fn digest(
+    call: &ToolCall,
+    facts: &Facts,
+    (rule, revision): (&RuleId, &PolicyRevision),
+) -> String {
     let mut hasher = Sha256::new();
     hasher.update(b"agentd/approval/1\n");
     // Facts are strings and numbers, and always have a JSON.
     let facts = serde_json::to_string(facts).unwrap_or_default();
-    for part in [call.tool.as_str(), &call.arguments, &facts] {
+    for part in [call.tool.as_str(), &call.arguments, &facts, rule.as_str(), revision.as_str()] {
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
@@ -88,9 +95,15 @@ mod tests {
     #[test]
     fn an_approval_covers_the_very_call_and_nothing_that_differs_anywhere() {
         let (asked, facts) = (call("{}"), spawn("/bin/git", "00"));
-        let approval = Approval { rule: RuleId::new("push"), digest: digest(&asked, &facts) };
+        let (rule, revision) = (RuleId::new("push"), PolicyRevision::new("sha256:1"));
+        let digest = digest(&asked, &facts, (&rule, &revision));
+        let approval = Approval { rule, digest: digest.clone() };
         let leave = Leave { approvals: vec![approval], grants: Vec::new() };
-        let revision = PolicyRevision::new("sha256:1");
+        let other = Approval { rule: RuleId::new("other"), digest };
+        let other = Leave { approvals: vec![other], grants: Vec::new() };
+        assert!(other.rules(&asked, &facts, &revision).is_empty(), "another rule's question");
+        let reloaded = PolicyRevision::new("sha256:2");
+        assert!(leave.rules(&asked, &facts, &reloaded).is_empty(), "another policy");
         assert_eq!(leave.rules(&asked, &facts, &revision), [RuleId::new("push")]);
         for (call, facts) in [
             (call("{} "), facts.clone()),

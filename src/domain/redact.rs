@@ -12,7 +12,7 @@ use base64::{
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-const MARK: &str = "[redacted]";
+pub const MARK: &str = "[redacted]";
 /// Shorter secrets would hide ordinary words.
 const SHORTEST_SECRET: usize = 8;
 /// Beginnings of vendors' tokens, and how many token characters must follow to make one.

@@ -60,8 +60,9 @@ pub struct Inputs {
     pub waiting: Vec<Arc<str>>,
     /// By the id that it was sent with.
     pub known: BTreeMap<String, Arc<str>>,
-    /// How many there were in all.
+    /// How many there were in all, and how long, in bytes.
     pub count: usize,
+    pub bytes: usize,
 }
 
 /// What people want of the run.

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use futures_util::future::join_all;
+
 use crate::{
     domain::{
         access::Access,
@@ -22,8 +24,10 @@ use crate::{
 
 /// How often it is looked for approvals that have expired.
 const LOOK: Duration = Duration::from_secs(1);
+/// How long a run's driver may be busy with something else before others are looked at.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// Approvals that are looked at together.
-const PAGE: usize = 64;
+const PAGE: usize = 8;
 /// Entries that are read at once: each view has up to 2 MiB.
 const ENTRIES: usize = 16;
 
@@ -62,7 +66,7 @@ pub(super) fn records(
         ApprovalDecision::Approved | ApprovalDecision::Denied if asked.digest != digest => {
             return Err(NotNow::AskedOtherwise);
         }
-        ApprovalDecision::Approved if now >= asked.expires => return Err(NotNow::NotWaiting),
+        ApprovalDecision::Approved if now >= asked.expires => return Err(NotNow::Expired),
         ApprovalDecision::Approved | ApprovalDecision::Denied => {}
     }
     let grant = (scope == Scope::Run).then(|| RunGrant {
@@ -106,7 +110,8 @@ impl Engine {
         check_length("why", &choice.why, WHY_BYTES)?;
         let summary = self.run(run).await?;
         let rule = self.inner.world.policies.current().approvals.by_submitter;
-        if rule == BySubmitter::Refuse && summary.submitter == access.caller {
+        let allows = choice.decision == ApprovalDecision::Approved;
+        if allows && rule == BySubmitter::Refuse && summary.submitter == access.caller {
             return Err(EngineError::OwnRun { run });
         }
         let engine = self.clone();
@@ -114,12 +119,15 @@ impl Engine {
             let (call, decision) = (choice.call, choice.decision);
             let heard = match summary.status.state.is_ended() {
                 true => Heard::NotNow(NotNow::NotWaiting),
-                false => engine.ask_of(run, summary.workspace, Wanted::Decide(choice)).await?,
+                false => engine.ask_of(run, Wanted::Decide(choice)).await?,
             };
             match heard {
                 Heard::Done => {}
                 Heard::NotNow(NotNow::AskedOtherwise) => {
                     return Err(EngineError::AskedOtherwise { run, call });
+                }
+                Heard::NotNow(NotNow::Expired) => {
+                    return Err(EngineError::AskedTooLong { run, call });
                 }
                 Heard::NotNow(_) => engine.was_decided(run, call, decision).await?,
             }
@@ -175,8 +183,9 @@ impl Engine {
         let stopping = self.stopping();
         let clock = self.inner.world.clock.clone();
         loop {
-            if let Err(error) = self.expire_due().await {
-                tracing::warn!(%error, "approvals that are due cannot be looked up");
+            tokio::select! {
+                () = self.expire_due() => {}
+                () = stopping.cancelled() => return,
             }
             tokio::select! {
                 () = clock.sleep(LOOK) => {}
@@ -185,23 +194,43 @@ impl Engine {
         }
     }
 
-    async fn expire_due(&self) -> Result<(), EngineError> {
+    /// All that are due: one that cannot be refused now is left to the next look.
+    async fn expire_due(&self) {
         let now = self.inner.world.clock.now();
-        let due = Approvals { expired_by: Some(now), ..Approvals::default() };
-        for pending in self.pending_approvals(due, Position(0), PAGE).await? {
-            let PendingApproval { run, asked, .. } = pending;
-            let choice = ApprovalChoice {
-                call: asked.call,
-                by: Caller::new("agentd"),
-                decision: ApprovalDecision::Expired,
-                scope: Scope::Call,
-                digest: asked.digest,
-                why: String::new(),
+        let mut after = Position(0);
+        loop {
+            let due = Approvals { expired_by: Some(now), ..Approvals::default() };
+            let page = match self.pending_approvals(due, after, PAGE).await {
+                Ok(page) => page,
+                Err(error) => {
+                    tracing::warn!(%error, "approvals that are due cannot be looked up");
+                    return;
+                }
             };
-            let workspace = self.run(run).await?.workspace;
-            tracing::info!(%run, call = %asked.call, "nobody has allowed the call in time");
-            self.ask_of(run, workspace, Wanted::Decide(choice)).await?;
+            let Some(last) = page.last() else { return };
+            after = last.position;
+            join_all(page.into_iter().map(|pending| self.expire(pending))).await;
         }
-        Ok(())
+    }
+
+    async fn expire(&self, pending: PendingApproval) {
+        let PendingApproval { run, asked, .. } = pending;
+        let call = asked.call;
+        let choice = ApprovalChoice {
+            call,
+            by: Caller::new("agentd"),
+            decision: ApprovalDecision::Expired,
+            scope: Scope::Call,
+            digest: asked.digest,
+            why: String::new(),
+        };
+        tracing::info!(%run, %call, "nobody has allowed the call in time");
+        let patience = self.inner.world.clock.sleep(PATIENCE);
+        tokio::select! {
+            heard = self.ask_of(run, Wanted::Decide(choice)) => if let Err(error) = heard {
+                tracing::warn!(%run, %call, %error, "the call cannot be refused now");
+            },
+            () = patience => {}
+        }
     }
 }

@@ -7,7 +7,7 @@ use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
 
 use crate::{
-    domain::ids::RunId,
+    domain::{ids::RunId, run::RunState},
     engine::{
         Engine,
         driver::{Driver, Left},
@@ -19,6 +19,8 @@ use crate::{
     ports::JournalError,
 };
 
+/// How long a journal that is busy is left alone.
+const BUSY: std::time::Duration = std::time::Duration::from_millis(20);
 /// Wishes that may wait in a run's inbox; the caller of one more waits.
 const INBOX: usize = 16;
 
@@ -111,7 +113,7 @@ impl Engine {
             Origin::Stored => {
                 let unknown =
                     || JournalError::Unreadable { what: format!("there is no run {run}") };
-                RunLog::read(&*world.journal, run).await?.ok_or_else(unknown)?
+                self.read(run).await?.ok_or_else(unknown)?
             }
         };
         let mut log = RunLog::new(world.journal.clone(), world.clock.clone(), world.epoch, state);
@@ -121,7 +123,19 @@ impl Engine {
         Driver { world, live, log, inbox, has_workspace, stopping }.drive().await
     }
 
-    /// `again` waits for its workspace.
+    /// A run out of the journal, also while everybody reads: nobody else would take it up.
+    async fn read(&self, run: RunId) -> Result<Option<RunState>, JournalError> {
+        loop {
+            match RunLog::read(&*self.inner.world.journal, run).await {
+                Err(JournalError::Busy) if !self.inner.drivers.token().is_cancelled() => {
+                    self.inner.world.clock.sleep(BUSY).await;
+                }
+                read => return read,
+            }
+        }
+    }
+
+    /// `again` waits for its workspace, in its old place.
     fn release(&self, run: RunId, again: Option<Waiting>) {
         {
             let mut schedule = self.schedule();
@@ -130,7 +144,9 @@ impl Engine {
             {
                 schedule.leases.remove(&running.workspace);
             }
-            schedule.queue.extend(again);
+            if let Some(again) = again {
+                schedule.wait_again(again);
+            }
         }
         self.pump();
     }

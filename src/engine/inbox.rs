@@ -68,6 +68,8 @@ pub(super) enum NotNow {
     NotUnresolved,
     /// Nobody is asked about that call.
     NotWaiting,
+    /// It was asked for too long.
+    Expired,
     /// People are asked about another form of that call.
     AskedOtherwise,
     /// For people: what it is in, and what to do.

@@ -43,6 +43,8 @@ pub(super) struct Prepared {
     /// What must be on disk before anything else happens.
     pub(super) intent: Vec<Noted>,
     pub(super) pending: Pending,
+    /// What the call stands for, where its intent does not say it any more.
+    facts: Option<RawJson>,
 }
 
 impl Prepared {
@@ -58,7 +60,32 @@ impl Prepared {
     fn resume(&mut self, attempt: u32) {
         let call = &self.pending.call;
         let resumed = ToolResumed { call: call.key, call_id: call.call_id.clone(), attempt };
+        self.facts = self.facts.take().or_else(|| self.called_facts());
         self.intent[0] = resumed.into();
+        for noted in &mut self.intent {
+            if let Record::ApprovalRequested(asked) = &mut noted.record {
+                asked.attempt = attempt;
+            }
+        }
+    }
+
+    /// A person was asked about it before: its intent is on disk, and the decision says what it stands for by now.
+    fn allowed(mut self) -> Self {
+        let facts = self.facts.take().or_else(|| self.called_facts());
+        self.intent.remove(0);
+        if let Some(Noted { record: Record::Decided(decided), .. }) = self.intent.first_mut()
+            && decided.decision == Verdict::Allow
+        {
+            decided.facts = facts;
+        }
+        self
+    }
+
+    fn called_facts(&self) -> Option<RawJson> {
+        match self.intent.first() {
+            Some(Noted { record: Record::ToolCalled(called), .. }) => called.facts.clone(),
+            Some(_) | None => None,
+        }
     }
 }
 
@@ -136,17 +163,12 @@ pub(super) async fn prepare(
         }
         InvocationMode::Approved { attempt: 1 } => {
             let scene = scene(&policy, run, workspace, &call, None);
-            let mut prepared = first(world, policy, scene, (call, &leave)).await;
-            // There is one intent a call, and that one is on disk already.
-            prepared.intent.remove(0);
-            prepared
+            first(world, policy, scene, (call, &leave)).await.allowed()
         }
         InvocationMode::Approved { attempt } => {
             let scene = scene(&policy, run, workspace, &call, earlier);
             let twice = (attempt, Twice::AsSomebodySaid);
-            let mut prepared = again(world, policy, scene, (call, &leave), twice).await;
-            prepared.intent.remove(0);
-            prepared
+            again(world, policy, scene, (call, &leave), twice).await.allowed()
         }
         InvocationMode::CloseUnstarted => {
             let ruling = built_in(RuleId::new("builtin/cancelled"), "the run was cancelled".into());
@@ -183,7 +205,7 @@ pub(super) async fn prepare(
 /// A call whose intent is on disk, and for which nothing more is done.
 fn closed(call: ToolCall, outcome: ToolOutcome, policy: Arc<Policy>) -> Prepared {
     let next = Next::Answer(outcome);
-    Prepared { intent: Vec::new(), pending: Pending { call, next, policy } }
+    Prepared { intent: Vec::new(), pending: Pending { call, next, policy }, facts: None }
 }
 
 /// Why a person did not allow a call, for the model.
@@ -260,7 +282,7 @@ async fn first(
     let decided = Noted { record: decided(&call, ruling).into(), policy: revision.clone() };
     let asked = asked.map(|asked| Noted { record: asked.into(), policy: revision });
     let intent = [called, decided].into_iter().chain(asked).collect();
-    Prepared { intent, pending: Pending { call, next, policy } }
+    Prepared { intent, pending: Pending { call, next, policy }, facts: None }
 }
 
 /// What a person is asked; none where there are no facts to ask about.
@@ -277,10 +299,11 @@ fn asked(
         arguments: call.arguments.clone(),
         facts: ToolCalled::facts_json(facts)?,
         effect_class: ruling.class,
+        attempt: 1,
         rule: ruling.rule.clone(),
         why: ruling.why.clone(),
         revision: policy.revision.clone(),
-        digest: approval::digest(call, facts),
+        digest: approval::digest(call, facts, (&ruling.rule, &policy.revision)),
         expires: world.clock.now().plus_millis(policy.approvals.expire_ms),
     })
 }
@@ -500,7 +523,7 @@ fn refusal(
 ) -> Prepared {
     let called = Noted { record: called(&call, ruling.class).into(), policy: revision.clone() };
     let decided = Noted { record: decided(&call, ruling).into(), policy: revision };
-    Prepared { intent: vec![called, decided], pending: Pending { call, next, policy } }
+    Prepared { intent: vec![called, decided], pending: Pending { call, next, policy }, facts: None }
 }
 
 fn called(call: &ToolCall, effect_class: EffectClass) -> ToolCalled {
@@ -522,6 +545,7 @@ fn decided(call: &ToolCall, ruling: Ruling) -> Decided {
         decision: ruling.verdict,
         rule: ruling.rule,
         why: ruling.why,
+        facts: None,
     }
 }
 

@@ -83,7 +83,7 @@ impl Engine {
             let (call, resolution) = (with.call, with.resolution);
             let wanted = Wanted::Resolve(with);
             let is_written = summary.status.state == StateName::NeedsAttention
-                && engine.ask_of(run, summary.workspace, wanted).await? == Heard::Done;
+                && engine.ask_of(run, wanted).await? == Heard::Done;
             if !is_written {
                 engine.was_resolved(run, call, resolution).await?;
             }

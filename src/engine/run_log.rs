@@ -86,7 +86,6 @@ impl RunLog {
         if page.is_empty() {
             return Ok(None);
         }
-        let mut full = page.len() == PAGE;
         let first = page.remove(0);
         let mut state = RunState::from_entries(run, [first]).ok_or_else(|| {
             JournalError::Unreadable { what: format!("run {run} does not begin with its creation") }
@@ -101,11 +100,10 @@ impl RunLog {
                     return Ok(Some(state));
                 }
             }
-            if !full {
+            page = journal.entries(run, state.head, PAGE).await?;
+            if page.is_empty() {
                 return Ok(Some(state));
             }
-            page = journal.entries(run, state.head, PAGE).await?;
-            full = page.len() == PAGE;
         }
     }
 

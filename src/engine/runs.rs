@@ -15,7 +15,8 @@ use crate::{
     domain::{
         access::{Access, Reach},
         ids::{CallKey, PolicyRevision, RunId, Sequence},
-        journal::{ApprovalDecision, NewEntry, Resolution, RunCreated},
+        journal::{ApprovalDecision, NewEntry, Record, Resolution, RunCreated},
+        redact,
         run::RunState,
         status::StateName,
     },
@@ -36,6 +37,9 @@ use crate::{
 
 /// Event streams that may be open at once in the whole daemon; one more is refused.
 const EVENT_STREAMS: usize = 1024;
+
+/// Things said to runs that are heard at the same time; whoever says more waits.
+const HEARINGS: usize = 64;
 
 /// How much may go on at the same time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,6 +82,8 @@ pub enum EngineError {
         "what call {call} of run {run} would do is not what that digest is of; look at it again (agentctl approvals)"
     )]
     AskedOtherwise { run: RunId, call: CallKey },
+    #[error("call {call} of run {run} was asked about for too long, and is being refused")]
+    AskedTooLong { run: RunId, call: CallKey },
     #[error(
         "whoever submitted run {run} may not allow its calls (approvals.by_submitter in tools.yaml)"
     )]
@@ -113,6 +119,8 @@ pub(super) struct Inner {
     /// The runs' drivers.
     pub(super) drivers: Tasks,
     pub(super) schedule: Mutex<Schedule>,
+    /// Places for what people say to runs.
+    pub(super) hearings: Arc<Semaphore>,
     /// Places for event streams.
     pub(super) streams: Arc<Semaphore>,
     /// The first failure of the journal: the daemon must stop.
@@ -136,6 +144,7 @@ impl Engine {
                 tasks: Tasks::default(),
                 drivers,
                 schedule: Mutex::default(),
+                hearings: Arc::new(Semaphore::new(HEARINGS)),
                 streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
                 fatal: watch::Sender::new(None),
             }),
@@ -157,7 +166,7 @@ impl Engine {
             if let Some(summary) = self.inner.world.journal.run(run).await?
                 && !summary.status.state.is_suspended()
             {
-                let workspace = summary.workspace;
+                let workspace = self.workspace_of(&summary).await?;
                 runs.push(Waiting { run, workspace, origin: Origin::Stored });
             }
         }
@@ -165,6 +174,21 @@ impl Engine {
         self.schedule().queue.extend(runs);
         self.pump();
         Ok(count)
+    }
+
+    /// The workspace of a run, by which it is leased: lists show it redacted.
+    pub(super) async fn workspace_of(&self, summary: &RunSummary) -> Result<String, EngineError> {
+        if !summary.workspace.contains(redact::MARK) {
+            return Ok(summary.workspace.clone());
+        }
+        let first = self.inner.world.journal.entries(summary.id, Sequence(0), 1).await?;
+        match first.first().map(|entry| &entry.record) {
+            Some(Record::RunCreated(created)) => Ok(created.workspace.clone()),
+            Some(_) | None => {
+                let what = format!("run {} does not begin with its creation", summary.id);
+                Err(JournalError::Unreadable { what }.into())
+            }
+        }
     }
 
     /// Submits a run. Once this returns, the run is on disk, and will be carried out.

@@ -66,6 +66,12 @@ impl Schedule {
         self.is_free(workspace) && !waiting.any(meets)
     }
 
+    /// Queues a run that was taken out of the queue, or stood still, before all that were submitted after it.
+    pub(super) fn wait_again(&mut self, waiting: Waiting) {
+        let place = self.queue.partition_point(|other| other.run < waiting.run);
+        self.queue.insert(place, waiting);
+    }
+
     /// Takes a run out that does not go yet.
     pub(super) fn take(&mut self, run: RunId) -> Option<Waiting> {
         self.arriving.remove(&run).or_else(|| {

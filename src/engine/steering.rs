@@ -21,6 +21,8 @@ use crate::{
 
 /// Most inputs of one run, and most that may wait to be heard.
 const INPUTS: (usize, usize) = (1000, 16);
+/// Longest inputs of one run, all together, in bytes.
+const INPUT_BYTES: usize = 4 << 20;
 
 /// Lets a run go on.
 #[derive(Debug, Clone)]
@@ -56,6 +58,9 @@ pub(super) fn pause(state: &RunState, by: Caller, why: String) -> Result<Vec<Not
 /// What is written of the wish to go on; nothing where the run goes on as it is.
 pub(super) fn resume(state: &RunState, wanted: Resume) -> Result<Vec<Noted>, NotNow> {
     let Resume { by, why, budget, lost_request } = wanted;
+    if state.wish == Wish::Cancel && !state.name().is_ended() {
+        return Err(NotNow::State { message: "the run is being cancelled".into() });
+    }
     let budget = budget.over(state.budget);
     let resumed =
         RunResumed { by, why, budget: (budget != state.budget).then_some(budget), lost_request };
@@ -120,6 +125,11 @@ pub(super) fn input(state: &RunState, input: Input) -> Result<Vec<Noted>, NotNow
     let (most, waiting) = INPUTS;
     if state.inputs.count >= most {
         return not_now(format!("{most} inputs were given to this run, and no more are accepted"));
+    }
+    if state.inputs.bytes + text.len() > INPUT_BYTES {
+        return not_now(
+            "4 MiB of inputs are accepted a run, in all; give it a file to read".into(),
+        );
     }
     if state.inputs.waiting.len() >= waiting {
         return not_now(format!("{waiting} inputs wait to be read; try again after the next turn"));
@@ -186,8 +196,7 @@ impl Engine {
     async fn steer(&self, run: RunId, wanted: Wanted) -> Result<RunSummary, EngineError> {
         let engine = self.clone();
         self.finish(async move {
-            let workspace = engine.run(run).await?.workspace;
-            match engine.ask_of(run, workspace, wanted).await? {
+            match engine.ask_of(run, wanted).await? {
                 Heard::Done => engine.run(run).await,
                 Heard::NotNow(why) => Err(engine.refused(run, why).await?),
             }
@@ -196,15 +205,15 @@ impl Engine {
     }
 
     /// Puts it before the run's driver, and gives what came of it.
-    pub(super) async fn ask_of(
-        &self,
-        run: RunId,
-        workspace: String,
-        wanted: Wanted,
-    ) -> Result<Heard, EngineError> {
+    pub(super) async fn ask_of(&self, run: RunId, wanted: Wanted) -> Result<Heard, EngineError> {
+        let workspace = self.workspace_of(&self.run(run).await?).await?;
+        // Each may have to read a whole run: not all at once.
+        let place = self.inner.hearings.clone().acquire_owned().await;
         let (done, heard) = oneshot::channel();
         self.tell(run, workspace, Message { wanted, done }).await;
-        match heard.await {
+        let heard = heard.await;
+        drop(place);
+        match heard {
             Ok(heard) => Ok(heard?),
             Err(_) => {
                 let what = format!("run {run} could not be taken up; the daemon's log says why");
@@ -217,7 +226,10 @@ impl Engine {
         let state = self.run(run).await?.status.state;
         Ok(match why {
             NotNow::State { message } => EngineError::InvalidState { run, state, message },
-            NotNow::NotUnresolved | NotNow::NotWaiting | NotNow::AskedOtherwise => {
+            NotNow::NotUnresolved
+            | NotNow::NotWaiting
+            | NotNow::Expired
+            | NotNow::AskedOtherwise => {
                 let message = "it does not stand still for that call".into();
                 EngineError::InvalidState { run, state, message }
             }

@@ -47,6 +47,14 @@ pub(super) async fn list(
         bytes += prost::Message::encoded_len(&approval);
         approvals.push(approval);
     }
+    // What is large comes in smaller pages: whether there is more is asked.
+    if next_page_token.is_empty() && !approvals.is_empty() {
+        let wanted = Approvals { run, submitter: access.sees_only().cloned(), expired_by: None };
+        let more = engine.pending_approvals(wanted, last, 1).await.map_err(convert::status)?;
+        if !more.is_empty() {
+            next_page_token = list.token(&last.0.to_string());
+        }
+    }
     Ok(v1::ListPendingApprovalsResponse { approvals, next_page_token })
 }
 
@@ -104,7 +112,7 @@ impl From<v1::DenyToolCallRequest> for Said {
 }
 
 fn approval(pending: PendingApproval) -> v1::PendingApproval {
-    let PendingApproval { run, time, submitter, task, workspace, asked, .. } = pending;
+    let PendingApproval { run, time, submitter, task, workspace, is_redacted, asked, .. } = pending;
     let shown = |text: &str| text.chars().take(SHOWN_CHARS).collect::<String>();
     let (arguments, facts) = (shown(&asked.arguments), shown(asked.facts.get()));
     v1::PendingApproval {
@@ -126,6 +134,8 @@ fn approval(pending: PendingApproval) -> v1::PendingApproval {
         task,
         workspace,
         create_time: Some(convert::timestamp(time)),
+        is_redacted,
+        attempt: asked.attempt,
         expire_time: Some(convert::timestamp(asked.expires)),
     }
 }

@@ -165,6 +165,9 @@ pub(super) fn status(error: EngineError) -> Status {
         EngineError::AskedOtherwise { .. } => {
             with_reason(Code::Aborted, "APPROVAL_CHANGED", message, plain())
         }
+        EngineError::AskedTooLong { .. } => {
+            with_reason(Code::FailedPrecondition, "APPROVAL_EXPIRED", message, plain())
+        }
         EngineError::OwnRun { .. } => {
             with_reason(Code::PermissionDenied, "OWN_RUN", message, plain())
         }

@@ -6,8 +6,9 @@ use crate::domain::access::Role;
 const ALL: &[Role] = &[Role::Viewer, Role::Submitter, Role::Approver, Role::Admin];
 const ADMIN: &[Role] = &[Role::Admin];
 const SUBMIT: &[Role] = &[Role::Submitter, Role::Admin];
+const STEER: &[Role] = &[Role::Submitter, Role::Approver, Role::Admin];
 /// What only a person can know or allow.
-const DECIDE: &[Role] = &[Role::Approver, Role::Admin];
+pub(super) const DECIDE: &[Role] = &[Role::Approver, Role::Admin];
 /// What shows runs of others too, without a way to leave them out.
 const READ_EVERYTHING: &[Role] = &[Role::Viewer, Role::Approver, Role::Admin];
 
@@ -36,7 +37,8 @@ const TABLE: &[(&str, &[Role])] = &[
     ("/agentd.v1.RunService/ListToolCalls", ALL),
     ("/agentd.v1.RunService/PauseRun", SUBMIT),
     ("/agentd.v1.RunService/ResolveToolCall", DECIDE),
-    ("/agentd.v1.RunService/ResumeRun", SUBMIT),
+    // A lost request is repeated by approvers and admins alone: see `runs::resume_run`.
+    ("/agentd.v1.RunService/ResumeRun", STEER),
     ("/agentd.v1.RunService/SendRunInput", SUBMIT),
     ("/agentd.v1.RunService/StreamRunEvents", ALL),
     ("/agentd.v1.RunService/WaitRun", ALL),

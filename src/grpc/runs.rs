@@ -20,6 +20,7 @@ use crate::{
     grpc::{
         approvals, caller, convert, forks,
         page::{self, List},
+        roles,
     },
     ports::{Clock, Progress, RunFilter, RunPlace, RunSummary},
     proto::v1::{self, run_service_server::RunService, stream_run_events_response::Event},
@@ -296,6 +297,10 @@ impl RunService for Runs {
         let access = caller::of(&request)?;
         let request = request.into_inner();
         let id = self.seen(&access, &request.id).await?.id;
+        if request.repeat_lost_request && !roles::DECIDE.contains(&access.role) {
+            let path = "/agentd.v1.RunService/ResumeRun with repeat_lost_request";
+            return Err(convert::role_denied(access.role, path, roles::DECIDE));
+        }
         let wanted = Resume {
             by: access.caller,
             why: request.why,

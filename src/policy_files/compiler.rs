@@ -264,6 +264,18 @@ impl Compiler {
         options
     }
 
+    /// A person who allows what a rule asks about must not allow what another one of that name asks about.
+    pub(super) fn distinct(&mut self, sources: &Sources, tools: &ToolsFile, paths: &PathsFile) {
+        let commands: BTreeSet<&RuleId> =
+            tools.commands.iter().map(|rule| &rule.id.value).collect();
+        for rule in paths.rules.iter().filter(|rule| commands.contains(&rule.id.value)) {
+            let file = at(&sources.paths.name, &rule.id);
+            let message =
+                format!("a command of {} has the id {} too", sources.tools.name, rule.id.value);
+            self.fault(&file, "rules", &message);
+        }
+    }
+
     pub(super) fn unique<'a>(
         &mut self,
         file: &str,

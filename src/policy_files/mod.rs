@@ -259,6 +259,7 @@ pub fn compile_and_test(sources: &Sources, known_tools: &[ToolName]) -> Compiled
     };
     let mut compiler = Compiler::default();
     compiler.limits(&sources.tools.name, "limits", &tools.limits);
+    compiler.distinct(sources, &tools, &paths);
     let policy = Policy {
         revision: sources.revision(),
         limits: tools.limits.compile(),

@@ -63,7 +63,12 @@ pub(super) fn resolve(
             after: write.sha256.clone(),
             replacements: *replacements,
         }),
-        Plan::AlreadyMade { .. } | Plan::Unfit(_) => None,
+        // What was allowed of the first attempt holds for finding that it was made.
+        Plan::AlreadyMade { .. } => match &scene.earlier {
+            Some(Facts::EditFile { hashes, .. }) => hashes.clone(),
+            _ => None,
+        },
+        Plan::Unfit(_) => None,
     };
     let facts = Facts::EditFile { path: write.path.clone(), hashes };
     Ok((facts, EditProof { write, plan }))

@@ -94,7 +94,10 @@ fn bound(limit: usize) -> i64 {
     i64::try_from(limit).unwrap_or(i64::MAX)
 }
 
-/// Whole entries of a run after a sequence, oldest first.
+/// What a page of whole entries, or of questions to people, may hold before it ends, in bytes.
+const PAGE_BYTES: usize = 8 << 20;
+
+/// Whole entries of a run after a sequence, oldest first; fewer than `limit` where they are large.
 pub(super) fn entries(
     connection: &Connection,
     seal: &Seal,
@@ -108,8 +111,10 @@ pub(super) fn entries(
          ORDER BY sequence LIMIT ?3",
     )?;
     let mut found = statement.query(params![run.to_string(), after.0, bound(limit)])?;
-    let mut entries = Vec::new();
-    while let Some(row) = found.next()? {
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    while bytes < PAGE_BYTES
+        && let Some(row) = found.next()?
+    {
         let sequence = Sequence(row.get(0)?);
         let kind: String = row.get(2)?;
         let body: Option<Vec<u8>> = row.get(5)?;
@@ -117,6 +122,7 @@ pub(super) fn entries(
             Some(sealed) => seal.open_body(Some(run), sequence, &sealed)?,
             None => row.get(4)?,
         };
+        bytes += whole.len();
         entries.push(Entry {
             sequence,
             time: Timestamp(row.get(1)?),
@@ -288,7 +294,7 @@ pub(super) fn unended(connection: &Connection) -> Result<Vec<RunId>, ReadError> 
     Ok(found.collect::<rusqlite::Result<_>>()?)
 }
 
-/// What people are asked about, in the order of asking.
+/// What people are asked about, in the order of asking; fewer than `limit` where they are large.
 pub(super) fn pending_approvals(
     connection: &Connection,
     wanted: &Approvals,
@@ -296,7 +302,8 @@ pub(super) fn pending_approvals(
     limit: usize,
 ) -> Result<Vec<PendingApproval>, ReadError> {
     let mut statement = connection.prepare_cached(
-        "SELECT runs.id, approvals.position, entries.time_us, runs.spec, entries.kind, entries.version, entries.view
+        "SELECT runs.id, approvals.position, entries.time_us, runs.spec, entries.kind, entries.version, entries.view,
+                entries.body IS NOT NULL
          FROM approvals JOIN runs ON runs.place = approvals.run
          JOIN entries ON entries.position = approvals.position
          WHERE approvals.position > ?1 AND (?2 IS NULL OR runs.id = ?2) AND (?3 IS NULL OR runs.caller = ?3)
@@ -307,9 +314,12 @@ pub(super) fn pending_approvals(
     let submitter = wanted.submitter.as_ref().map(Caller::as_str);
     let expired_by = wanted.expired_by.map(|time| time.0);
     let mut found = statement.query(params![after.0, run, submitter, expired_by, bound(limit)])?;
-    let mut pending = Vec::new();
-    while let Some(row) = found.next()? {
+    let (mut pending, mut bytes) = (Vec::new(), 0);
+    while bytes < PAGE_BYTES
+        && let Some(row) = found.next()?
+    {
         let (kind, view): (String, String) = (row.get(4)?, row.get(6)?);
+        bytes += view.len();
         let Record::ApprovalRequested(asked) = Record::decode(&kind, row.get(5)?, &view)? else {
             continue;
         };
@@ -321,6 +331,7 @@ pub(super) fn pending_approvals(
             submitter: spec.submitter,
             task: spec.task,
             workspace: spec.workspace,
+            is_redacted: row.get(7)?,
             asked,
         });
     }

@@ -215,7 +215,7 @@ impl Walk {
             "approval_requested" => {
                 self.asked.extend(about().map(|call| (call, entry.position)));
             }
-            "approval_decided" | "tool_output" if !self.asked.is_empty() => {
+            "approval_decided" | "decision" | "tool_output" if !self.asked.is_empty() => {
                 if let Some(call) = about() {
                     self.asked.remove(&call);
                 }

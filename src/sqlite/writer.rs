@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     domain::{
         chain::{ChainHash, Linked},
-        ids::{CallKey, Epoch, Position, RunId, Sequence},
+        ids::{Epoch, Position, RunId, Sequence},
         journal::{NewEntry, Record, RunAnchored, RunCreated},
         redact::Redactor,
     },
@@ -128,6 +128,8 @@ struct Heads {
     position: Position,
     daemon: Sequence,
     daemon_hash: ChainHash,
+    /// Questions to people that may be open; never fewer than there are.
+    questions: u64,
 }
 
 impl Heads {
@@ -147,6 +149,8 @@ impl Heads {
             position: Position(position),
             daemon: Sequence(sequence),
             daemon_hash: ChainHash(hash),
+            questions: connection
+                .query_row("SELECT count(*) FROM approvals", [], |row| row.get(0))?,
         })
     }
 }
@@ -510,7 +514,7 @@ impl Batch<'_> {
                 chain.hash.0,
                 hash.0,
             ])?;
-        self.note_approval(chain.place, position, &entry.record)?;
+        self.note_question(chain.place, position, &entry.record)?;
         chain.head = sequence;
         chain.hash = hash;
         self.heads.position = position;
@@ -518,37 +522,35 @@ impl Batch<'_> {
     }
 
     /// Keeps the list of what people are asked about.
-    fn note_approval(
-        &self,
+    fn note_question(
+        &mut self,
         run: i64,
         position: Position,
         record: &Record,
     ) -> Result<(), WriteError> {
-        let answered = "DELETE FROM approvals WHERE run = ?1 AND call = ?2";
-        let answered = |call: CallKey| -> Result<(), WriteError> {
-            self.transaction.prepare_cached(answered)?.execute(params![run, call.to_string()])?;
-            Ok(())
-        };
-        match record {
+        let call = match record {
             Record::ApprovalRequested(asked) => {
-                self.transaction
-                    .prepare_cached(
-                        "INSERT OR REPLACE INTO approvals (position, run, call, expires_us)
-                         VALUES (?1, ?2, ?3, ?4)",
-                    )?
-                    .execute(params![position.0, run, asked.call.to_string(), asked.expires.0])?;
-                Ok(())
+                self.heads.questions += 1;
+                let values = params![position.0, run, asked.call.to_string(), asked.expires.0];
+                let asked = "INSERT OR REPLACE INTO approvals (position, run, call, expires_us)
+                             VALUES (?1, ?2, ?3, ?4)";
+                self.transaction.prepare_cached(asked)?.execute(values)?;
+                return Ok(());
             }
-            Record::ApprovalDecided(decided) => answered(decided.call),
-            Record::ToolOutput(output) => answered(output.call),
-            Record::RunFinished(_) => {
-                self.transaction
-                    .prepare_cached("DELETE FROM approvals WHERE run = ?1")?
-                    .execute([run])?;
-                Ok(())
-            }
-            _ => Ok(()),
-        }
+            // Most runs never ask.
+            _ if self.heads.questions == 0 => return Ok(()),
+            Record::RunFinished(_) => None,
+            // Decided by leave for the whole run; or about to be asked again.
+            Record::Decided(decided) => Some(decided.call),
+            Record::ApprovalDecided(decided) => Some(decided.call),
+            Record::ToolOutput(output) => Some(output.call),
+            _ => return Ok(()),
+        };
+        let call = call.map(|call| call.to_string());
+        let answered = "DELETE FROM approvals WHERE run = ?1 AND (?2 IS NULL OR call = ?2)";
+        let gone = self.transaction.prepare_cached(answered)?.execute(params![run, call])?;
+        self.heads.questions = self.heads.questions.saturating_sub(gone as u64);
+        Ok(())
     }
 }
 

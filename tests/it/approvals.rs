@@ -100,9 +100,19 @@ async fn a_call_waits_for_a_person_who_sees_what_it_would_do_and_then_runs_once(
     assert!(facts["executable"].as_str().unwrap().starts_with('/'), "{facts}");
     let shown = daemon.agentctl(&["approvals"]).await;
     let shown = String::from_utf8(shown.stdout).unwrap();
-    assert!(shown.contains(&run.id) && shown.contains("[sh] [asks.sh]"), "{shown}");
+    assert!(shown.contains(&run.id) && shown.contains(r#""sh" "asks.sh""#), "{shown}");
+    assert!(shown.contains(&asked.digest[..12]), "{shown}");
 
-    let said = daemon.agentctl(&["run", "approve", &run.id, "1.0", "--why", "looks fine"]).await;
+    let approve = ["run", "approve", &run.id, "1.0"];
+    for (flags, exit) in
+        [(vec![], 2), (vec!["--digest", "0123"], 2), (vec!["--digest", "000000000000"], 1)]
+    {
+        let unseen = daemon.agentctl(&[&approve[..], &flags].concat()).await;
+        assert_eq!(unseen.status.code(), Some(exit), "{flags:?} {unseen:?}");
+    }
+    assert_eq!(times_run(&daemon), 0, "what nobody looked at is not allowed");
+    let flags = ["--digest", &asked.digest[..12], "--why", "looks fine"];
+    let said = daemon.agentctl(&[&approve[..], &flags].concat()).await;
 
     assert_eq!(said.status.code(), Some(0), "{said:?}");
     let story = daemon.story(&run.id).await;
@@ -313,9 +323,11 @@ async fn whoever_submitted_a_run_may_be_kept_from_allowing_its_calls() {
     reload(&daemon, "").await.unwrap();
     let own = approve(&daemon, approval(&asked)).await.unwrap_err();
     assert_eq!(refusal(&own), (Code::PermissionDenied, "OWN_RUN".into()));
-    let own = daemon.agentctl(&["run", "approve", &run.id, "1.0"]).await;
+    let own = ["run", "approve", &run.id, "1.0", "--digest", &asked.digest];
+    let own = daemon.agentctl(&own).await;
     assert_eq!(own.status.code(), Some(4), "{own:?}");
     assert_eq!(times_run(&daemon), 0);
+    deny(&daemon, &asked).await.expect("it may refuse them");
 }
 
 #[tokio::test]
@@ -369,17 +381,65 @@ async fn a_call_is_allowed_while_another_of_its_turn_runs_and_a_pause_holds_it_b
 }
 
 #[tokio::test]
-async fn a_path_that_a_rule_forbids_is_not_to_be_had_by_leave_for_a_command() {
-    let reads = Turn::call("shell_exec", json!({"command": "sh asks.sh --file=.env"}));
-    let (_backend, daemon) = daemon_with(vec![reads, Turn::say("done")]).await;
-    daemon.put(".env", "KEY=1\n");
-    let run = daemon.submit("read it").await;
+async fn what_is_said_to_a_paused_run_is_heard_and_nothing_runs_until_it_goes_on() {
+    let both = asking().and_call("shell_exec", json!({"command": "sh asks.sh again"}));
+    let (_backend, daemon) = daemon_with(vec![both, Turn::say("done")]).await;
+    let run = daemon.submit("both").await;
+    daemon.wait(&run.id).await;
+    let asked = pending(&daemon).await;
+    assert_eq!(asked.len(), 2);
+    let pause = v1::PauseRunRequest { id: run.id.clone(), ..Default::default() };
+    daemon.client().await.runs().pause_run(pause).await.unwrap();
+    approve(&daemon, approval(&asked[0])).await.unwrap();
+    assert_eq!(daemon.wait(&run.id).await.state(), RunState::Paused);
+    deny(&daemon, &asked[1]).await.unwrap();
+    assert_eq!((pending(&daemon).await.len(), times_run(&daemon)), (0, 0));
+    let opposite = approve(&daemon, approval(&asked[1])).await.unwrap_err();
+    assert_eq!(refusal(&opposite).1, "CALL_ALREADY_DECIDED");
+    let resume = v1::ResumeRunRequest { id: run.id.clone(), ..Default::default() };
+    daemon.client().await.runs().resume_run(resume).await.unwrap();
+    let story = daemon.story(&run.id).await;
+    assert_eq!((story.state(), times_run(&daemon)), (RunState::Succeeded, 1));
+    let outcomes: Vec<String> = story.outputs().into_iter().map(|(outcome, _)| outcome).collect();
+    assert!(outcomes.contains(&"done".to_owned()) && outcomes.contains(&"refused".to_owned()));
+    assert!(daemon.audit().await.intact);
+}
+
+#[tokio::test]
+async fn leave_for_the_run_covers_what_its_rule_asks_in_the_same_turn_too() {
+    let both = asking().and_call("shell_exec", json!({"command": "sh asks.sh again"}));
+    let (_backend, daemon) = daemon_with(vec![both, Turn::say("done")]).await;
+    let run = daemon.submit("both").await;
     daemon.wait(&run.id).await;
     let asked = pending(&daemon).await.remove(0);
-    approve(&daemon, approval(&asked)).await.unwrap();
-    let story = daemon.story(&run.id).await;
-    assert_eq!(story.decisions(), ["require_approval test.asks", "deny secrets.env"]);
-    assert_eq!(times_run(&daemon), 0);
+    let scope = ApprovalScope::Run.into();
+    approve(&daemon, v1::ApproveToolCallRequest { scope, ..approval(&asked) }).await.unwrap();
+    assert_eq!(daemon.wait(&run.id).await.state(), RunState::Succeeded);
+    assert_eq!((pending(&daemon).await.len(), times_run(&daemon)), (0, 2));
+    assert!(daemon.audit().await.intact);
+}
+
+#[tokio::test]
+async fn a_path_that_a_rule_forbids_is_not_to_be_had_by_leave_for_a_command() {
+    for word in [
+        "--file=.env",
+        "-f.env",
+        "-d@.env",
+        "a,.env",
+        "x/../.env",
+        "/somewhere/workspace/.env",
+        "HEAD:.env",
+    ] {
+        let reads = Turn::call("shell_exec", json!({"command": format!("sh asks.sh {word}")}));
+        let (_backend, daemon) = daemon_with(vec![reads, Turn::say("done")]).await;
+        let run = daemon.submit("read it").await;
+        daemon.wait(&run.id).await;
+        let asked = pending(&daemon).await.remove(0);
+        approve(&daemon, approval(&asked)).await.unwrap();
+        let story = daemon.story(&run.id).await;
+        assert_eq!(story.decisions(), ["require_approval test.asks", "deny secrets.env"], "{word}");
+        assert_eq!(times_run(&daemon), 0, "{word}");
+    }
 }
 
 #[tokio::test]

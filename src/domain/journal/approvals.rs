@@ -21,6 +21,8 @@ pub struct ApprovalRequested {
     /// What the arguments stand for.
     pub facts: RawJson,
     pub effect_class: EffectClass,
+    /// 1, or more where an earlier attempt was begun and its outcome is not known.
+    pub attempt: u32,
     /// The rule that wants a person to be asked, and why.
     pub rule: RuleId,
     pub why: String,

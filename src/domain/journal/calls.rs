@@ -87,6 +87,9 @@ pub struct Decided {
     pub decision: Verdict,
     pub rule: RuleId,
     pub why: String,
+    /// What the call stands for by now, where that differs from what a person was asked about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<RawJson>,
 }
 
 /// Policy, or a rule built into agentd, decided about something that a call's program wants to reach while it

@@ -134,14 +134,29 @@ pub struct Parsed {
     pub paths: Vec<String>,
 }
 
+/// A path, and what is left of it without its first names: one of these it is seen from the workspace.
+fn tails(path: &str) -> Vec<String> {
+    let mut names: Vec<&str> = Vec::new();
+    for name in path.split('/') {
+        match name {
+            "" | "." => {}
+            ".." => drop(names.pop()),
+            name => names.push(name),
+        }
+    }
+    (0..names.len()).map(|first| names[first..].join("/")).collect()
+}
+
 impl Parsed {
-    /// Of words of which nobody knows what they are: each may stand for a file, also behind a `=` or a `:`.
+    /// Of words of which nobody knows what they are: each may stand for a file, also in a part of it, behind a short
+    /// option, by a way round, and with the workspace before it.
     fn of_anything(words: &[String]) -> Self {
         let parts = words.iter().flat_map(|word| {
-            let behind = word.split(['=', ':']).skip(1);
-            std::iter::once(word.as_str()).chain(behind)
+            let option = word.get(2..).filter(|_| word.starts_with('-'));
+            let split = word.split(['=', ':', '@', ',']);
+            std::iter::once(word.as_str()).chain(option).chain(split)
         });
-        Self { paths: parts.filter(|part| !part.is_empty()).map(str::to_owned).collect() }
+        Self { paths: parts.flat_map(tails).collect() }
     }
 }
 

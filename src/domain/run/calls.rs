@@ -102,6 +102,10 @@ impl OpenCall {
 
     pub(super) fn fold(&mut self, record: &Record, state: &mut RunState) {
         let key = self.call.key;
+        if let Some(next) = self.asked_about(record, state) {
+            self.progress = next;
+            return;
+        }
         let next = match (&self.progress, record) {
             (Progress::Asked, Record::ToolCalled(called)) if called.call == key => {
                 state.usage.tool_calls += 1;
@@ -112,7 +116,44 @@ impl OpenCall {
             (
                 Progress::Lost { attempt, class },
                 Record::CallResolved(CallResolved { call, resolution: Resolution::Retry, .. }),
-            ) if *call == key => Progress::ToRetry { attempt: *attempt, class: *class },
+            ) if *call == key => {
+                // Whoever allowed it once has not allowed it twice.
+                self.approvals.clear();
+                Progress::ToRetry { attempt: *attempt, class: *class }
+            }
+            (
+                Progress::Lost { class, .. } | Progress::ToRetry { class, .. },
+                Record::ToolResumed(resumed),
+            ) if resumed.call == key => {
+                Progress::Intended { attempt: resumed.attempt, class: *class }
+            }
+            (Progress::Intended { attempt, class }, Record::RunRecovered(_)) => {
+                Progress::Lost { attempt: *attempt, class: *class }
+            }
+            (
+                Progress::Intended { .. }
+                | Progress::Lost { .. }
+                | Progress::ToRetry { .. }
+                | Progress::Waiting { .. }
+                | Progress::Approved { .. }
+                | Progress::Denied { .. },
+                Record::ToolOutput(ToolOutput { call, output, used, .. }),
+            ) if *call == key => {
+                let cpu_ms = used.as_ref().map_or(0, |used| used.cpu_ms);
+                state.usage.cpu_ms = state.usage.cpu_ms.saturating_add(cpu_ms);
+                Progress::Done { output: output.clone() }
+            }
+            _ => return,
+        };
+        self.progress = next;
+    }
+}
+
+impl OpenCall {
+    /// How far the call has come by what people are asked and say; none where the entry is about something else.
+    fn asked_about(&mut self, record: &Record, state: &mut RunState) -> Option<Progress> {
+        let key = self.call.key;
+        Some(match (&self.progress, record) {
             (Progress::Intended { attempt, .. }, Record::ApprovalRequested(asked))
                 if asked.call == key =>
             {
@@ -141,33 +182,19 @@ impl OpenCall {
             (Progress::Approved { attempt, class }, Record::Decided(decided))
                 if decided.call == key =>
             {
+                self.facts = decided.facts.clone().or_else(|| self.facts.take());
                 Progress::Intended { attempt: *attempt, class: *class }
             }
-            (
-                Progress::Lost { class, .. } | Progress::ToRetry { class, .. },
-                Record::ToolResumed(resumed),
-            ) if resumed.call == key => {
-                Progress::Intended { attempt: resumed.attempt, class: *class }
+            // The same by leave for the whole run, which covers what is asked here.
+            (Progress::Waiting { attempt, asked }, Record::Decided(decided))
+                if decided.call == key =>
+            {
+                let next = Progress::Intended { attempt: *attempt, class: asked.effect_class };
+                self.facts = decided.facts.clone().or_else(|| self.facts.take());
+                next
             }
-            (Progress::Intended { attempt, class }, Record::RunRecovered(_)) => {
-                Progress::Lost { attempt: *attempt, class: *class }
-            }
-            (
-                Progress::Intended { .. }
-                | Progress::Lost { .. }
-                | Progress::ToRetry { .. }
-                | Progress::Waiting { .. }
-                | Progress::Approved { .. }
-                | Progress::Denied { .. },
-                Record::ToolOutput(ToolOutput { call, output, used, .. }),
-            ) if *call == key => {
-                let cpu_ms = used.as_ref().map_or(0, |used| used.cpu_ms);
-                state.usage.cpu_ms = state.usage.cpu_ms.saturating_add(cpu_ms);
-                Progress::Done { output: output.clone() }
-            }
-            _ => return,
-        };
-        self.progress = next;
+            _ => return None,
+        })
     }
 }
 

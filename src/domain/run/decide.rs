@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::domain::{
-    approval::Leave,
+    approval::{Leave, RunGrant},
     budget::Budget,
     ids::Timestamp,
     item::RawJson,
@@ -159,7 +159,7 @@ fn decide_calls(state: &RunState, open: &[OpenCall]) -> Command {
     let due: Vec<Invocation> = open
         .iter()
         .filter_map(|call| {
-            let mut invocation = due_invocation(call)?;
+            let mut invocation = due_invocation(call, &state.grants)?;
             invocation.leave.grants.clone_from(&state.grants);
             Some(invocation)
         })
@@ -171,7 +171,7 @@ fn decide_calls(state: &RunState, open: &[OpenCall]) -> Command {
     }
 }
 
-pub(super) fn due_invocation(open: &OpenCall) -> Option<Invocation> {
+pub(super) fn due_invocation(open: &OpenCall, grants: &[RunGrant]) -> Option<Invocation> {
     let mode = match open.progress {
         Progress::Asked => InvocationMode::First,
         Progress::Lost { class: EffectClass::NonIdempotent, .. } => match open.on_unknown {
@@ -187,6 +187,15 @@ pub(super) fn due_invocation(open: &OpenCall) -> Option<Invocation> {
         Progress::Approved { attempt, .. } => InvocationMode::Approved { attempt },
         Progress::Denied { attempt: 1, .. } => InvocationMode::CloseDenied,
         Progress::Denied { .. } => InvocationMode::CloseUnknown,
+        // Somebody has allowed, for the whole run, what is asked here too.
+        Progress::Waiting { attempt, ref asked }
+            if grants.iter().any(|grant| {
+                (&grant.rule, &grant.tool, &grant.revision)
+                    == (&asked.rule, &asked.tool, &asked.revision)
+            }) =>
+        {
+            InvocationMode::Approved { attempt }
+        }
         Progress::Intended { .. } | Progress::Waiting { .. } | Progress::Done { .. } => {
             return None;
         }

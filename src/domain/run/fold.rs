@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::domain::{
+    approval::RunGrant,
     ids::CallKey,
     item::Item,
     journal::{
@@ -74,6 +75,7 @@ impl RunState {
 impl Inputs {
     fn take(&mut self, input: &InputReceived) {
         self.count += 1;
+        self.bytes += input.text.len();
         self.waiting.push(input.text.clone());
         if let Some(id) = &input.request_id {
             self.known.insert(id.clone(), input.text.clone());
@@ -89,7 +91,12 @@ fn suspended(why: Suspension, work: Work, record: &Record, state: &mut RunState)
         (
             Suspension::OutcomeUnknown { .. } | Suspension::AwaitingApproval { .. },
             Record::CallResolved(_) | Record::ApprovalDecided(_) | Record::ToolOutput(_),
-        ) => work.after(record, state).unless_waiting(),
+        ) => work.after(record, state).unless_waiting(&state.grants),
+        // What was asked before stays answered; the run stands still all the same.
+        (
+            Suspension::Paused { .. } | Suspension::BudgetExhausted { .. },
+            Record::ApprovalDecided(_),
+        ) => Phase::Suspended { why, work: work.after(record, state) },
         (Suspension::Paused { .. } | Suspension::BudgetExhausted { .. }, Record::RunResumed(_)) => {
             Phase::Going(work)
         }
@@ -140,10 +147,10 @@ impl RunState {
 impl Work {
     /// Goes on, or stands still for as long as the outcome of a call is not known, or nothing can be done before a
     /// person has allowed it.
-    fn unless_waiting(self) -> Phase {
+    fn unless_waiting(self, grants: &[RunGrant]) -> Phase {
         let waiting = match &self {
             Self::Calling { calls } => calls::outcome_unknown(calls).or_else(|| {
-                let is_due = calls.iter().any(|open| due_invocation(open).is_some());
+                let is_due = calls.iter().any(|open| due_invocation(open, grants).is_some());
                 if is_due { None } else { calls::approval_awaited(calls) }
             }),
             _ => None,

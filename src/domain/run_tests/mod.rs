@@ -160,6 +160,16 @@ proptest! {
     }
 
     #[test]
+    fn what_was_said_of_a_call_is_heard_whatever_the_run_stands_still_for(entries in life()) {
+        for (so_far, state) in each_moment(&entries) {
+            if let Record::ApprovalDecided(said) = &so_far[so_far.len() - 1].record {
+                let waits = state.open_call(said.call).is_some_and(|open| open.waits_for().is_some());
+                prop_assert!(!waits, "{:?}", said);
+            }
+        }
+    }
+
+    #[test]
     fn after_a_wish_to_pause_nothing_is_begun_until_somebody_lets_the_run_go_on(entries in life()) {
         let mut wants_pause = false;
         for entry in &entries {

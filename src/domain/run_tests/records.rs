@@ -132,6 +132,7 @@ pub(super) fn decided(call: CallKey) -> Record {
         decision: Verdict::Allow,
         rule: RuleId::new("some.rule"),
         why: "it is allowed".into(),
+        facts: None,
     }
     .into()
 }
@@ -267,6 +268,7 @@ pub(super) fn approval_requested(call: CallKey, effect_class: EffectClass) -> Re
         arguments: "{}".into(),
         facts: raw(&json!({ "path": "notes.txt" })),
         effect_class,
+        attempt: 1,
         rule: RuleId::new("ask"),
         why: "a person is to look at it".into(),
         revision: PolicyRevision::new("sha256:00"),

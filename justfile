@@ -34,9 +34,14 @@ demo *flags:
 fuzz *flags:
     scripts/fuzz.sh {{ flags }}
 
-# What takes too long for the gate: every bug planted for the fuzzers found, the numbers of inputs that
+# Deaths of the daemon at named places, and as many at random times, judged by what callers were told and tools counted
+kills times="100":
+    AGENTD_KILLS={{ times }} cargo test --locked --test it kills:: -- --nocapture
+
+# What takes too long for the gate: thousands of deaths, every bug planted for the fuzzers found, the numbers of inputs that
 # docs/reports/fuzzing.md tells of, and all tests of cgroup v2
 nightly:
+    AGENTD_KILLS=2000 cargo test --locked --test it kills:: -- --nocapture
     scripts/fuzz.sh --planted
     scripts/fuzz.sh --runs 1000000 commands hosts redactor orders
     scripts/fuzz.sh --runs 300000 policy_files

@@ -29,6 +29,7 @@ use crate::{
         live::{Live, Words},
         run_log::{Noted, Recorded, RunLog},
     },
+    fail_point,
     ports::{Answer, JournalError, ModelError, Question, SandboxError},
 };
 
@@ -127,6 +128,7 @@ impl Driver {
         let items = self.log.state().items.len();
         let hosted = hosted::admitted(&self.world.policies.current(), &executor::role());
         self.log.append([hosted.noted(turn, attempt, items)]).await?;
+        fail_point::reach("ask.before");
         let started = self.world.clock.steady_ms();
         let state = self.log.state();
         let words = Words::new(self.live.clone(), self.world.redactor.clone(), state.id, turn);
@@ -158,6 +160,7 @@ impl Driver {
                 }
             }
         };
+        fail_point::reach("ask.after");
         // Or what is folded in next would have to copy the conversation.
         drop(items);
         let duration_ms = self.world.clock.steady_ms().saturating_sub(started);
@@ -257,6 +260,7 @@ impl Driver {
                     if let Ok(note) = notes.try_recv() {
                         self.note(note, &mut notes).await?;
                     }
+                    fail_point::reach("result.before");
                     self.log.stage(finished.output);
                     failure = failure.or(finished.failure);
                     // The last output is written together with what comes next.

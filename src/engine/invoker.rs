@@ -28,6 +28,7 @@ use crate::{
         live::{Live, Output},
         run_log::{Noted, Recorded},
     },
+    fail_point,
     ports::{Attempt, Company, OutputStream, ResolveError, Resolved, SandboxError, Scene},
     tools::Entry,
 };
@@ -418,7 +419,9 @@ async fn run(
     let notes = notes.clone();
     let door = CallDoor { world: world.clone(), pinned: policy, call, call_id, notes };
     let company = Company { stop, heard: &heard, door: Some(&door) };
+    fail_point::reach("effect.before");
     let result = world.sandbox.run(permit, attempt, company).await;
+    fail_point::reach("effect.after");
     output.finish();
     match result {
         Ok(result) => {

@@ -8,6 +8,7 @@ use crate::{
         journal::{Entry, NewEntry, Record},
         run::{RunState, fold_into},
     },
+    fail_point,
     ports::{Append, Clock, Journal, JournalError, RunStatus},
 };
 
@@ -137,7 +138,9 @@ impl RunLog {
         intended: Vec<(Vec<Noted>, T)>,
     ) -> Result<Vec<Recorded<T>>, JournalError> {
         let (intents, waiting): (Vec<_>, Vec<T>) = intended.into_iter().unzip();
+        fail_point::reach("intent.before");
         self.append(intents.into_iter().flatten()).await?;
+        fail_point::reach("intent.after");
         Ok(waiting.into_iter().map(Recorded).collect())
     }
 

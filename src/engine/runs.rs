@@ -28,6 +28,7 @@ use crate::{
         submission::{self, Submission, Submitted, WhenBusy, check, digest},
         tool_calls::{self, ToolCallPage},
     },
+    fail_point,
     ports::{
         Admission, Append, AuditReport, Created, EntryView, JournalError, Progress, RunFilter,
         RunPlace, RunSummary,
@@ -452,6 +453,7 @@ impl Engine {
             let message = format!("a task ended early: {error}");
             Err(EngineError::Journal(JournalError::Failed { message }))
         });
+        fail_point::reach("reply.before");
         if let Err(EngineError::Journal(error)) = &done {
             self.note_failure(error);
         }

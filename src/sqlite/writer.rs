@@ -17,6 +17,7 @@ use crate::{
         journal::{NewEntry, Record, RunAnchored, RunCreated},
         redact::Redactor,
     },
+    fail_point,
     ports::{Admission, Append, Created, JournalError, Progress},
     sqlite::{OpenError, Shared, rows, seal::Seal},
 };
@@ -263,7 +264,9 @@ impl Thread {
             return Err(error);
         }
         let after = batch.heads;
+        fail_point::reach("commit.before");
         batch.transaction.commit()?;
+        fail_point::reach("commit.after");
         Ok(after)
     }
 }

@@ -24,6 +24,7 @@ mod egress;
 mod forks;
 mod golden;
 mod hosted;
+mod kills;
 mod launcher;
 mod limits;
 mod lists;

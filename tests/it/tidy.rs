@@ -13,16 +13,16 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// Every room, and the rooms it may use besides itself. A room is a folder or a file right under `src`.
-const ROOMS: [(&str, &[&str]); 27] = [
+const ROOMS: [(&str, &[&str]); 28] = [
     ("lib", &[]),
     ("domain", &[]),
     ("ports", &["domain"]),
     ("tools", &["domain"]),
     ("agents", &["domain"]),
-    ("engine", &["domain", "ports", "tools", "agents", "tasks", "telemetry"]),
+    ("engine", &["agents", "domain", "fail_point", "ports", "tasks", "telemetry", "tools"]),
     ("backend", &["domain", "ports", "secrets", "telemetry"]),
     ("sandbox", &["domain", "ports", "tasks"]),
-    ("sqlite", &["domain", "ports", "private_file", "telemetry"]),
+    ("sqlite", &["domain", "fail_point", "ports", "private_file", "telemetry"]),
     ("policy_files", &["domain", "ports", "tasks", "yaml"]),
     ("tool_files", &["domain", "private_file", "yaml"]),
     ("callers", &["domain", "secrets"]),
@@ -77,6 +77,7 @@ const ROOMS: [(&str, &[&str]); 27] = [
     ("private_file", &[]),
     ("secrets", &[]),
     ("proto", &[]),
+    ("fail_point", &[]),
     ("tasks", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),

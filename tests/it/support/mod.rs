@@ -201,6 +201,23 @@ impl TestDaemon {
         ready
     }
 
+    /// Starts the daemon with these variables, by which it may die before it is ready. Tells whether it came up.
+    pub(crate) fn boot_dying(&mut self, variables: &[(&str, String)]) -> bool {
+        if let Some(mut child) = self.child.take() {
+            // Gone, or going.
+            let _ = child.kill();
+            child.wait().unwrap();
+        }
+        let mut command = self.command();
+        command.envs(variables.iter().map(|(name, value)| (name, value))).stdout(Stdio::piped());
+        self.boot_as(command)
+    }
+
+    /// Whether the daemon has ended by itself.
+    pub(crate) fn has_died(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
+    }
+
     /// The command that starts this daemon.
     pub(crate) fn command(&self) -> Command {
         let home = self.home.path();

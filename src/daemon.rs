@@ -35,8 +35,9 @@ use crate::{
     },
     engine::{self, Engine, EngineError, Policies, World},
     grpc::{self, Door, HEALTH_NAMES, Info},
+    mirror::{Mirror, MirrorError},
     policy_files,
-    ports::{Clock as _, Journal, JournalError},
+    ports::{Clock, Journal, JournalError},
     private_file,
     sandbox::{LocalSandbox, Places, Walls},
     secrets::ExposeSecret as _,
@@ -74,6 +75,8 @@ pub enum DaemonError {
     Callers(Vec<String>),
     #[error(transparent)]
     Store(#[from] sqlite::OpenError),
+    #[error("the audit's mirror cannot be begun")]
+    Mirror(#[from] MirrorError),
     #[error(transparent)]
     Sandbox(#[from] crate::ports::SandboxError),
     #[error("backend: {0}")]
@@ -114,6 +117,7 @@ pub async fn run(
     let servers = serve(&config, &parts).await?;
     let stopping = servers.tasks.token();
     servers.tasks.spawn("approvals", parts.engine.clone().let_approvals_expire());
+    servers.tasks.spawn("mirror", parts.mirror.clone().follow(servers.tasks.token()));
     servers.tasks.spawn("reloads", reloads(parts.engine.clone(), reload, stopping));
     ready(&format!(
         "agentd is ready: grpc {} and unix:{}",
@@ -159,6 +163,7 @@ async fn failed(fatal: &mut watch::Receiver<Option<JournalError>>) -> String {
 struct Parts {
     engine: Engine,
     journal: Arc<sqlite::SqliteJournal>,
+    mirror: Arc<Mirror>,
     clock: Arc<SystemClock>,
     info: Info,
     /// Who may call over TCP.
@@ -243,12 +248,15 @@ async fn assemble(
         redactor: Arc::new(redactor),
         epoch: journal.epoch(),
     };
+    let from = journal.head();
+    let ports: (Arc<dyn Journal>, Arc<dyn Clock>) = (journal.clone(), clock.clone());
+    let mirror = Arc::new(Mirror::open(state, ports, (started, from)).await?);
     let engine = Engine::new(world, config.limits, drivers);
     let resumed = engine.resume().await?;
     if resumed > 0 {
         tracing::info!(runs = resumed, "runs go on");
     }
-    Ok(Parts { engine, journal, clock, info, known: known.into() })
+    Ok(Parts { engine, journal, mirror, clock, info, known: known.into() })
 }
 
 /// What is told of this daemon to whoever asks.
@@ -432,6 +440,9 @@ async fn stop(
     servers.tasks.stop(CONNECTIONS).await;
     let record = DaemonStopped { why: signal.into() };
     note(&*parts.journal, &parts.clock, record.into(), None).await?;
+    if let Err(error) = parts.mirror.catch_up().await {
+        tracing::warn!(error = telemetry::chain(&error), "the next daemon makes up for the mirror");
+    }
     parts.journal.close().await?;
     let _ = fs::remove_file(config.state_directory.join(SOCKET));
     Ok(())

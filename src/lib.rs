@@ -8,6 +8,7 @@
 //! - [`policy_files`], [`tool_files`], [`yaml`]: rules and tools as people write them.
 //!   [`secrets`], [`private_file`]: what nobody prints, and what only its owner reads.
 //!   [`callers`]: who may call besides the owner.
+//! - [`mirror`], [`jsonl`]: the journal as files of lines, for others.
 //! - [`fail_point`]: where tests have the daemon die.
 //! - [`grpc`], [`proto`]: the API. [`daemon`] joins everything; [`check`] looks whether it could.
 //! - [`client`], [`ctl`]: the other end. [`scripted`]: a model server whose words are scripted.
@@ -26,6 +27,8 @@ pub mod domain;
 pub mod engine;
 pub mod fail_point;
 pub mod grpc;
+pub mod jsonl;
+pub mod mirror;
 pub mod policy_files;
 pub mod ports;
 pub mod private_file;

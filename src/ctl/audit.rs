@@ -1,6 +1,10 @@
-//! `agentctl audit`: is the journal what was written? With a daemon, or on a database file alone.
+//! `agentctl audit`: what the journal holds over all runs; and is it what was written? That also on a file alone.
 
-use std::path::PathBuf;
+use std::{
+    fs::File,
+    io::{self, BufReader, BufWriter, Write},
+    path::PathBuf,
+};
 
 use clap::Subcommand;
 use serde_json::json;
@@ -9,7 +13,9 @@ use crate::{
     ctl::{
         Exit, Failure, Global, connect,
         output::{self, Colour, Format, Paint, hex},
+        timeline::printable,
     },
+    jsonl,
     ports::AuditReport,
     proto::v1,
     sqlite,
@@ -17,17 +23,184 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
+    /// Lists entries of the journal over all runs, oldest first
+    #[command(after_help = EXAMPLES)]
+    List {
+        #[command(flatten)]
+        filter: Filter,
+        /// How many at most
+        #[arg(long, default_value_t = 100, value_name = "N")]
+        limit: usize,
+    },
+    /// Prints entries as they are written
+    Tail {
+        #[command(flatten)]
+        filter: Filter,
+        /// Begin after this position [default: now]
+        #[arg(long, value_name = "POSITION")]
+        after: Option<u64>,
+    },
+    /// Writes entries as lines of JSON, as the mirror has them
+    Export {
+        #[command(flatten)]
+        filter: Filter,
+        /// The file to write [default: standard output]
+        #[arg(long, value_name = "FILE")]
+        to: Option<PathBuf>,
+    },
     /// Recomputes every hash and says where the journal was altered, if it was
     Verify {
-        /// A database file, a copy of agentd.db for example; needs no daemon
+        /// A database file, a copy of agentd.db for example, or a mirror (.jsonl); needs no daemon
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
     },
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  agentctl audit list --kind decision --decision deny          what was refused, and by which rule
+  agentctl audit list --kind approval_decided --caller caller:ann
+  agentctl audit tail --kind approval_requested                what waits for a person, as it comes up
+  agentctl audit export --run RUN --to run.jsonl";
+
+/// Which entries.
+#[derive(Debug, clap::Args)]
+pub(super) struct Filter {
+    /// Only entries of this run
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "RUN")]
+    run: String,
+    /// Only of this kind; may be given several times
+    #[arg(long, value_name = "KIND")]
+    kind: Vec<String>,
+    /// Only entries that name this tool
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "TOOL")]
+    tool: String,
+    /// Only with this decision: allow, deny, require_approval, approved, denied, expired
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "DECISION")]
+    decision: String,
+    /// Only by this rule
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "RULE")]
+    rule: String,
+    /// Only of this caller: who submitted, asked, said or reloaded
+    #[arg(long, default_value = "", hide_default_value = true, value_name = "CALLER")]
+    caller: String,
+    /// Only from this time on, RFC 3339
+    #[arg(long, value_parser = time, value_name = "TIME")]
+    since: Option<prost_types::Timestamp>,
+    /// Only before this time, RFC 3339
+    #[arg(long, value_parser = time, value_name = "TIME")]
+    until: Option<prost_types::Timestamp>,
+}
+
+fn time(text: &str) -> Result<prost_types::Timestamp, String> {
+    let at: jiff::Timestamp = text.parse().map_err(|error: jiff::Error| error.to_string())?;
+    Ok(prost_types::Timestamp { seconds: at.as_second(), nanos: at.subsec_nanosecond() })
+}
+
+impl From<Filter> for v1::AuditFilter {
+    fn from(filter: Filter) -> Self {
+        Self {
+            run_id: filter.run,
+            kinds: filter.kind,
+            tool: filter.tool,
+            decision: filter.decision,
+            rule: filter.rule,
+            caller: filter.caller,
+            since_time: filter.since,
+            until_time: filter.until,
+        }
+    }
+}
+
 pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
-    let Verb::Verify { file } = verb;
+    match verb {
+        Verb::Verify { file } => verify(global, file).await,
+        Verb::List { filter, limit } => list(global, filter, limit).await,
+        Verb::Tail { filter, after } => tail(global, filter, after).await,
+        Verb::Export { filter, to } => export(global, filter, to).await,
+    }
+}
+
+async fn list(global: &Global, filter: Filter, limit: usize) -> Result<Exit, Failure> {
+    let (mut client, filter) = (connect::connect(global).await?.audit(), Some(filter.into()));
+    let (mut left, mut page_token) = (limit, String::new());
+    while left > 0 {
+        let page_size = i32::try_from(left).unwrap_or(i32::MAX);
+        let filter: Option<v1::AuditFilter> = filter.clone();
+        let request = v1::ListAuditEntriesRequest { filter, page_size, page_token };
+        let page = client.list_audit_entries(request).await?.into_inner();
+        for entry in &page.entries {
+            show(global, entry)?;
+        }
+        left -= page.entries.len().min(left);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn tail(global: &Global, filter: Filter, after: Option<u64>) -> Result<Exit, Failure> {
+    let mut client = connect::connect(global).await?.audit();
+    let after_position = match after {
+        Some(after) => after,
+        // Positions are gapless: as many entries as there are.
+        None => client.verify_audit(v1::VerifyAuditRequest {}).await?.into_inner().entries,
+    };
+    let filter = Some(filter.into());
+    let request = v1::StreamAuditEntriesRequest { filter, after_position, follow: true };
+    let mut stream = client.stream_audit_entries(request).await?.into_inner();
+    while let Some(message) = stream.message().await? {
+        if let Some(entry) = &message.entry {
+            show(global, entry)?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+async fn export(global: &Global, filter: Filter, to: Option<PathBuf>) -> Result<Exit, Failure> {
+    let mut client = connect::connect(global).await?.audit();
+    let mut out: Box<dyn Write> = match &to {
+        Some(path) => Box::new(BufWriter::new(File::create_new(path).map_err(|error| {
+            Failure::new(Exit::BadUsage, format!("{}: {error}", path.display()))
+        })?)),
+        None => Box::new(io::stdout()),
+    };
+    let request = v1::ExportAuditRequest { filter: Some(filter.into()) };
+    let mut stream = client.export_audit(request).await?.into_inner();
+    while let Some(message) = stream.message().await? {
+        out.write_all(&message.chunk)?;
+    }
+    out.flush()?;
+    Ok(Exit::Done)
+}
+
+fn show(global: &Global, entry: &v1::JournalEntry) -> io::Result<()> {
+    match global.output {
+        Format::Json => output::json_line(&output::entry_json(entry)),
+        Format::Table => {
+            let time = entry.time.map(output::time).unwrap_or_default();
+            let run = if entry.run_id.is_empty() { "daemon" } else { &entry.run_id };
+            output::line(&format!(
+                "{:>7}  {time}  {run:<36}  {:<18}  {}",
+                entry.position,
+                entry.kind,
+                printable(&entry.payload)
+            ))
+        }
+    }
+}
+
+async fn verify(global: &Global, file: Option<PathBuf>) -> Result<Exit, Failure> {
     let report = match file {
+        Some(path) if path.extension().is_some_and(|extension| extension == "jsonl") => {
+            let named = |error: io::Error| {
+                Failure::new(Exit::BadUsage, format!("{}: {error}", path.display()))
+            };
+            let lines = BufReader::new(File::open(&path).map_err(named)?);
+            from_file(jsonl::verify(lines).map_err(named)?)
+        }
         Some(path) => from_file(
             sqlite::verify_file(&path)
                 .map_err(|error| Failure::new(Exit::Unsuccessful, error.to_string()))?,

@@ -160,6 +160,7 @@ pub(crate) fn entry_json(entry: &v1::JournalEntry) -> Value {
         "version": entry.version,
         "payload": serde_json::from_str(&entry.payload).unwrap_or(Value::Null),
         "policy_revision": some(&entry.policy_revision),
+        "body_digest": (!entry.body_digest.is_empty()).then(|| hex(&entry.body_digest)),
         "previous_hash": hex(&entry.previous_hash),
         "hash": hex(&entry.hash),
     })

@@ -14,7 +14,7 @@ use crate::{
     agents::executor,
     domain::{
         access::{Access, Reach},
-        ids::{CallKey, PolicyRevision, RunId, Sequence},
+        ids::{CallKey, PolicyRevision, Position, RunId, Sequence},
         journal::{ApprovalDecision, NewEntry, Record, Resolution, RunCreated},
         redact,
         run::RunState,
@@ -30,8 +30,8 @@ use crate::{
     },
     fail_point,
     ports::{
-        Admission, Append, AuditReport, Created, EntryView, JournalError, Progress, RunFilter,
-        RunPlace, RunSummary,
+        Admission, Append, AuditFilter, AuditPage, AuditReport, Created, EntryView, JournalError,
+        Progress, RunFilter, RunPlace, RunSummary,
     },
     tasks::Tasks,
 };
@@ -410,6 +410,21 @@ impl Engine {
             Some(error) => EngineError::Journal(error.clone()),
             None => EngineError::Draining,
         }
+    }
+
+    /// A page of the journal over all chains.
+    pub async fn audit(
+        &self,
+        wanted: AuditFilter,
+        after: Position,
+        limit: usize,
+    ) -> Result<AuditPage, EngineError> {
+        Ok(self.inner.world.journal.audit(wanted, after, limit).await?)
+    }
+
+    /// Tells of new entries of any chain, as a hint.
+    pub fn watch_head(&self) -> watch::Receiver<Position> {
+        self.inner.world.journal.watch_head()
     }
 
     /// Recomputes every hash of the journal.

@@ -1,12 +1,37 @@
 //! `AuditService`.
 
+use std::pin::Pin;
+
+use futures_util::Stream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    engine::Engine,
-    grpc::convert,
+    domain::ids::{Position, Timestamp},
+    engine::{Engine, EngineError},
+    grpc::{
+        caller, convert,
+        page::{self, List},
+    },
+    jsonl,
+    ports::{AuditFilter, EntryView, JournalError},
     proto::v1::{self, audit_service_server::AuditService},
 };
+
+/// Entries of a page, if the caller does not say.
+const PAGE: usize = 100;
+/// What a page may hold before it ends, in bytes: clients accept answers of 4 MiB.
+const PAGE_BYTES: usize = 1700 << 10;
+/// Entries that are read for a subscriber at once.
+const STREAM_PAGE: usize = 64;
+/// Most kinds of one filter.
+const KINDS: usize = 64;
+/// Longest text of a filter, in bytes.
+const TEXT_BYTES: usize = 256;
+
+type Entries = Pin<Box<dyn Stream<Item = Result<v1::StreamAuditEntriesResponse, Status>> + Send>>;
+type Lines = Pin<Box<dyn Stream<Item = Result<v1::ExportAuditResponse, Status>> + Send>>;
 
 #[derive(Debug)]
 pub(super) struct Audit {
@@ -19,8 +44,183 @@ impl Audit {
     }
 }
 
+fn filter(wanted: Option<v1::AuditFilter>) -> Result<AuditFilter, Status> {
+    let wanted = wanted.unwrap_or_default();
+    let texts = [&wanted.tool, &wanted.decision, &wanted.rule, &wanted.caller];
+    let is_long = texts.into_iter().chain(&wanted.kinds).any(|text| text.len() > TEXT_BYTES);
+    if is_long || wanted.kinds.len() > KINDS {
+        let message =
+            format!("takes texts of at most {TEXT_BYTES} bytes, and at most {KINDS} kinds");
+        return Err(convert::invalid("filter", message));
+    }
+    let given = |text: String| Some(text).filter(|text| !text.is_empty());
+    let micros = |time: prost_types::Timestamp| {
+        Timestamp(
+            time.seconds.saturating_mul(1_000_000).saturating_add(i64::from(time.nanos) / 1000),
+        )
+    };
+    Ok(AuditFilter {
+        run: match wanted.run_id.as_str() {
+            "" => None,
+            id => Some(convert::run_id(id)?),
+        },
+        kinds: wanted.kinds,
+        tool: given(wanted.tool),
+        decision: given(wanted.decision),
+        rule: given(wanted.rule),
+        caller: given(wanted.caller),
+        since: wanted.since_time.map(micros),
+        until: wanted.until_time.map(micros),
+    })
+}
+
+/// Whether more is waited for once all is sent.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Follow {
+    No,
+    ForEver,
+}
+
+/// One subscriber's way through the whole journal, a page at a time.
+struct Feed<T> {
+    engine: Engine,
+    filter: AuditFilter,
+    after: Position,
+    follow: Follow,
+    out: mpsc::Sender<Result<T, Status>>,
+}
+
+/// The subscriber is gone.
+struct Gone;
+
+impl<T> Feed<T> {
+    async fn send(mut self, shown: impl Fn(Vec<EntryView>) -> Vec<Result<T, Status>>) {
+        let (stopping, out) = (self.engine.stopping(), self.out.clone());
+        let engine = self.engine.clone();
+        tokio::select! {
+            _ = self.send_pages(&shown) => {}
+            () = out.closed() => {}
+            // Whoever does not read is not told why it ends.
+            () = stopping.cancelled() => drop(out.try_send(Err(convert::status(engine.farewell())))),
+        }
+    }
+
+    async fn send_pages(
+        &mut self,
+        shown: &impl Fn(Vec<EntryView>) -> Vec<Result<T, Status>>,
+    ) -> Result<(), Gone> {
+        // Subscribed before the first read: what is written meanwhile wakes us.
+        let mut heads = self.engine.watch_head();
+        loop {
+            let page = match self.engine.audit(self.filter.clone(), self.after, STREAM_PAGE).await {
+                Ok(page) => page,
+                Err(error) => {
+                    let _ = self.out.send(Err(convert::status(error))).await;
+                    return Err(Gone);
+                }
+            };
+            let last = page.entries.last().map_or(self.after, |view| view.position);
+            self.after = page.next.unwrap_or(last);
+            for item in shown(page.entries) {
+                self.out.send(item).await.map_err(|_| Gone)?;
+            }
+            match (page.next, self.follow) {
+                (Some(_), _) => {}
+                (None, Follow::No) => return Ok(()),
+                (None, Follow::ForEver) => heads.changed().await.map_err(|_| Gone)?,
+            }
+        }
+    }
+}
+
+/// The lines of a page, in one piece.
+fn lines(page: Vec<EntryView>) -> Vec<Result<v1::ExportAuditResponse, Status>> {
+    let mut chunk = String::new();
+    for view in page {
+        match jsonl::line(&view) {
+            Ok(line) => chunk.push_str(&(line + "\n")),
+            Err(error) => {
+                let what = format!("entry {} of the journal: {error}", view.position);
+                let error = EngineError::Journal(JournalError::Unreadable { what });
+                return vec![Err(convert::status(error))];
+            }
+        }
+    }
+    let is_empty = chunk.is_empty();
+    let chunk = v1::ExportAuditResponse { chunk: chunk.into_bytes() };
+    if is_empty { Vec::new() } else { vec![Ok(chunk)] }
+}
+
 #[tonic::async_trait]
 impl AuditService for Audit {
+    async fn list_audit_entries(
+        &self,
+        request: Request<v1::ListAuditEntriesRequest>,
+    ) -> Result<Response<v1::ListAuditEntriesResponse>, Status> {
+        caller::of(&request)?;
+        let request = request.into_inner();
+        let size = page::size(request.page_size, PAGE)?;
+        let wanted = filter(request.filter)?;
+        let list = List::new("ListAuditEntries", [format!("{wanted:?}")]);
+        let after = list.number(&request.page_token)?.map_or(Position(0), Position);
+        let page = self.engine.audit(wanted, after, size).await.map_err(convert::status)?;
+        let (mut entries, mut bytes, mut next) = (Vec::new(), 0, page.next);
+        let mut last = after;
+        for view in page.entries {
+            if bytes > PAGE_BYTES {
+                next = Some(last);
+                break;
+            }
+            bytes += view.payload.len();
+            last = view.position;
+            entries.push(convert::entry(view));
+        }
+        let next_page_token = next.map(|next| list.token(&next.0.to_string())).unwrap_or_default();
+        Ok(Response::new(v1::ListAuditEntriesResponse { entries, next_page_token }))
+    }
+
+    type StreamAuditEntriesStream = Entries;
+
+    async fn stream_audit_entries(
+        &self,
+        request: Request<v1::StreamAuditEntriesRequest>,
+    ) -> Result<Response<Entries>, Status> {
+        caller::of(&request)?;
+        let request = request.into_inner();
+        let (out, stream) = mpsc::channel(1);
+        let feed = Feed {
+            engine: self.engine.clone(),
+            filter: filter(request.filter)?,
+            // No journal is that long; the store counts in 63 bits.
+            after: Position(request.after_position.min(i64::MAX as u64)),
+            follow: if request.follow { Follow::ForEver } else { Follow::No },
+            out,
+        };
+        let entry = |view| Ok(v1::StreamAuditEntriesResponse { entry: Some(convert::entry(view)) });
+        let shown = move |page: Vec<EntryView>| page.into_iter().map(entry).collect();
+        self.engine.spawn_stream(feed.send(shown)).map_err(convert::status)?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    type ExportAuditStream = Lines;
+
+    async fn export_audit(
+        &self,
+        request: Request<v1::ExportAuditRequest>,
+    ) -> Result<Response<Lines>, Status> {
+        caller::of(&request)?;
+        let (out, stream) = mpsc::channel(1);
+        let feed = Feed {
+            engine: self.engine.clone(),
+            filter: filter(request.into_inner().filter)?,
+            after: Position(0),
+            follow: Follow::No,
+            out,
+        };
+        self.engine.spawn_stream(feed.send(lines)).map_err(convert::status)?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
     async fn verify_audit(
         &self,
         _request: Request<v1::VerifyAuditRequest>,

@@ -453,5 +453,6 @@ pub(super) fn entry(view: EntryView) -> v1::JournalEntry {
         policy_revision: view.policy_revision.unwrap_or_default(),
         previous_hash: view.previous.0.to_vec(),
         hash: view.hash.0.to_vec(),
+        body_digest: view.body_digest.map(|digest| digest.to_vec()).unwrap_or_default(),
     }
 }

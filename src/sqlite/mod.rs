@@ -31,8 +31,8 @@ use crate::{
         redact::Redactor,
     },
     ports::{
-        Admission, Append, Approvals, AuditReport, Created, EntryView, Journal, JournalError,
-        PendingApproval, Progress, RunFilter, RunPlace, RunSummary,
+        Admission, Append, Approvals, AuditFilter, AuditPage, AuditReport, Created, EntryView,
+        Journal, JournalError, PendingApproval, Progress, RunFilter, RunPlace, RunSummary,
     },
 };
 
@@ -110,12 +110,19 @@ pub struct SqliteJournal {
 struct Shared {
     /// Only runs that somebody watches.
     watchers: Mutex<HashMap<RunId, watch::Sender<Progress>>>,
+    /// Last position on disk.
+    head: watch::Sender<Position>,
 }
 
 impl SqliteJournal {
     /// This lifetime's epoch.
     pub fn epoch(&self) -> Epoch {
         self.epoch
+    }
+
+    /// Last position on disk.
+    pub fn head(&self) -> Position {
+        *self.shared.head.borrow()
     }
 
     /// Writes what waits, folds everything into the database file, and takes nothing more.
@@ -194,6 +201,19 @@ impl Journal for SqliteJournal {
         self.readers
             .ask(move |reader| rows::daemon_views(&reader.connection, kinds, before, limit))
             .await
+    }
+
+    async fn audit(
+        &self,
+        wanted: AuditFilter,
+        after: Position,
+        limit: usize,
+    ) -> Result<AuditPage, JournalError> {
+        self.readers.ask(move |reader| rows::audit(&reader.connection, &wanted, after, limit)).await
+    }
+
+    fn watch_head(&self) -> watch::Receiver<Position> {
+        self.shared.head.subscribe()
     }
 
     async fn run(&self, run: RunId) -> Result<Option<RunSummary>, JournalError> {

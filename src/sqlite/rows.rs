@@ -15,8 +15,8 @@ use crate::{
         status::StateName,
     },
     ports::{
-        Admission, Approvals, EntryView, JournalError, PendingApproval, RunFilter, RunPlace,
-        RunStatus, RunSummary,
+        Admission, Approvals, AuditFilter, AuditPage, EntryView, JournalError, PendingApproval,
+        RunFilter, RunPlace, RunStatus, RunSummary,
     },
     sqlite::seal::{Broken, Seal},
 };
@@ -132,8 +132,7 @@ pub(super) fn entries(
     Ok(entries)
 }
 
-const VIEW: &str =
-    "SELECT sequence, position, time_us, kind, version, view, policy_revision, previous, hash";
+const VIEW: &str = "SELECT sequence, position, time_us, kind, version, view, policy_revision, previous, hash, body_digest";
 
 fn view(row: &Row<'_>, run: Option<RunId>) -> rusqlite::Result<EntryView> {
     Ok(EntryView {
@@ -147,6 +146,7 @@ fn view(row: &Row<'_>, run: Option<RunId>) -> rusqlite::Result<EntryView> {
         policy_revision: row.get(6)?,
         previous: ChainHash(row.get(7)?),
         hash: ChainHash(row.get(8)?),
+        body_digest: row.get(9)?,
     })
 }
 
@@ -190,14 +190,72 @@ pub(super) fn all_views(connection: &Connection) -> Result<Vec<EntryView>, ReadE
     let mut statement = connection.prepare(&format!(
         "{VIEW}, runs.id FROM entries LEFT JOIN runs ON entries.run = runs.place ORDER BY position"
     ))?;
-    let found = statement.query_map([], |row| {
-        let run = match row.get_ref(9)? {
-            rusqlite::types::ValueRef::Null => None,
-            _ => Some(run_id(row, 9)?),
-        };
-        view(row, run)
-    })?;
+    let found = statement.query_map([], of_any_run)?;
     Ok(found.collect::<rusqlite::Result<_>>()?)
+}
+
+fn of_any_run(row: &Row<'_>) -> rusqlite::Result<EntryView> {
+    let run = match row.get_ref(10)? {
+        rusqlite::types::ValueRef::Null => None,
+        _ => Some(run_id(row, 10)?),
+    };
+    view(row, run)
+}
+
+/// Entries that are looked at for one page: a filter that fits few must not read the whole journal at once.
+const LOOKED_AT: u64 = 20_000;
+
+/// Entries of all chains that are wanted, in the order of position.
+pub(super) fn audit(
+    connection: &Connection,
+    wanted: &AuditFilter,
+    after: Position,
+    limit: usize,
+) -> Result<AuditPage, ReadError> {
+    let last: u64 =
+        connection.query_row("SELECT coalesce(max(position), 0) FROM entries", [], |r| r.get(0))?;
+    let until = after.0.saturating_add(LOOKED_AT).min(last);
+    let mut statement = connection.prepare_cached(&format!(
+        "{VIEW}, runs.id FROM entries LEFT JOIN runs ON entries.run = runs.place
+         WHERE position > ?1 AND position <= ?2
+         AND (?3 IS NULL OR runs.id = ?3)
+         AND (?4 = '[]' OR kind IN (SELECT value FROM json_each(?4)))
+         AND (?5 IS NULL OR json_extract(view, '$.tool') = ?5)
+         AND (?6 IS NULL OR json_extract(view, '$.decision') = ?6)
+         AND (?7 IS NULL OR json_extract(view, '$.rule') = ?7)
+         AND (?8 IS NULL OR json_extract(view, '$.by') = ?8 OR json_extract(view, '$.submitter') = ?8)
+         AND (?9 IS NULL OR time_us >= ?9) AND (?10 IS NULL OR time_us < ?10)
+         ORDER BY position LIMIT ?11"
+    ))?;
+    let kinds = serde_json::Value::from(wanted.kinds.clone()).to_string();
+    let mut found = statement.query(params![
+        after.0,
+        until,
+        wanted.run.map(|run| run.to_string()),
+        kinds,
+        wanted.tool,
+        wanted.decision,
+        wanted.rule,
+        wanted.caller,
+        wanted.since.map(|time| time.0),
+        wanted.until.map(|time| time.0),
+        bound(limit)
+    ])?;
+    let (mut entries, mut bytes) = (Vec::new(), 0);
+    while bytes < PAGE_BYTES
+        && let Some(row) = found.next()?
+    {
+        let view = of_any_run(row)?;
+        bytes += view.payload.len();
+        entries.push(view);
+    }
+    let is_cut = entries.len() >= limit || bytes >= PAGE_BYTES;
+    let looked = match entries.last() {
+        Some(view) if is_cut => view.position.0,
+        _ => until,
+    };
+    let next = (looked < last).then_some(Position(looked));
+    Ok(AuditPage { entries, next })
 }
 
 const SUMMARY: &str =

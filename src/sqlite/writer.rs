@@ -75,6 +75,7 @@ impl Writer {
             path: connection.path().unwrap_or_default().into(),
             source,
         })?;
+        shared.head.send_replace(heads.position);
         let state = Thread { connection, epoch, seal, redactor, shared, heads, failed: None };
         thread::Builder::new()
             .name("journal-writer".into())
@@ -211,6 +212,7 @@ impl Thread {
         match self.write_batch(jobs, &mut answers, &mut heads) {
             Ok(after) => {
                 self.heads = after;
+                self.shared.head.send_replace(after.position);
                 heads.into_iter().for_each(|(run, progress)| self.shared.announce(run, progress));
                 answers.into_iter().for_each(Answer::give);
             }

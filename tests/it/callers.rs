@@ -172,6 +172,9 @@ async fn each_role_may_call_what_is_its_and_is_told_which_roles_may_call_the_res
         "ann" => STEERING.iter().filter(|one| **one != "ResumeRun").any(|one| method.contains(one)),
         "sam" | "tom" => [
             "VerifyAudit",
+            "ListAuditEntries",
+            "StreamAuditEntries",
+            "ExportAudit",
             "GetConfig",
             "ValidatePolicy",
             "TestPolicy",

@@ -356,13 +356,14 @@ async fn the_journal_is_printed_one_entry_a_line_with_the_contract_s_names() {
     assert_eq!(lines.len(), story.entries.len());
     for (line, entry) in lines.iter().zip(&story.entries) {
         let revision = Some(&entry.policy_revision).filter(|revision| !revision.is_empty());
+        let digest = (!entry.body_digest.is_empty()).then(|| hex(&entry.body_digest));
         assert_eq!(
             *line,
             json!({
                 "run_id": story.run.id, "sequence": entry.sequence, "position": entry.position,
                 "time": line["time"], "kind": entry.kind, "version": 1,
                 "payload": serde_json::from_str::<Value>(&entry.payload).unwrap(),
-                "policy_revision": revision,
+                "policy_revision": revision, "body_digest": digest,
                 "previous_hash": previous, "hash": hex(&entry.hash),
             })
         );

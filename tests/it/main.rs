@@ -29,6 +29,7 @@ mod launcher;
 mod limits;
 mod lists;
 mod loops;
+mod mirror;
 mod policy;
 mod ready;
 mod real_parts;

@@ -13,7 +13,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// Every room, and the rooms it may use besides itself. A room is a folder or a file right under `src`.
-const ROOMS: [(&str, &[&str]); 28] = [
+const ROOMS: [(&str, &[&str]); 30] = [
     ("lib", &[]),
     ("domain", &[]),
     ("ports", &["domain"]),
@@ -26,7 +26,7 @@ const ROOMS: [(&str, &[&str]); 28] = [
     ("policy_files", &["domain", "ports", "tasks", "yaml"]),
     ("tool_files", &["domain", "private_file", "yaml"]),
     ("callers", &["domain", "secrets"]),
-    ("grpc", &["agents", "config", "domain", "engine", "ports", "proto"]),
+    ("grpc", &["agents", "config", "domain", "engine", "jsonl", "ports", "proto"]),
     ("system", &["domain", "ports"]),
     ("config", &["backend", "callers", "domain", "engine", "secrets", "telemetry", "yaml"]),
     (
@@ -39,6 +39,7 @@ const ROOMS: [(&str, &[&str]); 28] = [
             "backend",
             "sandbox",
             "sqlite",
+            "mirror",
             "policy_files",
             "tool_files",
             "private_file",
@@ -60,6 +61,7 @@ const ROOMS: [(&str, &[&str]); 28] = [
             "config",
             "domain",
             "policy_files",
+            "jsonl",
             // What `sqlite` gives when a journal is read without a daemon.
             "ports",
             "proto",
@@ -78,6 +80,8 @@ const ROOMS: [(&str, &[&str]); 28] = [
     ("secrets", &[]),
     ("proto", &[]),
     ("fail_point", &[]),
+    ("jsonl", &["domain", "ports"]),
+    ("mirror", &["domain", "jsonl", "ports", "tasks", "telemetry"]),
     ("tasks", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),

@@ -111,6 +111,19 @@ const EXERCISES = {
     const { agents } = await daemon.call('AdminService/ListAgents', {});
     assert.ok(agents.some((agent) => agent.name === 'executor'));
   },
+  async 'AuditService/ListAuditEntries'(daemon) {
+    const page = await daemon.call('AuditService/ListAuditEntries', { filter: { kinds: ['run_created'] } });
+    assert.ok(page.entries.some((entry) => entry.run_id === daemon.run));
+  },
+  async 'AuditService/StreamAuditEntries'(daemon) {
+    const answers = await daemon.call('AuditService/StreamAuditEntries', { filter: { run_id: daemon.run } });
+    assert.equal(answers[0].entry.kind, 'run_created');
+  },
+  async 'AuditService/ExportAudit'(daemon) {
+    const answers = await daemon.call('AuditService/ExportAudit', { filter: { run_id: daemon.run } });
+    const lines = Buffer.concat(answers.map((answer) => answer.chunk)).toString().split('\n');
+    assert.equal(JSON.parse(lines[0]).kind, 'run_created');
+  },
   async 'AuditService/VerifyAudit'(daemon) {
     const report = await daemon.call('AuditService/VerifyAudit', {});
     assert.ok(report.intact && Number(report.entries) > 0 && report.head_hash.length === 32);

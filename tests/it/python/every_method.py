@@ -177,6 +177,22 @@ def verify_audit(daemon):
     assert report.intact and report.entries > 0 and len(report.head_hash) == 32, report
 
 
+def list_audit_entries(daemon):
+    page = daemon.call("AuditService", "ListAuditEntries", filter={"kinds": ["run_created"]})
+    assert daemon.run in [entry.run_id for entry in page.entries], page
+
+
+def stream_audit_entries(daemon):
+    answers = daemon.call("AuditService", "StreamAuditEntries", filter={"run_id": daemon.run})
+    assert answers[0].entry.kind == "run_created", answers[0]
+
+
+def export_audit(daemon):
+    chunks = daemon.call("AuditService", "ExportAudit", filter={"run_id": daemon.run})
+    lines = b"".join(answer.chunk for answer in chunks).decode().splitlines()
+    assert json.loads(lines[0])["kind"] == "run_created", lines[0]
+
+
 def get_policy(daemon):
     policy = daemon.call("PolicyService", "GetPolicy").policy
     assert policy.revision.startswith("sha256:") and policy.rules and not policy.faults, policy
@@ -247,6 +263,9 @@ EXERCISES = {
     "AdminService/GetServerInfo": get_server_info,
     "AdminService/GetConfig": get_config,
     "AdminService/ListAgents": list_agents,
+    "AuditService/ListAuditEntries": list_audit_entries,
+    "AuditService/StreamAuditEntries": stream_audit_entries,
+    "AuditService/ExportAudit": export_audit,
     "AuditService/VerifyAudit": verify_audit,
     "PolicyService/GetPolicy": get_policy,
     "PolicyService/ValidatePolicy": validate_policy,

@@ -95,7 +95,7 @@ impl Client {
     }
 
     pub fn audit(&self) -> AuditServiceClient<InterceptedService<Channel, Bearer>> {
-        AuditServiceClient::new(self.channel.clone())
+        AuditServiceClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES)
     }
 
     pub fn health(

@@ -35,7 +35,7 @@ use crate::{
     },
     engine::{self, Engine, EngineError, Policies, World},
     grpc::{self, Door, HEALTH_NAMES, Info},
-    mirror::{Mirror, MirrorError},
+    mirror::Mirror,
     policy_files,
     ports::{Clock, Journal, JournalError},
     private_file,
@@ -75,8 +75,6 @@ pub enum DaemonError {
     Callers(Vec<String>),
     #[error(transparent)]
     Store(#[from] sqlite::OpenError),
-    #[error("the audit's mirror cannot be begun")]
-    Mirror(#[from] MirrorError),
     #[error(transparent)]
     Sandbox(#[from] crate::ports::SandboxError),
     #[error("backend: {0}")]
@@ -250,7 +248,7 @@ async fn assemble(
     };
     let from = journal.head();
     let ports: (Arc<dyn Journal>, Arc<dyn Clock>) = (journal.clone(), clock.clone());
-    let mirror = Arc::new(Mirror::open(state, ports, (started, from)).await?);
+    let mirror = Arc::new(Mirror::new(state, ports, (started, from)));
     let engine = Engine::new(world, config.limits, drivers);
     let resumed = engine.resume().await?;
     if resumed > 0 {
@@ -440,8 +438,13 @@ async fn stop(
     servers.tasks.stop(CONNECTIONS).await;
     let record = DaemonStopped { why: signal.into() };
     note(&*parts.journal, &parts.clock, record.into(), None).await?;
-    if let Err(error) = parts.mirror.catch_up().await {
-        tracing::warn!(error = telemetry::chain(&error), "the next daemon makes up for the mirror");
+    let late = parts.clock.sleep(CONNECTIONS);
+    tokio::select! {
+        caught_up = parts.mirror.catch_up() => if let Err(error) = caught_up {
+            let error = telemetry::chain(&error);
+            tracing::warn!(error, "the next daemon makes up for the mirror");
+        },
+        () = late => tracing::warn!("the next daemon makes up for the mirror, which is slow"),
     }
     parts.journal.close().await?;
     let _ = fs::remove_file(config.state_directory.join(SOCKET));

@@ -4,7 +4,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -27,6 +27,12 @@ pub const DIRECTORY: &str = "audit";
 const PAGE: usize = 512;
 /// How long the mirror may be behind: its syncs must not slow the journal's down.
 const PACE: Duration = Duration::from_millis(200);
+/// How long it rests after a failure.
+const RETRY: Duration = Duration::from_secs(5);
+/// Files, the newest by name, whose last lines are looked at.
+const LOOKED_AT: usize = 256;
+/// Bytes that are read at once from behind.
+const BLOCK: u64 = 64 << 10;
 
 /// Why the mirror is not written.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +49,11 @@ pub enum MirrorError {
 pub struct Mirror {
     journal: Arc<dyn Journal>,
     clock: Arc<dyn Clock>,
-    written: Mutex<Written>,
+    directory: PathBuf,
+    /// This daemon's file, and the position of its first entry.
+    own: PathBuf,
+    first: Position,
+    files: Mutex<Files>,
 }
 
 impl std::fmt::Debug for Mirror {
@@ -56,44 +66,51 @@ impl std::fmt::Debug for Mirror {
 #[derive(Debug)]
 struct Written {
     path: PathBuf,
+    /// Length of the file as far as it is whole.
+    length: u64,
     to: Position,
 }
 
+/// What is known of the files.
+#[derive(Debug)]
+enum Files {
+    /// Nothing: what the last daemon left has not been looked at.
+    Unseen,
+    Own(Written),
+}
+
 impl Mirror {
-    /// Makes the last daemon's file whole, and begins one of this daemon's, whose first entry is at `first`.
-    pub async fn open(
+    /// The mirror of a daemon whose first entry is at `first`. Touches nothing yet: no fault of the mirror keeps a
+    /// daemon from starting.
+    pub fn new(
         state_directory: &Path,
         (journal, clock): (Arc<dyn Journal>, Arc<dyn Clock>),
         (started, first): (Timestamp, Position),
-    ) -> Result<Self, MirrorError> {
+    ) -> Self {
         let directory = state_directory.join(DIRECTORY);
         let own = directory.join(format!("run-{}.jsonl", stamp(started)));
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| MirrorError::File { path, source }
-        };
-        let made = directory.clone();
-        let last = tasks::blocking(move || {
-            // For the owner alone, as all that lies in the state directory.
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&made)?;
-            last_file(&made)?.map(|path| Ok((repair(&path)?, path))).transpose()
-        });
-        let last: Option<(Option<EntryView>, PathBuf)> =
-            last.await.map_err(io::Error::other).and_then(|done| done).map_err(at(&directory))?;
-        let before = Position(first.0.saturating_sub(1));
-        let written = Written { path: own, to: before };
-        let mirror = Self { journal, clock, written: Mutex::new(written) };
-        if let Some((Some(end), path)) = last {
-            mirror.make_up(end, path, before).await?;
+        Self { journal, clock, directory, own, first, files: Mutex::new(Files::Unseen) }
+    }
+
+    /// Makes up for what the last daemon left out, and begins a file of this one's.
+    async fn begin(&self) -> Result<Written, MirrorError> {
+        let directory = self.directory.clone();
+        let found = tasks::blocking(move || last_line(&directory)).await;
+        let last = found.map_err(io::Error::other).and_then(|found| found);
+        let last =
+            last.map_err(|source| MirrorError::File { path: self.directory.clone(), source })?;
+        let before = Position(self.first.0.saturating_sub(1));
+        if let Some((end, old)) = last.filter(|(end, _)| end.position <= before) {
+            self.make_up(end, old, before).await?;
         }
-        Ok(mirror)
+        Ok(Written { path: self.own.clone(), length: 0, to: before })
     }
 
     /// What the last daemon committed and did not mirror any more.
     async fn make_up(
         &self,
         end: EntryView,
-        path: PathBuf,
+        mut old: Written,
         before: Position,
     ) -> Result<(), MirrorError> {
         let last = Position(end.position.0.saturating_sub(1));
@@ -101,12 +118,11 @@ impl Mirror {
         // A journal that was put back has less; one that was altered has something else.
         if page.entries.first() != Some(&end) {
             tracing::error!(
-                path = %path.display(), position = %end.position,
+                path = %old.path.display(), position = %end.position,
                 "the mirror's last line is not what the journal says there; the mirror begins anew"
             );
             return Ok(());
         }
-        let mut old = Written { path, to: end.position };
         while old.to < before {
             let wanted = usize::try_from(before.0 - old.to.0).unwrap_or(PAGE).min(PAGE);
             if !self.write_page(&mut old, wanted).await? {
@@ -120,28 +136,40 @@ impl Mirror {
     pub async fn follow(self: Arc<Self>, stopping: CancellationToken) {
         let mut heads = self.journal.watch_head();
         loop {
-            if let Err(error) = self.catch_up().await {
-                // The journal has it all; the next look, or the next daemon, makes up for it.
-                tracing::warn!(
-                    error = crate::telemetry::chain(&error),
-                    "the audit's mirror is behind"
-                );
-            }
+            let written = tokio::select! {
+                written = self.catch_up() => written,
+                () = stopping.cancelled() => return,
+            };
+            let pace = match &written {
+                Ok(()) => PACE,
+                Err(error) => {
+                    // The journal has it all; the next look, or the next daemon, makes up for it.
+                    let error = crate::telemetry::chain(error);
+                    tracing::warn!(error, "the audit's mirror is behind");
+                    RETRY
+                }
+            };
             tokio::select! {
-                () = self.clock.sleep(PACE) => {}
+                () = self.clock.sleep(pace) => {}
                 () = stopping.cancelled() => return,
             }
-            tokio::select! {
-                changed = heads.changed() => if changed.is_err() { return },
-                () = stopping.cancelled() => return,
+            if written.is_ok() {
+                tokio::select! {
+                    changed = heads.changed() => if changed.is_err() { return },
+                    () = stopping.cancelled() => return,
+                }
             }
         }
     }
 
     /// Writes all that the journal has by now; on disk when this returns.
     pub async fn catch_up(&self) -> Result<(), MirrorError> {
-        let mut written = self.written.lock().await;
-        while self.write_page(&mut written, PAGE).await? {}
+        let mut files = self.files.lock().await;
+        if let Files::Unseen = *files {
+            *files = Files::Own(self.begin().await?);
+        }
+        let Files::Own(written) = &mut *files else { return Ok(()) };
+        while self.write_page(written, PAGE).await? {}
         Ok(())
     }
 
@@ -155,14 +183,14 @@ impl Mirror {
             text.push_str(&jsonl::line(view).map_err(unwritable)?);
             text.push('\n');
         }
-        let (path, to) = (written.path.clone(), last.position);
-        let appended = tasks::blocking(move || append(&path, text.as_bytes()));
+        let (path, length, to) = (written.path.clone(), written.length, last.position);
+        let bytes = text.len() as u64;
+        let appended = tasks::blocking(move || append(&path, length, text.as_bytes())).await;
         appended
-            .await
             .map_err(io::Error::other)
             .and_then(|done| done)
             .map_err(|source| MirrorError::File { path: written.path.clone(), source })?;
-        written.to = to;
+        (written.to, written.length) = (to, length + bytes);
         Ok(true)
     }
 }
@@ -173,41 +201,111 @@ fn stamp(at: Timestamp) -> String {
     time.unwrap_or_default().chars().filter(|c| !matches!(c, '-' | ':')).collect()
 }
 
-/// The newest file, by its name; none if there is none.
-fn last_file(directory: &Path) -> io::Result<Option<PathBuf>> {
-    let mut newest: Option<PathBuf> = None;
+/// The last whole line of all files, and the file that it ends; what a crash left of a line behind it does not count.
+/// None: there is none that can be read.
+///
+/// By position and not by name: the clock may have been set back between two daemons.
+fn last_line(directory: &Path) -> io::Result<Option<(EntryView, Written)>> {
+    // For the owner alone, as all that lies in the state directory.
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    let mut paths = Vec::new();
     for file in fs::read_dir(directory)? {
-        let path = file?.path();
-        let is_ours = path.extension().is_some_and(|extension| extension == "jsonl");
-        if is_ours && newest.as_ref().is_none_or(|newest| *newest < path) {
-            newest = Some(path);
+        let file = file?;
+        let name = file.file_name();
+        let is_ours =
+            name.to_str().is_some_and(|name| name.starts_with("run-") && name.ends_with(".jsonl"));
+        if is_ours && file.file_type()?.is_file() {
+            paths.push(file.path());
         }
     }
-    Ok(newest)
-}
-
-/// Cuts off what a crash left of a line; gives the last whole one.
-fn repair(path: &Path) -> io::Result<Option<EntryView>> {
-    let content = fs::read(path)?;
-    let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    if whole < content.len() {
-        let file = OpenOptions::new().write(true).open(path)?;
-        file.set_len(whole as u64)?;
-        file.sync_all()?;
+    paths.sort();
+    let mut last: Option<(EntryView, Written)> = None;
+    for path in paths.into_iter().rev().take(LOOKED_AT) {
+        let (text, length) = last_line_of(&mut File::open(&path)?)?;
+        match std::str::from_utf8(&text).ok().and_then(jsonl::read) {
+            Some(view) if last.as_ref().is_none_or(|(last, _)| last.position < view.position) => {
+                let to = view.position;
+                last = Some((view, Written { path, length, to }));
+            }
+            Some(_) => {}
+            None if text.is_empty() => {}
+            None => {
+                tracing::error!(path = %path.display(), "the last line of a mirror is none of agentd's")
+            }
+        }
     }
-    let lines = content[..whole].strip_suffix(b"\n").unwrap_or_default();
-    let last = lines.rsplit(|byte| *byte == b'\n').next();
-    Ok(last.and_then(|line| std::str::from_utf8(line).ok()).and_then(jsonl::read))
+    Ok(last)
 }
 
-fn append(path: &Path, text: &[u8]) -> io::Result<()> {
+/// The last whole line of a file without its end, and the length up to that end. Reads from behind.
+fn last_line_of(file: &mut File) -> io::Result<(Vec<u8>, u64)> {
+    let mut start = file.metadata()?.len();
+    let mut tail: Vec<u8> = Vec::new();
+    loop {
+        let ends: Vec<usize> = tail
+            .iter()
+            .enumerate()
+            .rev()
+            .filter(|(_, byte)| **byte == b'\n')
+            .map(|(at, _)| at)
+            .take(2)
+            .collect();
+        match (ends.as_slice(), start) {
+            ([last, before], _) => {
+                return Ok((tail[before + 1..*last].to_vec(), start + *last as u64 + 1));
+            }
+            ([last], 0) => return Ok((tail[..*last].to_vec(), *last as u64 + 1)),
+            (_, 0) => return Ok((Vec::new(), 0)),
+            _ => {}
+        }
+        let block = start.min(BLOCK);
+        start -= block;
+        let mut head = vec![0; usize::try_from(block).unwrap_or(0)];
+        file.seek(SeekFrom::Start(start))?;
+        file.read_exact(&mut head)?;
+        head.append(&mut tail);
+        tail = head;
+    }
+}
+
+/// Writes behind what is whole of a file.
+fn append(path: &Path, length: u64, text: &[u8]) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let mut file: File = options.create(true).append(true).mode(0o600).open(path)?;
-    let before = file.metadata()?.len();
-    let written = file.write_all(text).and_then(|()| file.sync_data());
-    if written.is_err() {
-        // Half a line would be the next one's beginning.
-        file.set_len(before)?;
+    // Half a line, of a crash or of a disk that was full, would be the next one's beginning.
+    if file.metadata()?.len() > length {
+        file.set_len(length)?;
     }
-    written
+    file.write_all(text)?;
+    file.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_whole_line_is_found_from_behind_however_long_it_is() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("lines");
+        let long = "x".repeat(3 * BLOCK as usize);
+        for (content, line, length) in [
+            (String::new(), "", 0),
+            ("half".into(), "", 0),
+            ("one\n".into(), "one", 4),
+            ("one\nhalf".into(), "one", 4),
+            ("one\ntwo\n".into(), "two", 8),
+            (format!("one\n{long}\nhalf"), long.as_str(), 5 + long.len() as u64),
+            (format!("{long}\n{long}"), long.as_str(), 1 + long.len() as u64),
+        ] {
+            fs::write(&path, &content).unwrap();
+            let (found, whole) = last_line_of(&mut File::open(&path).unwrap()).unwrap();
+            assert_eq!(
+                (found.as_slice(), whole),
+                (line.as_bytes(), length),
+                "{} bytes",
+                content.len()
+            );
+        }
+    }
 }

@@ -27,7 +27,7 @@ use crate::{
 #[derive(Debug, Clone)]
 pub struct Fork {
     pub run: RunId,
-    /// A checkpoint of it; 0: the last one.
+    /// A checkpoint of it; 0: the last one, or, where nothing is said, the last one at which the model can be asked.
     pub at: Sequence,
     /// What to say to the model there; empty: nothing.
     pub input: String,
@@ -130,6 +130,7 @@ impl Engine {
         after: Sequence,
         limit: usize,
     ) -> Result<Vec<Checkpoint>, EngineError> {
+        let _place = self.inner.walks.acquire().await;
         let (mut found, mut items) = (Vec::new(), 0);
         RunLog::walk(&*self.inner.world.journal, run, |state| {
             if state.items.len() > items && state.is_whole() {
@@ -165,7 +166,11 @@ impl Engine {
         if let Some(run) = self.inner.world.journal.submitted(admission.clone()).await? {
             return Ok(Submitted::Existed(self.run(run).await?));
         }
-        let parent = self.conversation_at(wanted.run, wanted.at).await?;
+        // Where nothing is said, the model must have something to answer.
+        let fits = |state: &RunState| {
+            !wanted.input.is_empty() || last_word(&state.items) == LastWord::Ours
+        };
+        let parent = self.conversation_at(wanted.run, wanted.at, fits).await?;
         let mut items = parent.items.to_vec();
         let task = match wanted.input.as_str() {
             "" if last_word(&items) == LastWord::Models => {
@@ -199,25 +204,39 @@ impl Engine {
         self.enter((access, admission), Wanted { spec, when_busy: wanted.when_busy }).await
     }
 
-    /// A run as it was at a checkpoint.
-    async fn conversation_at(&self, run: RunId, at: Sequence) -> Result<RunState, EngineError> {
-        let (mut found, mut items): (Option<RunState>, usize) = (None, 0);
-        RunLog::walk(&*self.inner.world.journal, run, |state| {
+    /// A run as it was at a checkpoint: by its sequence, or at the last one that `fits`.
+    async fn conversation_at(
+        &self,
+        run: RunId,
+        at: Sequence,
+        fits: impl Fn(&RunState) -> bool,
+    ) -> Result<RunState, EngineError> {
+        let _place = self.inner.walks.acquire().await;
+        let journal = &*self.inner.world.journal;
+        let (mut last, mut items) = (None, 0);
+        RunLog::walk(journal, run, |state| {
             if state.items.len() > items && state.is_whole() {
                 items = state.items.len();
-                if at == Sequence(0) || state.head == at {
-                    found = Some(state.clone());
+                if state.head == at || (at == Sequence(0) && fits(state)) {
+                    last = Some(state.head);
                 }
             }
             let is_past = at != Sequence(0) && state.head >= at;
             if is_past { Folding::Enough } else { Folding::GoOn }
         })
         .await?;
-        found.ok_or_else(|| EngineError::InvalidField {
+        let none = || EngineError::InvalidField {
             field: "at_sequence",
             message: format!(
                 "{at} is no checkpoint of run {run}; agentctl run checkpoints lists them"
             ),
-        })
+        };
+        let last = last.ok_or_else(none)?;
+        // Once more, so that the conversation is copied once.
+        let state = RunLog::walk(journal, run, |state| match state.head >= last {
+            true => Folding::Enough,
+            false => Folding::GoOn,
+        });
+        state.await?.ok_or_else(none)
     }
 }

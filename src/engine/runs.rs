@@ -39,6 +39,8 @@ use crate::{
 /// Event streams that may be open at once in the whole daemon; one more is refused.
 const EVENT_STREAMS: usize = 1024;
 
+/// Whole runs that are folded at the same time to be looked at; whoever wants one more waits.
+const WALKS: usize = 4;
 /// Things said to runs that are heard at the same time; whoever says more waits.
 const HEARINGS: usize = 64;
 
@@ -122,6 +124,8 @@ pub(super) struct Inner {
     pub(super) schedule: Mutex<Schedule>,
     /// Places for what people say to runs.
     pub(super) hearings: Arc<Semaphore>,
+    /// Places for whoever folds a whole run to look at it.
+    pub(super) walks: Semaphore,
     /// Places for event streams.
     pub(super) streams: Arc<Semaphore>,
     /// The first failure of the journal: the daemon must stop.
@@ -146,6 +150,7 @@ impl Engine {
                 drivers,
                 schedule: Mutex::default(),
                 hearings: Arc::new(Semaphore::new(HEARINGS)),
+                walks: Semaphore::new(WALKS),
                 streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
                 fatal: watch::Sender::new(None),
             }),

@@ -25,6 +25,8 @@ const PAGE: usize = 100;
 const PAGE_BYTES: usize = 1700 << 10;
 /// Entries that are read for a subscriber at once.
 const STREAM_PAGE: usize = 64;
+/// Bytes of lines in one message, unless one line alone is longer.
+const CHUNK: usize = 256 << 10;
 /// Most kinds of one filter.
 const KINDS: usize = 64;
 /// Longest text of a filter, in bytes.
@@ -111,6 +113,8 @@ impl<T> Feed<T> {
     ) -> Result<(), Gone> {
         // Subscribed before the first read: what is written meanwhile wakes us.
         let mut heads = self.engine.watch_head();
+        // What is beyond the end begins there.
+        self.after = self.after.min(*heads.borrow_and_update());
         loop {
             let page = match self.engine.audit(self.filter.clone(), self.after, STREAM_PAGE).await {
                 Ok(page) => page,
@@ -119,8 +123,7 @@ impl<T> Feed<T> {
                     return Err(Gone);
                 }
             };
-            let last = page.entries.last().map_or(self.after, |view| view.position);
-            self.after = page.next.unwrap_or(last);
+            self.after = page.looked;
             for item in shown(page.entries) {
                 self.out.send(item).await.map_err(|_| Gone)?;
             }
@@ -133,10 +136,17 @@ impl<T> Feed<T> {
     }
 }
 
-/// The lines of a page, in one piece.
+/// The lines of a page, in pieces.
 fn lines(page: Vec<EntryView>) -> Vec<Result<v1::ExportAuditResponse, Status>> {
-    let mut chunk = String::new();
+    let (mut chunks, mut chunk) = (Vec::new(), String::new());
+    let whole = |chunk: &mut String| {
+        let chunk = std::mem::take(chunk).into_bytes();
+        Ok(v1::ExportAuditResponse { chunk })
+    };
     for view in page {
+        if chunk.len() > CHUNK {
+            chunks.push(whole(&mut chunk));
+        }
         match jsonl::line(&view) {
             Ok(line) => chunk.push_str(&(line + "\n")),
             Err(error) => {
@@ -146,9 +156,10 @@ fn lines(page: Vec<EntryView>) -> Vec<Result<v1::ExportAuditResponse, Status>> {
             }
         }
     }
-    let is_empty = chunk.is_empty();
-    let chunk = v1::ExportAuditResponse { chunk: chunk.into_bytes() };
-    if is_empty { Vec::new() } else { vec![Ok(chunk)] }
+    if !chunk.is_empty() {
+        chunks.push(whole(&mut chunk));
+    }
+    chunks
 }
 
 #[tonic::async_trait]

@@ -5,7 +5,7 @@ use crate::domain::access::Role;
 
 const ALL: &[Role] = &[Role::Viewer, Role::Submitter, Role::Approver, Role::Admin];
 const ADMIN: &[Role] = &[Role::Admin];
-const SUBMIT: &[Role] = &[Role::Submitter, Role::Admin];
+pub(super) const SUBMIT: &[Role] = &[Role::Submitter, Role::Admin];
 const STEER: &[Role] = &[Role::Submitter, Role::Approver, Role::Admin];
 /// What only a person can know or allow.
 pub(super) const DECIDE: &[Role] = &[Role::Approver, Role::Admin];

@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     domain::{
-        access::Access,
+        access::{Access, Role},
         ids::{CallKey, RunId, Sequence},
         journal::LostRequest,
     },
@@ -300,6 +300,11 @@ impl RunService for Runs {
         if request.repeat_lost_request && !roles::DECIDE.contains(&access.role) {
             let path = "/agentd.v1.RunService/ResumeRun with repeat_lost_request";
             return Err(convert::role_denied(access.role, path, roles::DECIDE));
+        }
+        let changes_budget = request.budget.is_some_and(|budget| budget != v1::Budget::default());
+        if access.role == Role::Approver && (!request.repeat_lost_request || changes_budget) {
+            let path = "/agentd.v1.RunService/ResumeRun but for repeat_lost_request";
+            return Err(convert::role_denied(access.role, path, roles::SUBMIT));
         }
         let wanted = Resume {
             by: access.caller,

@@ -249,6 +249,8 @@ pub struct AuditFilter {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AuditPage {
     pub entries: Vec<EntryView>,
+    /// Up to where was looked.
+    pub looked: Position,
     /// Where the next page begins; none: there is nothing more by now.
     pub next: Option<Position>,
 }

@@ -220,10 +220,11 @@ pub(super) fn audit(
          WHERE position > ?1 AND position <= ?2
          AND (?3 IS NULL OR runs.id = ?3)
          AND (?4 = '[]' OR kind IN (SELECT value FROM json_each(?4)))
-         AND (?5 IS NULL OR json_extract(view, '$.tool') = ?5)
-         AND (?6 IS NULL OR json_extract(view, '$.decision') = ?6)
-         AND (?7 IS NULL OR json_extract(view, '$.rule') = ?7)
-         AND (?8 IS NULL OR json_extract(view, '$.by') = ?8 OR json_extract(view, '$.submitter') = ?8)
+         AND (coalesce(?5, ?6, ?7, ?8) IS NULL OR CASE WHEN json_valid(view) THEN
+              (?5 IS NULL OR json_extract(view, '$.tool') = ?5)
+              AND (?6 IS NULL OR json_extract(view, '$.decision') = ?6)
+              AND (?7 IS NULL OR json_extract(view, '$.rule') = ?7)
+              AND (?8 IS NULL OR ?8 IN (json_extract(view, '$.by'), json_extract(view, '$.submitter'))) END)
          AND (?9 IS NULL OR time_us >= ?9) AND (?10 IS NULL OR time_us < ?10)
          ORDER BY position LIMIT ?11"
     ))?;
@@ -252,10 +253,10 @@ pub(super) fn audit(
     let is_cut = entries.len() >= limit || bytes >= PAGE_BYTES;
     let looked = match entries.last() {
         Some(view) if is_cut => view.position.0,
-        _ => until,
+        _ => until.max(after.0),
     };
     let next = (looked < last).then_some(Position(looked));
-    Ok(AuditPage { entries, next })
+    Ok(AuditPage { entries, looked: Position(looked), next })
 }
 
 const SUMMARY: &str =

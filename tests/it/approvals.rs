@@ -443,6 +443,16 @@ async fn a_path_that_a_rule_forbids_is_not_to_be_had_by_leave_for_a_command() {
 }
 
 #[tokio::test]
+async fn more_words_than_a_person_reads_are_not_asked_about() {
+    let long = format!("sh asks.sh {}", "a/".repeat(8 << 10));
+    let asks = Turn::call("shell_exec", json!({"command": long}));
+    let (_backend, daemon) = daemon_with(vec![asks, Turn::say("done")]).await;
+    let story = daemon.carry_out("hide it").await;
+    assert_eq!(story.decisions(), ["deny test.asks"]);
+    assert!(story.outputs()[0].1.to_string().contains("more than a person is asked about"));
+}
+
+#[tokio::test]
 async fn what_waits_is_listed_in_pages_over_all_runs() {
     let backend = Backend::start(|seen: &Seen| match seen.turn {
         1 => Reply::Answer(asking()),

@@ -110,7 +110,15 @@ async fn a_run_begins_at_any_checkpoint_and_nowhere_else() {
     assert_eq!(created["budget"]["max_turns"], 7);
     assert_eq!(created["budget"]["max_tool_calls"], 500, "the run's own");
 
-    let mute = fork(&daemon, of(&run)).await.unwrap_err();
+    let mute = fork(&daemon, of(&run)).await.unwrap();
+    assert_eq!(
+        mute.forked_from.unwrap().sequence,
+        found[1].sequence,
+        "where the model can be asked"
+    );
+    let at_sequence = found[2].sequence;
+    let mute = v1::ForkRunRequest { at_sequence, ..of(&run) };
+    let mute = fork(&daemon, mute).await.unwrap_err();
     assert_eq!(refusal(&mute), (Code::InvalidArgument, "INVALID_ARGUMENT".into()));
     assert!(mute.message().starts_with("input: "), "{mute}");
     for at_sequence in [found[0].sequence + 1, 999] {

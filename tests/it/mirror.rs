@@ -78,6 +78,49 @@ async fn the_mirror_holds_every_entry_once_through_deaths_and_torn_lines() {
 }
 
 #[tokio::test]
+async fn files_without_a_whole_line_and_files_of_others_leave_no_gap() {
+    let (_backend, mut daemon) = busy().await;
+    daemon.carry_out("first").await;
+    wait_until("the run's end is mirrored", || mirrored(&daemon).contains("run_finished")).await;
+    daemon.kill();
+    let audit = daemon.state().join("audit");
+    // A daemon that died before its first line was whole, with a clock ahead; and what somebody left there.
+    fs::write(audit.join("run-99990101T000000.000000Z.jsonl"), "{\"run_id\":").unwrap();
+    fs::write(audit.join("zoo.jsonl"), "not ours\n").unwrap();
+    daemon.restart();
+    daemon.carry_out("second").await;
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(fs::read_to_string(audit.join("zoo.jsonl")).unwrap(), "not ours\n");
+    let mut lines: Vec<String> = mirrored(&daemon)
+        .lines()
+        .filter(|line| jsonl::read(line).is_some())
+        .map(str::to_owned)
+        .collect();
+    lines.sort_by_key(|line| jsonl::read(line).unwrap().position);
+    assert_eq!(lines.join("\n") + "\n", journal(&daemon));
+}
+
+#[tokio::test]
+async fn a_mirror_that_cannot_be_written_keeps_nobody_from_working() {
+    let (_backend, mut daemon) = busy().await;
+    let audit = daemon.state().join("audit");
+    daemon.kill();
+    // It may have come to nothing yet.
+    let _ = fs::remove_dir_all(&audit);
+    fs::write(&audit, "in the way").unwrap();
+    daemon.restart();
+    daemon.carry_out("first").await;
+    let log = daemon.log();
+    assert!(log.contains("the audit's mirror is behind"), "{log}");
+    fs::remove_file(&audit).unwrap();
+    daemon.kill();
+    daemon.restart();
+    daemon.carry_out("second").await;
+    assert_eq!(daemon.stop(), Some(0));
+    assert!(journal(&daemon).ends_with(&mirrored(&daemon)), "from that daemon on");
+}
+
+#[tokio::test]
 async fn a_mirror_that_is_not_the_journal_s_is_left_as_it_is_and_a_new_one_begun() {
     let (_backend, mut daemon) = busy().await;
     daemon.carry_out("first").await;
@@ -182,6 +225,10 @@ async fn an_export_is_the_journal_s_lines() {
     let exported = fs::read_to_string(&to).unwrap();
     assert!(journal(&daemon).starts_with(&exported) && exported.contains("run_anchored"));
     let one = String::from_utf8(one.stdout).unwrap();
+    let run_file = daemon.home().join("one.jsonl");
+    fs::write(&run_file, &one).unwrap();
+    let whole = daemon.agentctl(&["audit", "verify", "--file", run_file.to_str().unwrap()]).await;
+    assert_eq!(whole.status.code(), Some(0), "{whole:?}");
     assert!(one.lines().all(|line| jsonl::read(line).unwrap().run.unwrap().to_string() == run.id));
     assert_eq!(one.lines().count(), story.entries.len());
 }

@@ -22,6 +22,7 @@ pub struct ApprovalRequested {
     pub facts: RawJson,
     pub effect_class: EffectClass,
     /// 1, or more where an earlier attempt was begun and its outcome is not known.
+    #[serde(default = "first_attempt")]
     pub attempt: u32,
     /// The rule that wants a person to be asked, and why.
     pub rule: RuleId,
@@ -32,6 +33,11 @@ pub struct ApprovalRequested {
     pub digest: String,
     /// When the call is refused if nobody has said anything.
     pub expires: Timestamp,
+}
+
+/// Of entries that do not say.
+fn first_attempt() -> u32 {
+    1
 }
 
 /// Somebody said whether a call may be carried out, or nobody did in time.

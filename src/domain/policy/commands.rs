@@ -263,6 +263,10 @@ impl ValueRule {
     }
 }
 
+/// Longest words of a command that a person is asked about, all together, in bytes: more nobody reads, and each part of
+/// each is compared with the rules about paths.
+const ASKED_BYTES: usize = 8 << 10;
+
 /// The rule that allows it, with what its words stand for; or the ruling that does not.
 pub(super) fn judge<'a>(
     rules: &'a Commands,
@@ -272,6 +276,13 @@ pub(super) fn judge<'a>(
     let matching = rules.about(argv).filter(|rule| rule.check(argv).is_ok());
     let open = matching.clone().filter(|rule| !rule.decision.is_given(&rule.id, given));
     if let Some(rule) = strictest(open, |rule| rule.decision) {
+        let bytes: usize = argv.iter().map(|word| word.len()).sum();
+        if rule.decision == Verdict::RequireApproval && bytes > ASKED_BYTES {
+            let why = format!(
+                "{bytes} bytes of words are more than a person is asked about: {ASKED_BYTES}"
+            );
+            return Err(deny(rule.id.clone(), why));
+        }
         let ruling = refuse(&rule.id, rule.decision, rule.why.clone());
         return Err(Ruling { class: rule.class, ..ruling });
     }

@@ -16,6 +16,7 @@ mod ceilings;
 mod clients;
 mod configuration;
 mod confinement;
+mod conformance;
 mod corpus;
 mod ctl;
 mod declared;

@@ -12,7 +12,7 @@ use agentd::{
 
 use super::{
     Store,
-    questions::{ALL, EVERY_KIND, KINDS, everything},
+    questions::{ALL, EVERY_KIND, Hashes, KINDS, everything},
     records::{How, Noted, SECRET, Said, Submission, redactor, run_id},
 };
 
@@ -191,7 +191,7 @@ pub(super) async fn lists_hide_secrets_also_where_they_shorten_a_text<S: Store>(
     store.write(run_id(2), &[Said::Ended(How::Failed)]).await;
 
     for question in everything(4) {
-        let answer = question.ask(journal).await;
+        let answer = question.ask(journal, Hashes::Shown).await;
         let is_whole = answer.contains("Entry {");
         assert_eq!(answer.contains(&SECRET[..5]), is_whole, "{question:?}: {answer}");
     }

@@ -1,12 +1,15 @@
-//! One suite for every store behind `ports::Journal`: what each of them promises, a test a promise.
+//! One suite for every store behind `ports::Journal`: what each of them promises, a test a promise, and whatever is
+//! done at random answered as the [`memory`] model answers it. How to judge another store: docs/howto/add-a-store.md.
 //!
 //! Nothing here looks behind the port. What only one store has (its file, its key) is tested beside that store.
 
 mod approvals;
 mod chains;
+mod comparison;
 mod daemon;
 mod lists;
 mod memory;
+mod operations;
 mod questions;
 mod records;
 mod sqlite;
@@ -126,6 +129,11 @@ macro_rules! suite {
             async fn $promise() {
                 $room::$promise::<$store>().await;
             })+
+
+            #[test]
+            fn whatever_is_done_is_answered_as_the_model_answers_it() {
+                comparison::check::<$store>();
+            }
         }
     };
 }

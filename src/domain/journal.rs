@@ -433,7 +433,7 @@ impl Record {
             }
             _ => None,
         };
-        let view = redactor.redact(shown.as_deref().unwrap_or(&whole)).into_owned();
+        let view = redactor.redact_json(shown.as_deref().unwrap_or(&whole)).into_owned();
         let view = if view.len() > VIEW_BYTES { shortened(&view)? } else { view };
         Ok(match view == whole {
             true => Stored { view, body: None },

@@ -11,6 +11,7 @@ use base64::{
     engine::general_purpose::{GeneralPurpose, STANDARD_NO_PAD, URL_SAFE_NO_PAD},
 };
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde_json::Value;
 
 pub const MARK: &str = "[redacted]";
 /// Shorter secrets would hide ordinary words.
@@ -81,6 +82,38 @@ impl Redactor {
         text
     }
 
+    /// The same for JSON, which stays JSON of the same shape: secrets are replaced in strings, never in names and
+    /// numbers, where a secret of digits, or one that is a word, may stand by chance.
+    ///
+    /// Text that is no JSON is taken as text.
+    pub fn redact_json<'a>(&self, json: &'a str) -> Cow<'a, str> {
+        let redacted = self.redact(json);
+        let Cow::Owned(text) = redacted else { return redacted };
+        let Ok(mut whole) = serde_json::from_str::<Value>(json) else { return Cow::Owned(text) };
+        match serde_json::from_str(&text) {
+            Ok(found) if have_one_shape(&whole, &found) => Cow::Owned(text),
+            Ok(_) | Err(_) => {
+                self.redact_strings(&mut whole);
+                Cow::Owned(whole.to_string())
+            }
+        }
+    }
+
+    fn redact_strings(&self, value: &mut Value) {
+        match value {
+            Value::String(text) => {
+                if let Cow::Owned(redacted) = self.redact(text) {
+                    *text = redacted;
+                }
+            }
+            Value::Array(values) => values.iter_mut().for_each(|value| self.redact_strings(value)),
+            Value::Object(fields) => {
+                fields.values_mut().for_each(|value| self.redact_strings(value));
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+
     /// Where, at the end of a text that goes on, a secret with white space in it may have begun; the length of the
     /// text if none has.
     pub fn unfinished(&self, text: &[u8]) -> usize {
@@ -97,6 +130,23 @@ impl Redactor {
     /// of one.
     pub fn longest_spaced(&self) -> usize {
         self.spaced.iter().map(String::len).max().unwrap_or(0)
+    }
+}
+
+/// Whether two values differ in the texts of strings alone.
+fn have_one_shape(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::String(_), Value::String(_)) => true,
+        (Value::Array(one), Value::Array(other)) => {
+            one.len() == other.len() && one.iter().zip(other).all(|(a, b)| have_one_shape(a, b))
+        }
+        (Value::Object(one), Value::Object(other)) => {
+            one.len() == other.len()
+                && one.iter().all(|(name, value)| {
+                    other.get(name).is_some_and(|other| have_one_shape(value, other))
+                })
+        }
+        (one, other) => one == other,
     }
 }
 
@@ -266,5 +316,20 @@ mod tests {
             serde_json::json!({ "a": "keys\nghp_abcdefghijklmnopqrst\tAKIAABCDEFGHIJKLMNOP" });
         let clean = Redactor::default().redact(&json.to_string()).into_owned();
         assert_eq!(clean, r#"{"a":"keys\n[redacted]\t[redacted]"}"#);
+    }
+
+    #[test]
+    fn json_stays_json_of_its_shape_whatever_secrets_look_like() {
+        let secrets = ["12345678", "workspace", "SUCCEEDED"].map(str::to_owned);
+        let redactor = Redactor::new(secrets);
+        let json = r#"{"tokens":123456789,"workspace":"my workspace","state":"SUCCEEDED","key":"12345678"}"#;
+        let redacted = redactor.redact_json(json);
+        let redacted: Value = serde_json::from_str(&redacted).unwrap();
+        assert_eq!(
+            redacted,
+            serde_json::json!({"tokens": 123_456_789, "workspace": "my [redacted]",
+                               "state": "[redacted]", "key": "[redacted]"})
+        );
+        assert_eq!(redactor.redact_json("12345678 is no json"), "[redacted] is no json");
     }
 }

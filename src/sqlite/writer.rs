@@ -16,6 +16,7 @@ use crate::{
         ids::{Epoch, Position, RunId, Sequence},
         journal::{NewEntry, Record, RunAnchored, RunCreated},
         redact::Redactor,
+        status::StateName,
     },
     fail_point,
     ports::{Admission, Append, Created, JournalError, Progress},
@@ -376,8 +377,14 @@ impl Batch<'_> {
         {
             return Ok(Created::Existed(run));
         }
-        let Some(Record::RunCreated(spec)) = append.records().next() else {
-            return Err(JobError::Refused(conflict(append, Sequence(0))));
+        let known = self
+            .transaction
+            .prepare_cached("SELECT head FROM runs WHERE id = ?1")?
+            .query_row([append.run.to_string()], |row| row.get(0).map(Sequence))
+            .optional()?;
+        let follows = append.epoch == self.epoch && append.after == Sequence(0) && known.is_none();
+        let (Some(Record::RunCreated(spec)), true) = (append.records().next(), follows) else {
+            return Err(JobError::Refused(conflict(append, known.unwrap_or_default())));
         };
         let place = self.insert_run(admission, append, spec)?;
         let chain =
@@ -389,14 +396,21 @@ impl Batch<'_> {
     fn append(&mut self, append: &Append) -> Result<(), JobError> {
         let row = self
             .transaction
-            .prepare_cached("SELECT place, head, head_hash FROM runs WHERE id = ?1")?
+            .prepare_cached("SELECT place, head, head_hash, state FROM runs WHERE id = ?1")?
             .query_row([append.run.to_string()], |row| {
-                Ok((row.get(0)?, row.get::<_, u64>(1)?, row.get::<_, [u8; 32]>(2)?))
+                let is_ended =
+                    StateName::parse(row.get_ref(3)?.as_str()?).is_some_and(StateName::is_ended);
+                Ok((row.get(0)?, row.get::<_, u64>(1)?, row.get::<_, [u8; 32]>(2)?, is_ended))
             })
             .optional()?;
-        let (place, head, hash) = row.unwrap_or((0, 0, ChainHash::START.0));
-        if place == 0 || Sequence(head) != append.after || append.epoch != self.epoch {
+        let (place, head, hash, is_ended) = row.unwrap_or((0, 0, ChainHash::START.0, false));
+        let follows = Sequence(head) == append.after && append.epoch == self.epoch;
+        // Nothing follows the end of a run.
+        if place == 0 || !follows || is_ended {
             return Err(JobError::Refused(conflict(append, Sequence(head))));
+        }
+        if append.entries.is_empty() {
+            return Ok(());
         }
         let chain =
             Chain { place, run: Some(append.run), head: append.after, hash: ChainHash(hash) };
@@ -421,7 +435,7 @@ impl Batch<'_> {
         // Redacted before it is shortened: half a secret would no longer be known as one.
         let task = self.redactor.redact(&spec.task);
         let listed = RunCreated { task: rows::listed_task(&task), ..spec.without_items() };
-        let spec = self.redactor.redact(&serde_json::to_string(&listed)?).into_owned();
+        let spec = self.redactor.redact_json(&serde_json::to_string(&listed)?).into_owned();
         let time = append.entries.first().map_or(0, |entry| entry.time.0);
         self.transaction
             .prepare_cached(
@@ -456,7 +470,7 @@ impl Batch<'_> {
             .execute(params![
                 chain.place,
                 append.status.state.as_str(),
-                self.redactor.redact(&status),
+                self.redactor.redact_json(&status),
                 chain.head.0,
                 chain.hash.0,
                 updated,

@@ -150,6 +150,7 @@ pub(super) async fn a_listed_question_says_who_wants_what_without_secrets<S: Sto
         submitter: caller(1),
         task: hidden(&spec.task),
         workspace: hidden(&spec.workspace),
+        is_redacted: true,
         asked: ApprovalRequested {
             call: CallKey { turn: 1, index: 0 },
             arguments: hidden(&whole.arguments).into(),

@@ -41,6 +41,7 @@ pub(super) async fn a_run_stands_as_its_last_append_says<S: Store>() {
         model: None,
         submitter: caller(7),
         labels: spec.labels,
+        forked: None,
         status: store.creation(run, &submission).status,
         head: Sequence(1),
         created: Timestamp(1000),

@@ -15,8 +15,9 @@ use agentd::{
         run::Failure,
     },
     ports::{
-        Admission, Append, Approvals, AuditFault, AuditReport, Created, EntryView, Journal,
-        JournalError, PendingApproval, Progress, RunFilter, RunPlace, RunStatus, RunSummary,
+        Admission, Append, Approvals, AuditFault, AuditFilter, AuditPage, AuditReport, Created,
+        EntryView, Journal, JournalError, PendingApproval, Progress, RunFilter, RunPlace,
+        RunStatus, RunSummary,
     },
 };
 use async_trait::async_trait;
@@ -29,12 +30,14 @@ pub(super) struct MemoryStore {
     epoch: Epoch,
     kept: Mutex<Kept>,
     watchers: Mutex<HashMap<RunId, watch::Sender<Progress>>>,
+    head: watch::Sender<Position>,
 }
 
 impl Store for MemoryStore {
     async fn new() -> Self {
         let kept = Kept { redactor: redactor(), runs: Vec::new(), lines: Vec::new() };
-        Self { epoch: Epoch(1), kept: Mutex::new(kept), watchers: Mutex::default() }
+        let (watchers, head) = (Mutex::default(), watch::Sender::default());
+        Self { epoch: Epoch(1), kept: Mutex::new(kept), watchers, head }
     }
 
     fn journal(&self) -> &dyn Journal {
@@ -46,7 +49,8 @@ impl Store for MemoryStore {
     }
 
     async fn reopened(self) -> Self {
-        Self { epoch: Epoch(self.epoch.0 + 1), kept: self.kept, watchers: Mutex::default() }
+        let (epoch, watchers) = (Epoch(self.epoch.0 + 1), Mutex::default());
+        Self { epoch, kept: self.kept, watchers, head: self.head }
     }
 }
 
@@ -69,7 +73,6 @@ struct Run {
 struct Line {
     record: Record,
     view: EntryView,
-    body_digest: Option<[u8; 32]>,
 }
 
 impl Kept {
@@ -116,11 +119,12 @@ impl Kept {
             version: record.version(),
             payload: stored.view,
             policy_revision: policy_revision.map(|revision| revision.as_str().to_owned()),
+            body_digest,
             previous,
             hash: ChainHash::START,
         };
-        view.hash = hash(&view, body_digest.as_ref());
-        self.lines.push(Line { record, view, body_digest });
+        view.hash = hash(&view);
+        self.lines.push(Line { record, view });
         last.next()
     }
 
@@ -158,6 +162,7 @@ impl Kept {
             model: spec.model,
             submitter: spec.submitter,
             labels: spec.labels,
+            forked: spec.forked.map(|forked| (forked.run, forked.sequence)),
             status: RunStatus {
                 state: run.status.state,
                 usage: run.status.usage,
@@ -182,6 +187,7 @@ impl Kept {
                     pending.retain(|it| !is_about(asked.call, it));
                     pending.push(self.question(run, line));
                 }
+                Record::Decided(decided) => pending.retain(|it| !is_about(decided.call, it)),
                 Record::ApprovalDecided(said) => pending.retain(|it| !is_about(said.call, it)),
                 Record::ToolOutput(output) => pending.retain(|it| !is_about(output.call, it)),
                 Record::RunFinished(_) => pending.retain(|it| it.run != run),
@@ -196,12 +202,28 @@ impl Kept {
         let RunSummary { submitter, task, workspace, .. } = self.summary(known);
         let EntryView { position, time, .. } = line.view;
         let asked = serde_json::from_str(&line.view.payload).unwrap();
-        PendingApproval { run, position, time, submitter, task, workspace, asked }
+        let is_redacted = line.view.body_digest.is_some();
+        PendingApproval { run, position, time, submitter, task, workspace, is_redacted, asked }
     }
 }
 
+fn is_wanted(view: &EntryView, wanted: &AuditFilter) -> bool {
+    let payload: serde_json::Value = serde_json::from_str(&view.payload).unwrap();
+    let says = |name: &str, wanted: &Option<String>| {
+        wanted.as_ref().is_none_or(|wanted| payload[name] == wanted.as_str())
+    };
+    wanted.run.is_none_or(|run| view.run == Some(run))
+        && (wanted.kinds.is_empty() || wanted.kinds.contains(&view.kind))
+        && says("tool", &wanted.tool)
+        && says("decision", &wanted.decision)
+        && says("rule", &wanted.rule)
+        && (says("by", &wanted.caller) || says("submitter", &wanted.caller))
+        && wanted.since.is_none_or(|since| view.time >= since)
+        && wanted.until.is_none_or(|until| view.time < until)
+}
+
 /// What the view's hash must be.
-fn hash(view: &EntryView, body_digest: Option<&[u8; 32]>) -> ChainHash {
+fn hash(view: &EntryView) -> ChainHash {
     let linked = Linked {
         run: view.run,
         sequence: view.sequence,
@@ -210,7 +232,7 @@ fn hash(view: &EntryView, body_digest: Option<&[u8; 32]>) -> ChainHash {
         kind: &view.kind,
         version: view.version,
         view: &view.payload,
-        body_digest: body_digest.map(|digest| digest.as_slice()),
+        body_digest: view.body_digest.as_ref().map(|digest| digest.as_slice()),
         policy_revision: view.policy_revision.as_deref(),
     };
     linked.hash(view.previous)
@@ -249,6 +271,7 @@ impl Journal for MemoryStore {
         kept.runs.push(Run { id: run, admission, status });
         let progress = kept.extend(append);
         self.announce(run, progress);
+        self.head.send_replace(Position(kept.lines.len() as u64));
         Ok(Created::New)
     }
 
@@ -259,16 +282,25 @@ impl Journal for MemoryStore {
     async fn append(&self, append: Append) -> Result<(), JournalError> {
         let mut kept = self.kept();
         let (run, head) = (append.run, kept.end(Some(append.run)).0);
-        if head == Sequence(0) || append.after != head || append.epoch != self.epoch {
+        let is_ended = kept.runs.iter().any(|it| it.id == run && it.status.state.is_ended());
+        let follows = append.after == head && append.epoch == self.epoch;
+        if head == Sequence(0) || !follows || is_ended {
             return Err(conflict(&append, head));
+        }
+        if append.entries.is_empty() {
+            return Ok(());
         }
         let progress = kept.extend(append);
         self.announce(run, progress);
+        self.head.send_replace(Position(kept.lines.len() as u64));
         Ok(())
     }
 
     async fn append_daemon(&self, entry: NewEntry) -> Result<Sequence, JournalError> {
-        Ok(self.kept().write(None, entry))
+        let mut kept = self.kept();
+        let sequence = kept.write(None, entry);
+        self.head.send_replace(Position(kept.lines.len() as u64));
+        Ok(sequence)
     }
 
     async fn entries(
@@ -353,6 +385,31 @@ impl Journal for MemoryStore {
         Ok(found.take(limit).collect())
     }
 
+    async fn audit(
+        &self,
+        wanted: AuditFilter,
+        after: Position,
+        limit: usize,
+    ) -> Result<AuditPage, JournalError> {
+        let kept = self.kept();
+        let mut page = AuditPage { looked: after, ..AuditPage::default() };
+        for Line { view, .. } in kept.lines.iter().filter(|line| line.view.position > after) {
+            if page.entries.len() == limit {
+                page.next = Some(page.looked);
+                break;
+            }
+            page.looked = view.position;
+            if is_wanted(view, &wanted) {
+                page.entries.push(view.clone());
+            }
+        }
+        Ok(page)
+    }
+
+    fn watch_head(&self) -> watch::Receiver<Position> {
+        self.head.subscribe()
+    }
+
     async fn unended(&self) -> Result<Vec<RunId>, JournalError> {
         let kept = self.kept();
         let going = kept.runs.iter().filter(|run| !run.status.state.is_ended());
@@ -363,9 +420,9 @@ impl Journal for MemoryStore {
         let kept = self.kept();
         let mut ends: HashMap<Option<RunId>, ChainHash> = HashMap::new();
         let mut faults = Vec::new();
-        for Line { view, body_digest, .. } in &kept.lines {
+        for Line { view, .. } in &kept.lines {
             let end = ends.insert(view.run, view.hash).unwrap_or(ChainHash::START);
-            if view.previous != end || view.hash != hash(view, body_digest.as_ref()) {
+            if view.previous != end || view.hash != hash(view) {
                 let EntryView { position, run, sequence, .. } = *view;
                 faults.push(AuditFault { position, run, sequence, what: "was altered".into() });
             }

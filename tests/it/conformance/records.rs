@@ -84,6 +84,7 @@ impl Submission {
             labels: labels(&self.labels),
             submitter: caller(self.by),
             request_id: self.request.map(request_id),
+            forked: None,
         }
     }
 
@@ -204,6 +205,7 @@ fn asked(call: CallKey, expires: Timestamp) -> ApprovalRequested {
         arguments: format!("{{\"text\":\"{SECRET}\"}}").into(),
         facts: raw(&json!({ "path": "notes.txt" })),
         effect_class: EffectClass::NonIdempotent,
+        attempt: 1,
         rule: RuleId::new("ask"),
         why: "a person is to look at it".into(),
         revision: PolicyRevision::new("sha256:00"),

@@ -226,3 +226,41 @@ pub(super) async fn after_a_restart_everything_is_the_same_and_the_earlier_owner
     assert_eq!(noted, Sequence(3));
     chains::check(store.journal()).await;
 }
+
+pub(super) async fn nothing_is_written_after_the_end_of_a_run<S: Store>() {
+    let store = S::new().await;
+    store.make(run_id(1), &Submission::default()).await;
+    let end = [Said::Ended(How::Cancelled)];
+    let end = store.following(run_id(1), StateName::Cancelled, &end).await;
+    store.journal().append(end).await.unwrap();
+    let head = store.head(run_id(1)).await;
+    let (state, said) = (StateName::Executing, &[Said::Request]);
+    let late = appended(store.epoch(), run_id(1), head, state, said);
+    check_refused(store.journal(), late, head.0).await;
+}
+
+pub(super) async fn an_append_of_nothing_changes_nothing<S: Store>() {
+    let store = S::new().await;
+    store.make(run_id(1), &Submission::default()).await;
+    let before = all_answers(store.journal(), 1).await;
+    let mut nothing = store.following(run_id(1), StateName::Executing, &[]).await;
+    nothing.entries.clear();
+    store.journal().append(nothing).await.unwrap();
+    assert_eq!(all_answers(store.journal(), 1).await, before);
+}
+
+pub(super) async fn a_run_is_made_once_at_its_beginning_and_by_the_owner_alone<S: Store>() {
+    let store = S::new().await;
+    let (journal, submission) = (store.journal(), Submission::default());
+    store.make(run_id(1), &submission).await;
+    let before = all_answers(journal, 2).await;
+    let earlier = Epoch(store.epoch().0.saturating_sub(1));
+    let early = Append { epoch: earlier, ..store.creation(run_id(2), &submission) };
+    let late = Append { after: Sequence(9), ..store.creation(run_id(2), &submission) };
+    for refused in [store.creation(run_id(1), &submission), early, late] {
+        let refused = journal.create(submission.admission(), refused).await;
+        assert!(matches!(refused, Err(JournalError::Conflict { .. })), "{refused:?}");
+    }
+    assert_eq!(all_answers(journal, 2).await, before);
+    store.make(run_id(2), &submission).await;
+}

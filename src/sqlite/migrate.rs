@@ -57,8 +57,21 @@ pub enum OpenError {
     Thread { source: io::Error },
 }
 
+/// Holds a state directory for this process.
+#[derive(Debug)]
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    /// Given back outright: a process that is forked at this moment, and has not become its program yet, holds the same
+    /// open file, and with it the lock.
+    fn drop(&mut self) {
+        // Closing it is all that is left to do otherwise.
+        let _ = flock(&self.0, FlockOperation::Unlock);
+    }
+}
+
 /// Takes the state directory for this process, or says who has it.
-pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
+pub(super) fn lock(directory: &Path) -> Result<Lock, OpenError> {
     let path = directory.join("agentd.lock");
     let file = OpenOptions::new()
         .create(true)
@@ -68,7 +81,7 @@ pub(super) fn lock(directory: &Path) -> Result<File, OpenError> {
         .open(&path)
         .map_err(|source| OpenError::File { path: path.clone(), source })?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
+        Ok(()) => Ok(Lock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => {
             Err(OpenError::Owned { directory: directory.to_owned() })
         }
@@ -325,6 +338,11 @@ mod tests {
             matches!(lock(home.path()), Err(OpenError::Owned { directory }) if directory == home.path())
         );
         drop(held);
-        lock(home.path()).unwrap();
+        let held = lock(home.path()).unwrap();
+        // As a process has it that was forked and is not its program yet.
+        let inherited = held.0.try_clone().unwrap();
+        drop(held);
+        lock(home.path()).expect("it is given back, whoever has it open");
+        drop(inherited);
     }
 }

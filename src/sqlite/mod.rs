@@ -13,7 +13,6 @@ pub use verify::{verify_file, views_of_file};
 
 use std::{
     collections::HashMap,
-    fs::File,
     io,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -51,7 +50,7 @@ pub struct Store {
     connection: Connection,
     epoch: Epoch,
     seal: Arc<seal::Seal>,
-    lock: File,
+    lock: migrate::Lock,
 }
 
 /// Takes the state directory's store over, creating or migrating it.
@@ -102,7 +101,7 @@ pub struct SqliteJournal {
     auditor: OnceCell<readers::Readers>,
     shared: Arc<Shared>,
     /// Held for as long as the journal is open.
-    _lock: File,
+    _lock: migrate::Lock,
 }
 
 /// What the writer and its callers share.

@@ -184,6 +184,11 @@ impl<W: Write> Timeline<W> {
                 self.line(entry, &format!("« {} says", text("by")))?;
                 self.quote(&text("text"))
             }
+            "budget_warning" => {
+                let most = self.colour.paint(Paint::Warning, "! budget");
+                let (used, of) = (&payload["used"], &payload["of"]);
+                self.line(entry, &format!("{most} {used} of {of} {} are used up", text("limit")))
+            }
             "pause_requested" => self.line(entry, &format!("pause requested by {}", text("by"))),
             "run_resumed" => {
                 let on = self.colour.paint(Paint::Good, "▸ resumed");

@@ -112,6 +112,7 @@ records! {
     "connection" 1 => Connection,
     "tool_output" 1 => ToolOutput,
     "workspace_snapshot" 1 => WorkspaceSnapshot,
+    "budget_warning" 1 => BudgetWarning,
     "input_received" 1 => InputReceived,
     "pause_requested" 1 => PauseRequested,
     "cancel_requested" 1 => CancelRequested,
@@ -343,6 +344,15 @@ pub enum Taken {
     Tree(TreeId),
     /// There is none, and so no diff; the text says why.
     Failed(String),
+}
+
+/// Most of one of the run's limits is used up.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetWarning {
+    /// `turns`, `tool calls` or `tokens`.
+    pub limit: String,
+    pub used: u64,
+    pub of: u64,
 }
 
 /// A new daemon took the run over; whatever was under way without an outcome is lost.

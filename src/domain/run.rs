@@ -37,6 +37,8 @@ pub struct RunState {
     /// The last turn that said nothing, and was told so.
     pub nudged: Option<u32>,
     pub usage: Usage,
+    /// Limits of the budget that were warned of since it was set.
+    pub warned: Vec<String>,
     /// What people allowed for the rest of the run.
     pub grants: Vec<RunGrant>,
     pub snapshots: Snapshots,
@@ -166,6 +168,7 @@ impl RunState {
             inputs: Inputs::default(),
             nudged: None,
             usage: Usage::default(),
+            warned: Vec::new(),
             grants: Vec::new(),
             snapshots: Snapshots::default(),
             wish: Wish::GoOn,

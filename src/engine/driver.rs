@@ -84,6 +84,10 @@ impl Driver {
                 Command::Nudge { turn } => {
                     self.log.stage(ModelNudged { turn, text: executor::NUDGE.into() });
                 }
+                Command::Warn(warning) => {
+                    tracing::info!(run = %self.log.state().id, ?warning, "most of a limit is used up");
+                    self.log.stage(warning);
+                }
                 Command::Suspend(why) => {
                     tracing::info!(run = %self.log.state().id, ?why, "the run stands still");
                     self.log.append([RunSuspended { why }.into()]).await?;

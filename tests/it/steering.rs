@@ -231,6 +231,8 @@ async fn a_run_out_of_budget_goes_on_with_a_larger_one_and_not_without() {
     resume(&daemon, v1::ResumeRunRequest { budget, ..resumption(&run) }).await.unwrap();
     let story = daemon.story(&run.id).await;
     assert_eq!((story.state(), story.run.usage.unwrap().turns), (RunState::Succeeded, 5));
+    let warned = json!({"limit": "turns", "used": 4, "of": 5});
+    assert_eq!(story.payloads("budget_warning"), [warned], "before the last turn of five");
 }
 
 #[tokio::test]

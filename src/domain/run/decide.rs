@@ -7,7 +7,7 @@ use crate::domain::{
     budget::Budget,
     ids::Timestamp,
     item::RawJson,
-    journal::ApprovalDecided,
+    journal::{ApprovalDecided, BudgetWarning},
     run::{
         Ending, Failure, Nudged, OpenCall, Phase, Progress, RunState, Suspension, Wish, Work, calls,
     },
@@ -29,6 +29,8 @@ pub enum Command {
     Nudge {
         turn: u32,
     },
+    /// Say that most of a limit is used up.
+    Warn(BudgetWarning),
     Suspend(Suspension),
     Finish(Ending),
     /// Nothing, until something else happens.
@@ -85,7 +87,10 @@ pub fn decide(state: &RunState) -> Command {
 fn paused(command: Command) -> Command {
     match command {
         Command::Finish(_) | Command::Suspend(_) | Command::Rest => command,
-        Command::AskModel { .. } | Command::Invoke(_) | Command::Nudge { .. } => {
+        Command::AskModel { .. }
+        | Command::Invoke(_)
+        | Command::Nudge { .. }
+        | Command::Warn(_) => {
             let message = "somebody paused the run; `agentctl run resume` lets it go on".into();
             Command::Suspend(Suspension::Paused { message })
         }
@@ -124,7 +129,10 @@ fn decide_going(state: &RunState, work: &Work) -> Command {
     match work {
         Work::ToAsk { attempt } => match used_up(state, &state.budget) {
             Some(limit) => Command::Suspend(out_of(limit)),
-            None => Command::AskModel { turn, attempt: *attempt, at: None },
+            None => match nearly_used_up(state) {
+                Some(warning) => Command::Warn(warning),
+                None => Command::AskModel { turn, attempt: *attempt, at: None },
+            },
         },
         Work::BackingOff { attempt, until } => {
             Command::AskModel { turn, attempt: *attempt, at: Some(*until) }
@@ -232,6 +240,22 @@ fn used_up(state: &RunState, budget: &Budget) -> Option<(&'static str, u64)> {
         return Some(("turns", u64::from(budget.max_turns)));
     }
     (tokens >= budget.max_tokens).then_some(("tokens", budget.max_tokens))
+}
+
+/// A limit of which 80 percent are used, and that was not warned of.
+fn nearly_used_up(state: &RunState) -> Option<BudgetWarning> {
+    let (usage, budget) = (&state.usage, &state.budget);
+    let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
+    let limits = [
+        ("turns", u64::from(usage.turns), u64::from(budget.max_turns)),
+        ("tool calls", u64::from(usage.tool_calls), u64::from(budget.max_tool_calls)),
+        ("tokens", tokens, budget.max_tokens),
+    ];
+    let is_near = |used: u64, of: u64| u128::from(used) * 5 >= u128::from(of) * 4 && used > 0;
+    limits
+        .into_iter()
+        .find(|(limit, used, of)| is_near(*used, *of) && !state.warned.iter().any(|it| it == limit))
+        .map(|(limit, used, of)| BudgetWarning { limit: limit.to_owned(), used, of })
 }
 
 fn too_many_calls(

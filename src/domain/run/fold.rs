@@ -56,8 +56,12 @@ impl RunState {
                 if self.wish == Wish::Pause {
                     self.wish = Wish::GoOn;
                 }
-                self.budget = resumed.budget.unwrap_or(self.budget);
+                if let Some(budget) = resumed.budget {
+                    self.budget = budget;
+                    self.warned.clear();
+                }
             }
+            Record::BudgetWarning(warning) => self.warned.push(warning.limit.clone()),
             Record::InputReceived(input) => self.inputs.take(input),
             Record::ModelNudged(nudge) => self.nudged = Some(nudge.turn),
             Record::WorkspaceSnapshot(WorkspaceSnapshot { moment, taken }) => {

@@ -32,11 +32,11 @@ use crate::domain::{
     item::{Paired, RawJson, check_pairing},
     journal::{
         AnsweredItem, ApprovalDecided, ApprovalDecision, ApprovalRequested, AskedCall,
-        BackendError, CallResolved, CancelRequested, Connection, DaemonStarted, DaemonStopped,
-        Decided, HostedDecided, InputReceived, LostRequest, ModelNudged, ModelRequest,
-        ModelResponse, Moment, NetworkUsed, PauseRequested, PolicyReload, Reloaded, Resolution,
-        RunAnchored, RunFinished, RunRecovered, RunResumed, RunSuspended, Sent, ToolCalled,
-        ToolOutput, ToolResumed, Used, Verdict, WorkspaceSnapshot,
+        BackendError, BudgetWarning, CallResolved, CancelRequested, Connection, DaemonStarted,
+        DaemonStopped, Decided, HostedDecided, InputReceived, LostRequest, ModelNudged,
+        ModelRequest, ModelResponse, Moment, NetworkUsed, PauseRequested, PolicyReload, Reloaded,
+        Resolution, RunAnchored, RunFinished, RunRecovered, RunResumed, RunSuspended, Sent,
+        ToolCalled, ToolOutput, ToolResumed, Used, Verdict, WorkspaceSnapshot,
     },
     retry,
     status::StateName,
@@ -216,6 +216,25 @@ proptest! {
             // What an answer asked for that was cut off has not been begun, and has no output.
             if !was_cut_off(&entries) {
                 assert_is_whole(&state.items);
+            }
+        }
+    }
+
+    #[test]
+    fn each_limit_is_warned_of_once_for_each_budget_and_before_it_is_used_up(entries in life()) {
+        let mut warned = BTreeSet::new();
+        for (so_far, state) in each_moment(&entries) {
+            match &so_far[so_far.len() - 1].record {
+                Record::RunResumed(RunResumed { budget: Some(_), .. }) => warned.clear(),
+                Record::BudgetWarning(warning) => {
+                    prop_assert!(warned.insert(warning.limit.clone()), "{:?} again", warning);
+                    prop_assert!(warning.used * 5 >= warning.of * 4);
+                }
+                Record::ModelRequest(_) => {
+                    let (used, of) = (state.usage.turns, state.budget.max_turns);
+                    prop_assert!(used == 0 || used * 5 < of * 4 || warned.contains("turns"));
+                }
+                _ => {}
             }
         }
     }

@@ -71,6 +71,7 @@ fn examples() -> Vec<Record> {
         .into(),
         WorkspaceSnapshot { moment: Moment::After, taken: Taken::Failed("disk full".into()) }
             .into(),
+        BudgetWarning { limit: "turns".into(), used: 8, of: 10 }.into(),
         input("look again", None),
         input("look again", Some("i-1")),
         paused(),

@@ -135,6 +135,8 @@ impl World {
         let turns = self.fate.budget.max_turns as usize;
         turns * (retry::MAX_ATTEMPTS as usize + 2)
             + 2 * self.fate.deaths.len()
+            // One warning for each limit, and again whenever there is more.
+            + 3 * (1 + self.fate.resumptions)
             + 3 * self.fate.resolutions.len()
             + 3 * self.fate.decisions.len()
             // What is said may make one turn more; and each time that the run is let go on it has more turns.
@@ -211,6 +213,7 @@ impl World {
             Command::AskModel { turn, attempt, .. } => self.ask(turn, attempt),
             Command::Invoke(invocations) => self.invoke(&invocations),
             Command::Nudge { turn } => self.write(nudged(turn)),
+            Command::Warn(warning) => self.write(warning.into()),
             Command::Suspend(why) => self.write(suspended(why)),
             Command::Finish(ending) => self.write(finished(ending)),
             Command::Rest => Ok(()),

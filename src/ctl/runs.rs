@@ -385,23 +385,26 @@ async fn list(
     (states, labels): (&[String], &[(String, String)]),
     limit: i32,
 ) -> Result<Exit, Failure> {
-    let runs = listed(&connect::connect(global).await?, states, labels, limit).await?;
+    print_list(global, &listed(&connect::connect(global).await?, states, labels, limit).await?)?;
+    Ok(Exit::Done)
+}
+
+pub(super) fn print_list(global: &Global, runs: &[v1::Run]) -> io::Result<()> {
     match global.output {
         Format::Json => {
             let runs: Vec<_> = runs.iter().map(output::run_json).collect();
-            output::json_line(&serde_json::json!({ "runs": runs }))?;
+            output::json_line(&serde_json::json!({ "runs": runs }))
         }
         Format::Table => {
             let head = ["ID", "STATE", "TURNS", "CALLS", "CREATED", "TASK"];
             let mut rows = vec![head.map(str::to_owned).to_vec()];
             rows.extend(runs.iter().map(row));
-            output::table(&rows)?;
+            output::table(&rows)
         }
     }
-    Ok(Exit::Done)
 }
 
-pub(super) fn row(run: &v1::Run) -> Vec<String> {
+fn row(run: &v1::Run) -> Vec<String> {
     let usage = run.usage.unwrap_or_default();
     let task = run.task.lines().next().unwrap_or_default();
     vec![

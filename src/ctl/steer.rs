@@ -5,9 +5,8 @@ use std::path::PathBuf;
 use crate::{
     client::Client,
     ctl::{
-        Exit, Failure, Global, connect,
-        output::{self, Format},
-        runs::{label, listed, print_run, row, words},
+        Exit, Failure, Global, connect, output,
+        runs::{label, listed, print_list, print_run, words},
     },
     proto::v1,
 };
@@ -189,20 +188,4 @@ fn would(global: &Global, verb: &str, found: &[v1::Run]) -> Result<Exit, Failure
     print_list(global, found)?;
     output::note(&format!("{} runs to {verb}; nothing was done: --yes does it", found.len()))?;
     Ok(Exit::Done)
-}
-
-fn print_list(global: &Global, runs: &[v1::Run]) -> Result<(), Failure> {
-    match global.output {
-        Format::Json => {
-            let runs: Vec<_> = runs.iter().map(output::run_json).collect();
-            output::json_line(&serde_json::json!({ "runs": runs }))?;
-        }
-        Format::Table => {
-            let head = ["ID", "STATE", "TURNS", "CALLS", "CREATED", "TASK"];
-            let mut rows = vec![head.map(str::to_owned).to_vec()];
-            rows.extend(runs.iter().map(row));
-            output::table(&rows)?;
-        }
-    }
-    Ok(())
 }

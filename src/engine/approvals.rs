@@ -9,7 +9,7 @@ use crate::{
     domain::{
         access::Access,
         approval::RunGrant,
-        ids::{CallKey, Caller, Position, RunId, Sequence, Timestamp},
+        ids::{CallKey, Caller, Position, RunId, Timestamp},
         journal::{ApprovalDecided, ApprovalDecision, ApprovalRequested, Record},
         policy::BySubmitter,
         run::{Phase, RunState},
@@ -19,7 +19,7 @@ use crate::{
         inbox::{Heard, NotNow, WHY_BYTES, Wanted, check_length},
         run_log::Noted,
     },
-    ports::{Approvals, JournalError, PendingApproval, RunSummary},
+    ports::{Approvals, PendingApproval, RunSummary},
 };
 
 /// How often it is looked for approvals that have expired.
@@ -28,8 +28,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Approvals that are looked at together.
 const PAGE: usize = 8;
-/// Entries that are read at once: each view has up to 2 MiB.
-const ENTRIES: usize = 16;
 
 /// What somebody says of one call.
 #[derive(Debug, Clone)]
@@ -143,38 +141,14 @@ impl Engine {
         call: CallKey,
         wanted: ApprovalDecision,
     ) -> Result<(), EngineError> {
-        match self.last_decision(run, call).await? {
+        let decision = |record| match record {
+            Record::ApprovalDecided(said) if said.call == call => Some(said.decision),
+            _ => None,
+        };
+        match self.last_said(run, "approval_decided", decision).await? {
             Some(found) if found == wanted => Ok(()),
             Some(found) => Err(EngineError::AlreadyDecided { run, call, found }),
             None => Err(EngineError::NotWaiting { run, call }),
-        }
-    }
-
-    async fn last_decision(
-        &self,
-        run: RunId,
-        call: CallKey,
-    ) -> Result<Option<ApprovalDecision>, EngineError> {
-        let (mut read, mut last) = (Sequence(0), None);
-        loop {
-            let views = self.entries(run, read, ENTRIES).await?;
-            let is_last = views.len() < ENTRIES;
-            for view in views {
-                read = view.sequence;
-                if view.kind != "approval_decided" {
-                    continue;
-                }
-                let record = Record::decode(&view.kind, view.version, &view.payload)
-                    .map_err(|error| JournalError::Unreadable { what: error.to_string() })?;
-                if let Record::ApprovalDecided(decided) = record
-                    && decided.call == call
-                {
-                    last = Some(decided.decision);
-                }
-            }
-            if is_last {
-                return Ok(last);
-            }
         }
     }
 

@@ -99,33 +99,34 @@ impl Engine {
         call: CallKey,
         wanted: Resolution,
     ) -> Result<(), EngineError> {
-        match self.last_resolution(run, call).await? {
+        let resolution = |record| match record {
+            Record::CallResolved(said) if said.call == call => Some(said.resolution),
+            _ => None,
+        };
+        match self.last_said(run, "call_resolved", resolution).await? {
             Some(found) if found == wanted => Ok(()),
             Some(found) => Err(EngineError::AlreadyResolved { run, call, found }),
             None => Err(EngineError::NotUnresolved { run, call }),
         }
     }
 
-    async fn last_resolution(
+    /// What entries of a kind said last of something, as everyone may see them; none if none did.
+    pub(super) async fn last_said<T>(
         &self,
         run: RunId,
-        call: CallKey,
-    ) -> Result<Option<Resolution>, EngineError> {
+        kind: &str,
+        of_it: impl Fn(Record) -> Option<T>,
+    ) -> Result<Option<T>, EngineError> {
         let (mut read, mut last) = (Sequence(0), None);
         loop {
             let views = self.entries(run, read, ENTRIES).await?;
             let is_last = views.len() < ENTRIES;
             for view in views {
                 read = view.sequence;
-                if view.kind != "call_resolved" {
-                    continue;
-                }
-                let record = Record::decode(&view.kind, view.version, &view.payload)
-                    .map_err(|error| JournalError::Unreadable { what: error.to_string() })?;
-                if let Record::CallResolved(resolved) = record
-                    && resolved.call == call
-                {
-                    last = Some(resolved.resolution);
+                if view.kind == kind {
+                    let record = Record::decode(&view.kind, view.version, &view.payload)
+                        .map_err(|error| JournalError::Unreadable { what: error.to_string() })?;
+                    last = of_it(record).or(last);
                 }
             }
             if is_last {

@@ -109,7 +109,13 @@ fn hash(text: &str) -> Option<ChainHash> {
 ///
 /// Errors: the lines cannot be read.
 pub fn verify(lines: impl BufRead) -> std::io::Result<AuditReport> {
-    let empty = AuditReport { entries: 0, runs: 0, head: ChainHash::START, faults: Vec::new() };
+    let empty = AuditReport {
+        entries: 0,
+        runs: 0,
+        checkpoints: 0,
+        head: ChainHash::START,
+        faults: Vec::new(),
+    };
     let mut walk = Walk { ends: HashMap::new(), last: None, gaps: Vec::new(), report: empty };
     for (number, text) in (1_u64..).zip(lines.split(b'\n')) {
         walk.step(number, &text?);

@@ -4,9 +4,9 @@
 mod journal;
 
 pub use journal::{
-    Admission, Append, Approvals, AuditFault, AuditFilter, AuditPage, AuditReport, Created,
-    EntryView, Journal, JournalError, PendingApproval, Progress, RunFilter, RunPlace, RunStatus,
-    RunSummary,
+    Admission, Append, Approvals, AuditFault, AuditFilter, AuditPage, AuditReport, Checkpoint,
+    Created, EntryView, Journal, JournalError, NewCheckpoint, PendingApproval, Piece, Progress,
+    RunFilter, RunPlace, RunStatus, RunSummary,
 };
 
 use std::{any::Any, collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, time::Duration};

@@ -53,6 +53,9 @@ pub(super) enum Verb {
         /// A database file, a copy of agentd.db for example, or a mirror (.jsonl); needs no daemon
         #[arg(long, value_name = "FILE")]
         file: Option<PathBuf>,
+        /// Also folds every run anew, and compares it with its last checkpoint and with how it is listed
+        #[arg(long, conflicts_with = "file")]
+        deep: bool,
     },
 }
 
@@ -114,7 +117,10 @@ impl From<Filter> for v1::AuditFilter {
 
 pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
     match verb {
-        Verb::Verify { file } => verify(global, file).await,
+        Verb::Verify { file, deep } => {
+            let request = v1::VerifyAuditRequest { deep };
+            verify(global, file, request).await
+        }
         Verb::List { filter, limit } => list(global, filter, limit).await,
         Verb::Tail { filter, after } => tail(global, filter, after).await,
         Verb::Export { filter, to } => export(global, filter, to).await,
@@ -189,7 +195,11 @@ fn show(global: &Global, entry: &v1::JournalEntry) -> io::Result<()> {
     }
 }
 
-async fn verify(global: &Global, file: Option<PathBuf>) -> Result<Exit, Failure> {
+async fn verify(
+    global: &Global,
+    file: Option<PathBuf>,
+    request: v1::VerifyAuditRequest,
+) -> Result<Exit, Failure> {
     let report = match file {
         Some(path) if path.extension().is_some_and(|extension| extension == "jsonl") => {
             let named = |error: io::Error| {
@@ -202,10 +212,7 @@ async fn verify(global: &Global, file: Option<PathBuf>) -> Result<Exit, Failure>
             sqlite::verify_file(&path)
                 .map_err(|error| Failure::new(Exit::Unsuccessful, error.to_string()))?,
         ),
-        None => {
-            let request = v1::VerifyAuditRequest {};
-            connect::connect(global).await?.audit().verify_audit(request).await?.into_inner()
-        }
+        None => connect::connect(global).await?.audit().verify_audit(request).await?.into_inner(),
     };
     match global.output {
         Format::Json => output::json_line(&as_json(&report))?,
@@ -231,6 +238,7 @@ fn from_file(report: AuditReport) -> v1::VerifyAuditResponse {
         runs: report.runs,
         head_hash: report.head.0.to_vec(),
         faults,
+        checkpoints: report.checkpoints,
     }
 }
 
@@ -240,17 +248,23 @@ fn print(report: &v1::VerifyAuditResponse, colour: Colour) -> std::io::Result<()
         false => colour.paint(Paint::Bad, "ALTERED"),
     };
     let (entries, runs) = (report.entries, report.runs);
-    output::line(&format!("journal {verdict}: {entries} entries, {runs} runs"))?;
+    let checkpoints = match report.checkpoints {
+        0 => String::new(),
+        kept => format!(", {kept} checkpoints"),
+    };
+    output::line(&format!("journal {verdict}: {entries} entries, {runs} runs{checkpoints}"))?;
     output::line(&format!("head of the daemon's chain: {}", hex(&report.head_hash)))?;
     for fault in &report.faults {
         let whose = match fault.run_id.as_str() {
             "" => "the daemon".to_owned(),
             run => format!("run {run}"),
         };
-        output::line(&format!(
-            "  position {}, {whose}, sequence {}: {}",
-            fault.position, fault.sequence, fault.what
-        ))?;
+        let position = match fault.position {
+            0 => "derived".to_owned(),
+            position => format!("position {position}"),
+        };
+        let v1::AuditFault { sequence, what, .. } = fault;
+        output::line(&format!("  {position}, {whose}, sequence {sequence}: {what}"))?;
     }
     Ok(())
 }
@@ -264,6 +278,7 @@ fn as_json(report: &v1::VerifyAuditResponse) -> serde_json::Value {
         "intact": report.intact,
         "entries": report.entries,
         "runs": report.runs,
+        "checkpoints": report.checkpoints,
         "head_hash": hex(&report.head_hash),
         "faults": report.faults.iter().map(fault).collect::<Vec<_>>(),
     })

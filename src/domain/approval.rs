@@ -11,7 +11,7 @@ use crate::domain::{
 };
 
 /// A person allowed one call, exactly as it was shown.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Approval {
     /// The rule that asked.
     pub rule: RuleId,

@@ -113,6 +113,7 @@ records! {
     "tool_output" 1 => ToolOutput,
     "workspace_snapshot" 1 => WorkspaceSnapshot,
     "budget_warning" 1 => BudgetWarning,
+    "checkpoint_saved" 1 => CheckpointSaved,
     "input_received" 1 => InputReceived,
     "pause_requested" 1 => PauseRequested,
     "cancel_requested" 1 => CancelRequested,
@@ -353,6 +354,14 @@ pub struct BudgetWarning {
     pub limit: String,
     pub used: u64,
     pub of: u64,
+}
+
+/// How the run stands with this entry was stored, so that it can be opened from here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointSaved {
+    /// Items of the conversation, and how many of them are new in the store.
+    pub items: usize,
+    pub new_items: usize,
 }
 
 /// A new daemon took the run over; whatever was under way without an outcome is lost.

@@ -4,10 +4,12 @@
 mod calls;
 mod decide;
 mod fold;
+mod stored;
 
 pub use calls::{OpenCall, Progress};
 pub use decide::{Command, Invocation, InvocationMode, decide};
 pub use fold::{fold, fold_into};
+pub use stored::{StoredFault, encode_items};
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -23,15 +25,17 @@ use crate::domain::{
 };
 
 /// Everything that is known of a run: the fold of its journal.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunState {
     pub id: RunId,
     /// Sequence of the last entry folded in.
     pub head: Sequence,
+    /// What was submitted; a conversation that it began with is in `items` alone.
     pub spec: Arc<RunCreated>,
     /// The limits that hold: those submitted, or those that somebody has set since.
     pub budget: Budget,
-    /// The conversation so far, oldest first, as the model must see it.
+    /// The conversation so far, oldest first, as the model must see it. It only grows.
+    #[serde(skip)]
     pub items: Arc<Vec<Item>>,
     pub inputs: Inputs,
     /// The last turn that said nothing, and was told so.
@@ -49,14 +53,14 @@ pub struct RunState {
 }
 
 /// The files of the workspace before and after the run; none where no snapshot was tried.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Snapshots {
     pub before: Option<Taken>,
     pub after: Option<Taken>,
 }
 
 /// What people said to a run after its task.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Inputs {
     /// Not yet in the conversation, oldest first: it is not interrupted between a call and its output.
     pub waiting: Vec<Arc<str>>,
@@ -68,7 +72,7 @@ pub struct Inputs {
 }
 
 /// What people want of the run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Wish {
     GoOn,
     /// It stands still before anything else is begun.
@@ -77,7 +81,7 @@ pub enum Wish {
 }
 
 /// Where a run stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Phase {
     Going(Work),
     Suspended { why: Suspension, work: Work },
@@ -85,7 +89,7 @@ pub enum Phase {
 }
 
 /// What a run that has not ended is at.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Work {
     /// The model is to be asked; `attempt` 1 is the first request of the turn.
     ToAsk { attempt: u32 },
@@ -104,7 +108,7 @@ pub enum Work {
 }
 
 /// Whether a request may be made again without anybody's leave.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Replay {
     Safe,
     /// The backend runs tools for it that may do something.
@@ -112,7 +116,7 @@ pub enum Replay {
 }
 
 /// Whether the model has been told already that it said nothing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Nudged {
     NotYet,
     Already,
@@ -154,9 +158,9 @@ pub struct Failure {
 
 impl RunState {
     /// The state after the first entry of a run's chain, whose record it is.
-    pub fn created(id: RunId, sequence: Sequence, time: Timestamp, spec: RunCreated) -> Self {
-        let items = match &spec.forked {
-            Some(forked) => forked.items.clone(),
+    pub fn created(id: RunId, sequence: Sequence, time: Timestamp, mut spec: RunCreated) -> Self {
+        let items = match &mut spec.forked {
+            Some(forked) => std::mem::take(&mut forked.items),
             None => vec![Item::User { text: spec.task.clone() }],
         };
         Self {

@@ -90,7 +90,7 @@ pub fn normalised(name: &str) -> Result<ToolName, String> {
 }
 
 /// One use of a tool, as the model asked for it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolCall {
     pub key: CallKey,
     pub call_id: CallId,

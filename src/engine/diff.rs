@@ -17,7 +17,8 @@ const WALL_MS: u64 = 120_000;
 
 /// What a run changed: a patch for `git apply`. Of a run that goes on, what it changed by now.
 pub(super) async fn diff(world: &World, run: RunId) -> Result<Vec<u8>, EngineError> {
-    let state = RunLog::read(&*world.journal, run).await?.ok_or(EngineError::UnknownRun(run))?;
+    let opened = RunLog::read(&*world.journal, run).await?;
+    let state = opened.ok_or(EngineError::UnknownRun(run))?.state;
     let workspace = &state.spec.workspace;
     let none = |message: String| EngineError::NoDiff { run, message };
     let before = match state.snapshots.before {

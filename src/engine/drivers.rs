@@ -7,13 +7,13 @@ use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
 
 use crate::{
-    domain::{ids::RunId, run::RunState},
+    domain::ids::RunId,
     engine::{
         Engine,
         driver::{Driver, Left},
         inbox::Message,
         recovery,
-        run_log::RunLog,
+        run_log::{Opened, RunLog},
         schedule::{Origin, Running, Schedule, Waiting},
     },
     ports::JournalError,
@@ -108,15 +108,16 @@ impl Engine {
         (inbox, has_workspace): (mpsc::Receiver<Message>, bool),
     ) -> Result<Left, JournalError> {
         let world = self.inner.world.clone();
-        let state = match origin {
-            Origin::Fresh(state) => *state,
+        let opened = match origin {
+            Origin::Fresh(state) => Opened::fresh(*state),
             Origin::Stored => {
                 let unknown =
                     || JournalError::Unreadable { what: format!("there is no run {run}") };
                 self.read(run).await?.ok_or_else(unknown)?
             }
         };
-        let mut log = RunLog::new(world.journal.clone(), world.clock.clone(), world.epoch, state);
+        let opened = (opened, self.inner.limits.checkpoint_entries);
+        let mut log = RunLog::new(world.journal.clone(), world.clock.clone(), world.epoch, opened);
         recovery::take_over(&world, &mut log).await?;
         let stopping = self.inner.drivers.token();
         let live = self.inner.live.clone();
@@ -124,7 +125,7 @@ impl Engine {
     }
 
     /// A run out of the journal, also while everybody reads: nobody else would take it up.
-    async fn read(&self, run: RunId) -> Result<Option<RunState>, JournalError> {
+    async fn read(&self, run: RunId) -> Result<Option<Opened>, JournalError> {
         loop {
             match RunLog::read(&*self.inner.world.journal, run).await {
                 Err(JournalError::Busy) if !self.inner.drivers.token().is_cancelled() => {

@@ -4,6 +4,7 @@
 
 mod approvals;
 mod ceiling;
+mod deep;
 mod diff;
 mod door;
 mod driver;

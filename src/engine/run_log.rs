@@ -5,11 +5,11 @@ use std::sync::Arc;
 use crate::{
     domain::{
         ids::{Epoch, PolicyRevision, RunId, Sequence, Timestamp},
-        journal::{Entry, NewEntry, Record},
-        run::{RunState, fold_into},
+        journal::{CheckpointSaved, Entry, NewEntry, Record},
+        run::{RunState, StoredFault, encode_items, fold_into},
     },
     fail_point,
-    ports::{Append, Clock, Journal, JournalError, RunStatus},
+    ports::{Append, Checkpoint, Clock, Journal, JournalError, NewCheckpoint, Piece, RunStatus},
 };
 
 /// Entries that are read at once when a run is opened.
@@ -21,8 +21,33 @@ pub(super) struct RunLog {
     clock: Arc<dyn Clock>,
     epoch: Epoch,
     state: RunState,
+    saved: Saved,
+    /// Entries after which the state is kept again.
+    checkpoint_entries: u64,
     /// Folded, but not yet on disk: nothing may be done on the strength of them.
     staged: Vec<NewEntry>,
+}
+
+/// A state out of the journal.
+pub(super) struct Opened {
+    pub(super) state: RunState,
+    saved: Saved,
+}
+
+impl Opened {
+    /// The state of a run of which nothing is kept.
+    pub(super) fn fresh(state: RunState) -> Self {
+        Self { state, saved: Saved::default() }
+    }
+}
+
+/// What is kept of a run's state.
+#[derive(Debug, Clone, Copy, Default)]
+struct Saved {
+    /// As it was after this entry; 0: nothing is kept that can be gone on from.
+    at: Sequence,
+    /// Items of its conversation.
+    items: usize,
 }
 
 /// Whether whoever walks a run has seen enough.
@@ -58,22 +83,37 @@ impl<R: Into<Record>> From<R> for Noted {
 }
 
 impl RunLog {
-    /// Takes a run whose state is known.
+    /// Takes a run whose state is known, to be kept again after so many entries.
     pub(super) fn new(
         journal: Arc<dyn Journal>,
         clock: Arc<dyn Clock>,
         epoch: Epoch,
-        state: RunState,
+        (opened, checkpoint_entries): (Opened, u64),
     ) -> Self {
-        Self { journal, clock, epoch, state, staged: Vec::new() }
+        let Opened { state, saved } = opened;
+        Self { journal, clock, epoch, state, saved, checkpoint_entries, staged: Vec::new() }
     }
 
-    /// The state of a run, folded from its first entry on; none if there is no such run.
+    /// The state of a run: that of its last checkpoint, gone on from there; none if there is no such run.
     pub(super) async fn read(
         journal: &dyn Journal,
         run: RunId,
-    ) -> Result<Option<RunState>, JournalError> {
-        Self::walk(journal, run, |_| Folding::GoOn).await
+    ) -> Result<Option<Opened>, JournalError> {
+        let kept = journal.checkpoint(run).await.and_then(|kept| kept.map(restored).transpose());
+        match kept {
+            Ok(Some(mut state)) => {
+                let saved = Saved { at: state.head, items: state.items.len() };
+                Self::go_on(journal, &mut state, |_| Folding::GoOn).await?;
+                Ok(Some(Opened { state, saved }))
+            }
+            Err(busy @ JournalError::Busy) => Err(busy),
+            // It is derived: the journal says the same.
+            Err(error) => {
+                tracing::warn!(%run, %error, "the run's checkpoint is not used");
+                Ok(Self::walk(journal, run, |_| Folding::GoOn).await?.map(Opened::fresh))
+            }
+            Ok(None) => Ok(Self::walk(journal, run, |_| Folding::GoOn).await?.map(Opened::fresh)),
+        }
     }
 
     /// Folds a run from its first entry on and shows each state, until enough was seen. Gives the last one; none if
@@ -83,27 +123,34 @@ impl RunLog {
         run: RunId,
         mut look: impl FnMut(&RunState) -> Folding,
     ) -> Result<Option<RunState>, JournalError> {
-        let mut page = journal.entries(run, Sequence(0), PAGE).await?;
-        if page.is_empty() {
+        let Some(first) = journal.entries(run, Sequence(0), 1).await?.pop() else {
             return Ok(None);
-        }
-        let first = page.remove(0);
+        };
         let mut state = RunState::from_entries(run, [first]).ok_or_else(|| {
             JournalError::Unreadable { what: format!("run {run} does not begin with its creation") }
         })?;
-        if look(&state) == Folding::Enough {
-            return Ok(Some(state));
+        if look(&state) == Folding::GoOn {
+            Self::go_on(journal, &mut state, look).await?;
         }
+        Ok(Some(state))
+    }
+
+    /// Folds what follows a state, and shows each state, until enough was seen.
+    async fn go_on(
+        journal: &dyn Journal,
+        state: &mut RunState,
+        mut look: impl FnMut(&RunState) -> Folding,
+    ) -> Result<(), JournalError> {
         loop {
-            for entry in &page {
-                fold_into(&mut state, entry);
-                if look(&state) == Folding::Enough {
-                    return Ok(Some(state));
-                }
-            }
-            page = journal.entries(run, state.head, PAGE).await?;
+            let page = journal.entries(state.id, state.head, PAGE).await?;
             if page.is_empty() {
-                return Ok(Some(state));
+                return Ok(());
+            }
+            for entry in &page {
+                fold_into(state, entry);
+                if look(state) == Folding::Enough {
+                    return Ok(());
+                }
             }
         }
     }
@@ -155,12 +202,43 @@ impl RunLog {
         if self.staged.is_empty() {
             return Ok(());
         }
+        let checkpoint = self.checkpoint();
         let entries = std::mem::take(&mut self.staged);
         let after = Sequence(self.state.head.0 - entries.len() as u64);
-        let status = status_of(&self.state);
-        let append = Append { run: self.state.id, epoch: self.epoch, after, entries, status };
-        self.journal.append(append).await
+        let (run, epoch, status) = (self.state.id, self.epoch, status_of(&self.state));
+        self.journal.append(Append { run, epoch, after, entries, status, checkpoint }).await
     }
+
+    /// The state with all that is staged, where it is time to keep it. Nothing follows the end of a run, and nobody goes on
+    /// from there.
+    fn checkpoint(&mut self) -> Option<NewCheckpoint> {
+        let since = self.state.head.0 - self.saved.at.0;
+        if since < self.checkpoint_entries || self.state.name().is_ended() {
+            return None;
+        }
+        let (items, first) = (self.state.items.len(), self.saved.items);
+        self.stage(CheckpointSaved { items, new_items: items - first });
+        let encoded = encode_items(&self.state.items[first..])
+            .and_then(|items| Ok((self.state.encode()?, Piece { first, items })));
+        match encoded {
+            Ok((state, piece)) => {
+                self.saved = Saved { at: self.state.head, items };
+                Some(NewCheckpoint { state, piece })
+            }
+            // What came out of JSON goes into it again; and the journal says the same.
+            Err(error) => {
+                tracing::error!(run = %self.state.id, %error, "no checkpoint of the run");
+                None
+            }
+        }
+    }
+}
+
+/// The state that a checkpoint is of.
+fn restored(kept: Checkpoint) -> Result<RunState, JournalError> {
+    let pieces = kept.pieces.iter().map(|piece| piece.items.as_str());
+    RunState::decode(&kept.state, pieces)
+        .map_err(|fault: StoredFault| JournalError::Unreadable { what: fault.to_string() })
 }
 
 /// How a run stands, for lists.

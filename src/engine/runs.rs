@@ -30,8 +30,8 @@ use crate::{
     },
     fail_point,
     ports::{
-        Admission, Append, AuditFilter, AuditPage, AuditReport, Created, EntryView, JournalError,
-        Progress, RunFilter, RunPlace, RunSummary,
+        Admission, Append, AuditFilter, AuditPage, Created, EntryView, JournalError, Progress,
+        RunFilter, RunPlace, RunSummary,
     },
     tasks::Tasks,
 };
@@ -50,6 +50,8 @@ pub struct Limits {
     pub running_runs: usize,
     /// Beyond these, submissions are refused until there is room.
     pub queued_runs: usize,
+    /// Entries of a run after which its state is kept whole again.
+    pub checkpoint_entries: u64,
 }
 
 /// Why the engine did not do what it was asked.
@@ -263,6 +265,7 @@ impl Engine {
             after: Sequence(0),
             entries: vec![NewEntry { time: now, record: spec.into(), policy_revision: None }],
             status: status_of(&state),
+            checkpoint: None,
         };
         let workspace = state.spec.workspace.clone();
         let waiting = Waiting { run, workspace, origin: Origin::Fresh(Box::new(state)) };
@@ -430,11 +433,6 @@ impl Engine {
     /// Tells of new entries of any chain, as a hint.
     pub fn watch_head(&self) -> watch::Receiver<Position> {
         self.inner.world.journal.watch_head()
-    }
-
-    /// Recomputes every hash of the journal.
-    pub async fn verify(&self) -> Result<AuditReport, EngineError> {
-        Ok(self.inner.world.journal.verify().await?)
     }
 
     /// Becomes set when the journal has failed: the daemon must stop.

@@ -234,9 +234,13 @@ impl AuditService for Audit {
 
     async fn verify_audit(
         &self,
-        _request: Request<v1::VerifyAuditRequest>,
+        request: Request<v1::VerifyAuditRequest>,
     ) -> Result<Response<v1::VerifyAuditResponse>, Status> {
-        let report = self.engine.verify().await.map_err(convert::status)?;
+        let report = match request.into_inner().deep {
+            true => self.engine.verify_deep().await,
+            false => self.engine.verify().await,
+        };
+        let report = report.map_err(convert::status)?;
         let faults = report.faults.into_iter().map(|fault| v1::AuditFault {
             position: fault.position.0,
             run_id: fault.run.map(|run| run.to_string()).unwrap_or_default(),
@@ -250,6 +254,7 @@ impl AuditService for Audit {
             runs: report.runs,
             head_hash: report.head.0.to_vec(),
             faults,
+            checkpoints: report.checkpoints,
         }))
     }
 }

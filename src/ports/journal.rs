@@ -94,6 +94,9 @@ pub trait Journal: Send + Sync {
         limit: usize,
     ) -> Result<Vec<PendingApproval>, JournalError>;
 
+    /// How a run stood at the last of its entries that a checkpoint was written with; none if there is none.
+    async fn checkpoint(&self, run: RunId) -> Result<Option<Checkpoint>, JournalError>;
+
     /// Runs that have not ended, oldest first.
     async fn unended(&self) -> Result<Vec<RunId>, JournalError>;
 
@@ -139,6 +142,35 @@ pub struct Append {
     pub entries: Vec<NewEntry>,
     /// How the run stands after them.
     pub status: RunStatus,
+    /// The same whole, where it is time to keep it; written and replaced together with the entries.
+    pub checkpoint: Option<NewCheckpoint>,
+}
+
+/// How a run stands after an append. What the texts mean is the engine's to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewCheckpoint {
+    /// The state without its conversation.
+    pub state: String,
+    /// Of the conversation what is new; it takes the place of all pieces that begin there or later.
+    pub piece: Piece,
+}
+
+/// A part of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// Place of its first item in the conversation, from 0.
+    pub first: usize,
+    pub items: String,
+}
+
+/// How a run stood at one of its entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Of the last entry that is in it.
+    pub sequence: Sequence,
+    pub state: String,
+    /// In order.
+    pub pieces: Vec<Piece>,
 }
 
 /// What changes about a run while it goes on; derived from its state, kept for lists.
@@ -260,15 +292,18 @@ pub struct AuditPage {
 pub struct AuditReport {
     pub entries: u64,
     pub runs: u64,
+    /// Checkpoints that were compared with what the journal comes to.
+    pub checkpoints: u64,
     /// Head of the daemon's own chain.
     pub head: ChainHash,
-    /// In the order of position, at most 100.
+    /// In the order of position, and then what is derived; at most 100.
     pub faults: Vec<AuditFault>,
 }
 
 /// One place where the journal is not what was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AuditFault {
+    /// 0: it is no entry that is wrong, but what is derived of them.
     pub position: Position,
     pub run: Option<RunId>,
     pub sequence: Sequence,

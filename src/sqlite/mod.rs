@@ -30,8 +30,9 @@ use crate::{
         redact::Redactor,
     },
     ports::{
-        Admission, Append, Approvals, AuditFilter, AuditPage, AuditReport, Created, EntryView,
-        Journal, JournalError, PendingApproval, Progress, RunFilter, RunPlace, RunSummary,
+        Admission, Append, Approvals, AuditFilter, AuditPage, AuditReport, Checkpoint, Created,
+        EntryView, Journal, JournalError, PendingApproval, Progress, RunFilter, RunPlace,
+        RunSummary,
     },
 };
 
@@ -236,6 +237,12 @@ impl Journal for SqliteJournal {
     ) -> Result<Vec<PendingApproval>, JournalError> {
         self.readers
             .ask(move |reader| rows::pending_approvals(&reader.connection, &wanted, after, limit))
+            .await
+    }
+
+    async fn checkpoint(&self, run: RunId) -> Result<Option<Checkpoint>, JournalError> {
+        self.readers
+            .ask(move |reader| rows::checkpoint(&reader.connection, &reader.seal, run))
             .await
     }
 

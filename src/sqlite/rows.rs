@@ -15,10 +15,10 @@ use crate::{
         status::StateName,
     },
     ports::{
-        Admission, Approvals, AuditFilter, AuditPage, EntryView, JournalError, PendingApproval,
-        RunFilter, RunPlace, RunStatus, RunSummary,
+        Admission, Approvals, AuditFilter, AuditPage, Checkpoint, EntryView, JournalError,
+        PendingApproval, Piece, RunFilter, RunPlace, RunStatus, RunSummary,
     },
-    sqlite::seal::{Broken, Seal},
+    sqlite::seal::{Broken, Place, Seal},
 };
 
 /// Why something stored cannot be read.
@@ -119,7 +119,7 @@ pub(super) fn entries(
         let kind: String = row.get(2)?;
         let body: Option<Vec<u8>> = row.get(5)?;
         let whole = match body {
-            Some(sealed) => seal.open_body(Some(run), sequence, &sealed)?,
+            Some(sealed) => seal.open_body(Some(run), Place::Entry(sequence), &sealed)?,
             None => row.get(4)?,
         };
         bytes += whole.len();
@@ -130,6 +130,39 @@ pub(super) fn entries(
         });
     }
     Ok(entries)
+}
+
+/// How a run stood at the last checkpoint of it.
+pub(super) fn checkpoint(
+    connection: &Connection,
+    seal: &Seal,
+    run: RunId,
+) -> Result<Option<Checkpoint>, ReadError> {
+    // The state and the pieces must be of the same moment.
+    let moment = connection.unchecked_transaction()?;
+    let state = moment
+        .prepare_cached(
+            "SELECT place, sequence, checkpoints.state
+             FROM checkpoints JOIN runs ON runs.place = checkpoints.run WHERE runs.id = ?1",
+        )?
+        .query_row([run.to_string()], |row| {
+            Ok((row.get::<_, i64>(0)?, Sequence(row.get(1)?), row.get::<_, Vec<u8>>(2)?))
+        })
+        .optional()?;
+    let Some((place, sequence, state)) = state else { return Ok(None) };
+    let state = seal.open_body(Some(run), Place::State(sequence), &state)?;
+    let mut statement = moment.prepare_cached(
+        "SELECT first, items FROM checkpoint_items WHERE run = ?1 ORDER BY first",
+    )?;
+    let mut found = statement.query([place])?;
+    let mut pieces = Vec::new();
+    while let Some(row) = found.next()? {
+        let first = row.get(0)?;
+        let items: Vec<u8> = row.get(1)?;
+        let items = seal.open_body(Some(run), Place::Piece(first), &items)?;
+        pieces.push(Piece { first, items });
+    }
+    Ok(Some(Checkpoint { sequence, state, pieces }))
 }
 
 const VIEW: &str = "SELECT sequence, position, time_us, kind, version, view, policy_revision, previous, hash, body_digest";

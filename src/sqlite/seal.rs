@@ -1,6 +1,6 @@
 //! Seals whole records, so that a copy of the database without its key shows only redacted views.
 //!
-//! AES-256-GCM with a random nonce; bound to its run and sequence. The key is `seal.key` in the state
+//! AES-256-GCM with a random nonce; bound to what it is, its run and its place. The key is `seal.key` in the state
 //! directory, mode 0600: back it up with the database, or runs cannot go on from it.
 
 use std::{fmt, io, path::Path};
@@ -32,6 +32,17 @@ impl fmt::Debug for Seal {
     }
 }
 
+/// What a sealed text is, so that none can stand for another.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place {
+    /// The record of an entry.
+    Entry(Sequence),
+    /// A run's state after an entry.
+    State(Sequence),
+    /// A part of a run's conversation, by the place of its first item.
+    Piece(usize),
+}
+
 /// A sealed body was altered, belongs elsewhere, or was sealed with another key.
 #[derive(Debug, thiserror::Error)]
 #[error("a sealed body does not open; is seal.key the one it was sealed with?")]
@@ -54,11 +65,11 @@ impl Seal {
         Ok(Self { key: LessSafeKey::new(key), random })
     }
 
-    /// Seals a record of a run: format, nonce, then the encrypted bytes with their tag.
+    /// Seals a text: format, nonce, then the encrypted bytes with their tag.
     pub(super) fn seal(
         &self,
         run: Option<RunId>,
-        at: Sequence,
+        at: Place,
         body: &str,
     ) -> Result<Vec<u8>, Broken> {
         let mut nonce = [0; NONCE_LEN];
@@ -75,11 +86,11 @@ impl Seal {
         Ok(sealed)
     }
 
-    /// Opens what [`Self::seal`] sealed for the same run and sequence.
+    /// Opens what [`Self::seal`] sealed for the same run and place.
     pub(super) fn open_body(
         &self,
         run: Option<RunId>,
-        at: Sequence,
+        at: Place,
         sealed: &[u8],
     ) -> Result<String, Broken> {
         let (format, rest) = sealed.split_first().ok_or(Broken)?;
@@ -96,9 +107,13 @@ impl Seal {
     }
 }
 
-fn bound_to(run: Option<RunId>, at: Sequence) -> Aad<String> {
+fn bound_to(run: Option<RunId>, at: Place) -> Aad<String> {
     let run = run.map(|run| run.to_string()).unwrap_or_default();
-    Aad::from(format!("{run}/{at}"))
+    Aad::from(match at {
+        Place::Entry(sequence) => format!("{run}/{sequence}"),
+        Place::State(sequence) => format!("{run}/{sequence}/state"),
+        Place::Piece(first) => format!("{run}/{first}/piece"),
+    })
 }
 
 #[cfg(test)]
@@ -106,16 +121,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_opens_only_with_its_key_its_run_and_its_sequence() {
+    fn a_body_opens_only_with_its_key_its_run_and_its_place() {
         let (home, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let seal = Seal::open(home.path()).unwrap();
-        let sealed = seal.seal(None, Sequence(1), "words").unwrap();
+        let sealed = seal.seal(None, Place::Entry(Sequence(1)), "words").unwrap();
         let reopened = Seal::open(home.path()).unwrap();
-        assert_eq!(reopened.open_body(None, Sequence(1), &sealed).unwrap(), "words");
-        assert!(reopened.open_body(None, Sequence(2), &sealed).is_err());
-        assert!(
-            Seal::open(elsewhere.path()).unwrap().open_body(None, Sequence(1), &sealed).is_err()
-        );
+        let at = Place::Entry(Sequence(1));
+        assert_eq!(reopened.open_body(None, at, &sealed).unwrap(), "words");
+        for other in [Place::Entry(Sequence(2)), Place::State(Sequence(1)), Place::Piece(1)] {
+            assert!(reopened.open_body(None, other, &sealed).is_err(), "{other:?}");
+        }
+        assert!(Seal::open(elsewhere.path()).unwrap().open_body(None, at, &sealed).is_err());
         assert!(!sealed.windows(5).any(|bytes| bytes == b"words"));
     }
 }

@@ -68,7 +68,7 @@ pub(super) fn verify(connection: &Connection) -> Result<AuditReport, ReadError> 
 }
 
 fn empty() -> AuditReport {
-    AuditReport { entries: 0, runs: 0, head: ChainHash::START, faults: Vec::new() }
+    AuditReport { entries: 0, runs: 0, checkpoints: 0, head: ChainHash::START, faults: Vec::new() }
 }
 
 /// A run whose id cannot be read is as good as missing.

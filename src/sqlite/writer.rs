@@ -4,6 +4,8 @@
 //! Invariant: every check comes before the first write of its job, so that a refused job leaves its
 //! batch alone; and after any failure of the store nothing more is acknowledged.
 
+mod derived;
+
 use std::{fmt, sync::Arc, thread};
 
 use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
@@ -20,7 +22,10 @@ use crate::{
     },
     fail_point,
     ports::{Admission, Append, Created, JournalError, Progress},
-    sqlite::{OpenError, Shared, rows, seal::Seal},
+    sqlite::{
+        OpenError, Shared, rows,
+        seal::{Place, Seal},
+    },
 };
 
 /// Jobs that may wait; appends of running runs wait for room, new submissions are refused.
@@ -475,6 +480,9 @@ impl Batch<'_> {
                 chain.hash.0,
                 updated,
             ])?;
+        if let Some(checkpoint) = &append.checkpoint {
+            self.keep(&chain, append.run, checkpoint)?;
+        }
         if append.status.state.is_ended()
             && let Some(last) = append.entries.last()
         {
@@ -496,7 +504,7 @@ impl Batch<'_> {
         let sequence = chain.head.next();
         let position = Position(self.heads.position.0 + 1);
         let body = match &stored.body {
-            Some(body) => Some(self.seal.seal(chain.run, sequence, body)?),
+            Some(body) => Some(self.seal.seal(chain.run, Place::Entry(sequence), body)?),
             None => None,
         };
         let digest: Option<[u8; 32]> = body.as_ref().map(|body| Sha256::digest(body).into());
@@ -537,38 +545,6 @@ impl Batch<'_> {
         chain.head = sequence;
         chain.hash = hash;
         self.heads.position = position;
-        Ok(())
-    }
-
-    /// Keeps the list of what people are asked about.
-    fn note_question(
-        &mut self,
-        run: i64,
-        position: Position,
-        record: &Record,
-    ) -> Result<(), WriteError> {
-        let call = match record {
-            Record::ApprovalRequested(asked) => {
-                self.heads.questions += 1;
-                let values = params![position.0, run, asked.call.to_string(), asked.expires.0];
-                let asked = "INSERT OR REPLACE INTO approvals (position, run, call, expires_us)
-                             VALUES (?1, ?2, ?3, ?4)";
-                self.transaction.prepare_cached(asked)?.execute(values)?;
-                return Ok(());
-            }
-            // Most runs never ask.
-            _ if self.heads.questions == 0 => return Ok(()),
-            Record::RunFinished(_) => None,
-            // Decided by leave for the whole run; or about to be asked again.
-            Record::Decided(decided) => Some(decided.call),
-            Record::ApprovalDecided(decided) => Some(decided.call),
-            Record::ToolOutput(output) => Some(output.call),
-            _ => return Ok(()),
-        };
-        let call = call.map(|call| call.to_string());
-        let answered = "DELETE FROM approvals WHERE run = ?1 AND (?2 IS NULL OR call = ?2)";
-        let gone = self.transaction.prepare_cached(answered)?.execute(params![run, call])?;
-        self.heads.questions = self.heads.questions.saturating_sub(gone as u64);
         Ok(())
     }
 }

@@ -18,7 +18,7 @@ use agentd::{
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::Instant};
 
-use crate::support::{Backend, TestDaemon};
+use crate::support::{Backend, Settings, TestDaemon};
 
 /// Kills of each test unless AGENTD_KILLS says otherwise.
 const KILLS: usize = 24;
@@ -84,7 +84,11 @@ struct Lab {
 impl Lab {
     async fn open() -> Self {
         let backend = Backend::start(reply).await;
-        let daemon = TestDaemon::start(&backend.url());
+        let daemon = TestDaemon::start_with(Settings {
+            base_url: backend.url(),
+            configuration: "limits: {checkpoint_entries: 8}\n".into(),
+            ..Settings::default()
+        });
         Self { daemon, backend, jobs: Vec::new(), gaps: BTreeMap::new(), deaths: 0 }
     }
 

@@ -13,6 +13,7 @@ mod bad_input;
 mod callers;
 mod cancel;
 mod ceilings;
+mod checkpoints;
 mod clients;
 mod configuration;
 mod confinement;

@@ -143,7 +143,10 @@ const FUNCTION_LINES_P95: usize = 40;
 /// Every migration in order, with the SHA-256 of its file.
 const MIGRATIONS: [(&str, &str); 2] = [
     ("V1__journal.sql", "54ab771763bad6f7cc4ef3546d27204cdf19055a73263ea3d361ef5b3b978585"),
-    ("V2__approvals.sql", "b77f1a9b30d1a08314910da252ad28aead84c48b5a6444c49451362b162bfdf2"),
+    (
+        "V2__approvals_and_checkpoints.sql",
+        "61252444e4c62920f9900331fc86606019c8d97a2dec54196610eb9b9dcf0db0",
+    ),
 ];
 
 #[test]

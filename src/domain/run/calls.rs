@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use crate::domain::{
     approval::Approval,
     ids::CallKey,
@@ -15,7 +17,7 @@ use crate::domain::{
 };
 
 /// One call of the turn under way.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenCall {
     pub call: ToolCall,
     pub progress: Progress,
@@ -28,7 +30,7 @@ pub struct OpenCall {
 }
 
 /// How far a call has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Progress {
     /// The model asked; nothing was done.
     Asked,

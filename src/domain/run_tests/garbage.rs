@@ -85,6 +85,7 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
         2 => Just(paused()),
         2 => select(["turns", "tokens"].as_slice())
             .prop_map(|limit| BudgetWarning { limit: limit.into(), used: 8, of: 10 }.into()),
+        1 => Just(CheckpointSaved { items: 9, new_items: 4 }.into()),
         2 => any_resumed(),
         2 => Just(input("and this", None)),
         2 => (number(), number()).prop_map(|(turn, attempt)| unsafe_request(turn, attempt)),

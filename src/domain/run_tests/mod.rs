@@ -32,11 +32,11 @@ use crate::domain::{
     item::{Paired, RawJson, check_pairing},
     journal::{
         AnsweredItem, ApprovalDecided, ApprovalDecision, ApprovalRequested, AskedCall,
-        BackendError, BudgetWarning, CallResolved, CancelRequested, Connection, DaemonStarted,
-        DaemonStopped, Decided, HostedDecided, InputReceived, LostRequest, ModelNudged,
-        ModelRequest, ModelResponse, Moment, NetworkUsed, PauseRequested, PolicyReload, Reloaded,
-        Resolution, RunAnchored, RunFinished, RunRecovered, RunResumed, RunSuspended, Sent,
-        ToolCalled, ToolOutput, ToolResumed, Used, Verdict, WorkspaceSnapshot,
+        BackendError, BudgetWarning, CallResolved, CancelRequested, CheckpointSaved, Connection,
+        DaemonStarted, DaemonStopped, Decided, HostedDecided, InputReceived, LostRequest,
+        ModelNudged, ModelRequest, ModelResponse, Moment, NetworkUsed, PauseRequested,
+        PolicyReload, Reloaded, Resolution, RunAnchored, RunFinished, RunRecovered, RunResumed,
+        RunSuspended, Sent, ToolCalled, ToolOutput, ToolResumed, Used, Verdict, WorkspaceSnapshot,
     },
     retry,
     status::StateName,
@@ -194,6 +194,22 @@ proptest! {
         }
         if let Phase::Ended(Ending::Succeeded { .. }) = state.phase {
             prop_assert_eq!(state.inputs.waiting.len(), 0, "the run ended though somebody had said something");
+        }
+    }
+
+    #[test]
+    fn a_stored_state_is_read_back_whole_wherever_its_conversation_is_cut(
+        entries in any_chain(),
+        cut in any::<Index>(),
+    ) {
+        for (_, state) in each_moment(&entries) {
+            let (head, tail) = state.items.split_at(cut.index(state.items.len() + 1));
+            let pieces = [head, tail].map(|items| encode_items(items).unwrap());
+            let stored = state.encode().unwrap();
+            let read = RunState::decode(&stored, pieces.iter().map(String::as_str)).unwrap();
+            prop_assert_eq!(&read, &state);
+            // The same bytes, also after it was stored once.
+            prop_assert_eq!(read.encode().unwrap(), stored);
         }
     }
 

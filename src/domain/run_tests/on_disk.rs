@@ -72,6 +72,7 @@ fn examples() -> Vec<Record> {
         WorkspaceSnapshot { moment: Moment::After, taken: Taken::Failed("disk full".into()) }
             .into(),
         BudgetWarning { limit: "turns".into(), used: 8, of: 10 }.into(),
+        CheckpointSaved { items: 9, new_items: 4 }.into(),
         input("look again", None),
         input("look again", Some("i-1")),
         paused(),

@@ -15,9 +15,9 @@ use agentd::{
         run::Failure,
     },
     ports::{
-        Admission, Append, Approvals, AuditFault, AuditFilter, AuditPage, AuditReport, Created,
-        EntryView, Journal, JournalError, PendingApproval, Progress, RunFilter, RunPlace,
-        RunStatus, RunSummary,
+        Admission, Append, Approvals, AuditFault, AuditFilter, AuditPage, AuditReport, Checkpoint,
+        Created, EntryView, Journal, JournalError, NewCheckpoint, PendingApproval, Progress,
+        RunFilter, RunPlace, RunStatus, RunSummary,
     },
 };
 use async_trait::async_trait;
@@ -67,6 +67,8 @@ struct Run {
     admission: Admission,
     /// As its last append says.
     status: RunStatus,
+    /// Of the last append that had one.
+    checkpoint: Option<Checkpoint>,
 }
 
 /// One entry, whole and as everyone may see it.
@@ -130,14 +132,21 @@ impl Kept {
 
     /// Writes what follows in a run, and how the run stands then.
     fn extend(&mut self, append: Append) -> Progress {
-        let Append { run, entries, status, .. } = append;
+        let Append { run, entries, status, checkpoint, .. } = append;
         let time = entries.last().map_or(Timestamp(0), |entry| entry.time);
         let state = status.state;
         for entry in entries {
             self.write(Some(run), entry);
         }
-        self.runs.iter_mut().find(|known| known.id == run).unwrap().status = status;
         let (head, hash) = self.end(Some(run));
+        let known = self.runs.iter_mut().find(|known| known.id == run).unwrap();
+        known.status = status;
+        if let Some(NewCheckpoint { state, piece }) = checkpoint {
+            let mut pieces = known.checkpoint.take().map_or(Vec::new(), |kept| kept.pieces);
+            pieces.retain(|kept| kept.first < piece.first);
+            pieces.push(piece);
+            known.checkpoint = Some(Checkpoint { sequence: head, state, pieces });
+        }
         if state.is_ended() {
             let record = RunAnchored { run_id: run, sequence: head, hash: hash.to_string() }.into();
             self.write(None, NewEntry { time, record, policy_revision: None });
@@ -268,7 +277,7 @@ impl Journal for MemoryStore {
         if !is_creation || !follows || head != Sequence(0) {
             return Err(conflict(&append, head));
         }
-        kept.runs.push(Run { id: run, admission, status });
+        kept.runs.push(Run { id: run, admission, status, checkpoint: None });
         let progress = kept.extend(append);
         self.announce(run, progress);
         self.head.send_replace(Position(kept.lines.len() as u64));
@@ -410,6 +419,11 @@ impl Journal for MemoryStore {
         self.head.subscribe()
     }
 
+    async fn checkpoint(&self, run: RunId) -> Result<Option<Checkpoint>, JournalError> {
+        let kept = self.kept();
+        Ok(kept.runs.iter().find(|known| known.id == run).and_then(|run| run.checkpoint.clone()))
+    }
+
     async fn unended(&self) -> Result<Vec<RunId>, JournalError> {
         let kept = self.kept();
         let going = kept.runs.iter().filter(|run| !run.status.state.is_ended());
@@ -428,7 +442,7 @@ impl Journal for MemoryStore {
             }
         }
         let (entries, runs) = (kept.lines.len() as u64, kept.runs.len() as u64);
-        Ok(AuditReport { entries, runs, head: kept.end(None).1, faults })
+        Ok(AuditReport { entries, runs, checkpoints: 0, head: kept.end(None).1, faults })
     }
 
     fn watch(&self, run: RunId) -> watch::Receiver<Progress> {

@@ -96,6 +96,7 @@ macro_rules! suite {
             daemon::entries_of_the_daemon_have_a_chain_of_their_own,
             daemon::entries_of_the_daemon_are_listed_newest_first_by_kind_page_by_page,
             lists::a_run_stands_as_its_last_append_says,
+            writing::a_checkpoint_is_that_of_the_last_append_that_had_one_with_all_that_was_said,
             lists::a_run_that_nobody_made_is_not_there,
             lists::runs_are_listed_newest_first_page_by_page,
             lists::runs_are_listed_by_state_by_submitter_and_by_labels,

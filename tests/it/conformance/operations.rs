@@ -159,6 +159,7 @@ fn question() -> impl Strategy<Value = Question> {
         4 => (0..KINDS.len(), option::of(0..ENTRIES), limit())
             .prop_map(|(kinds, before, limit)| Question::Notes { kinds, before, limit }),
         1 => run().prop_map(|run| Question::Run { run }),
+        1 => run().prop_map(|run| Question::Checkpoint { run }),
         4 => list().prop_map(Question::Runs),
         4 => pending(),
         1 => Just(Question::Unended),

@@ -34,6 +34,7 @@ pub(super) enum Question {
     Views { run: u8, after: u64, limit: usize },
     Notes { kinds: usize, before: Option<u64>, limit: usize },
     Run { run: u8 },
+    Checkpoint { run: u8 },
     Runs(List),
     Pending { run: Option<u8>, by: Option<u8>, expired_by: Option<i64>, after: u64, limit: usize },
     Audit { after: u64, limit: usize },
@@ -64,7 +65,10 @@ impl Question {
     /// The same about other runs.
     pub(super) fn about(mut self, other: impl Fn(u8) -> u8) -> Self {
         match &mut self {
-            Self::Entries { run, .. } | Self::Views { run, .. } | Self::Run { run } => {
+            Self::Entries { run, .. }
+            | Self::Views { run, .. }
+            | Self::Run { run }
+            | Self::Checkpoint { run } => {
                 *run = other(*run);
             }
             Self::Runs(List { before: run, .. }) | Self::Pending { run, .. } => {
@@ -98,6 +102,7 @@ impl Question {
                 text(journal.daemon_views(KINDS[kinds], before, limit).await.map(shown))
             }
             Self::Run { run } => text(journal.run(run_id(run)).await),
+            Self::Checkpoint { run } => text(journal.checkpoint(run_id(run)).await),
             Self::Runs(list) => list.ask(journal).await,
             Self::Pending { run, by, expired_by, after, limit } => {
                 let wanted = Approvals {
@@ -155,6 +160,7 @@ pub(super) fn everything(runs: u8) -> Vec<Question> {
     let of_runs = (1..=runs).flat_map(|run| {
         [
             Question::Run { run },
+            Question::Checkpoint { run },
             Question::Entries { run, after, limit },
             Question::Views { run, after, limit },
         ]

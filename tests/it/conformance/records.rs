@@ -20,7 +20,7 @@ use agentd::{
         status::StateName,
         tool::{EffectClass, OutcomeKind},
     },
-    ports::{Admission, Append, RunStatus},
+    ports::{Admission, Append, NewCheckpoint, Piece, RunStatus},
 };
 use serde_json::{json, value::to_raw_value};
 use uuid::Uuid;
@@ -297,5 +297,13 @@ pub(super) fn appended(
             Ending::Cancelled => (None, None),
         };
     }
-    Append { run, epoch, after, entries: entries.collect(), status }
+    let checkpoint = (after.0 % 2 == 1).then(|| checkpoint(after, said.len()));
+    Append { run, epoch, after, entries: entries.collect(), status, checkpoint }
+}
+
+/// What nobody but the engine reads, with a piece that goes on, or takes the place of earlier ones.
+fn checkpoint(after: Sequence, said: usize) -> NewCheckpoint {
+    let first = if said.is_multiple_of(2) { after.0 as usize } else { after.0 as usize / 2 };
+    let items = format!("items from {first} on");
+    NewCheckpoint { state: format!("after {after} and {said}"), piece: Piece { first, items } }
 }

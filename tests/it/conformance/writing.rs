@@ -6,7 +6,7 @@ use agentd::{
         journal::{Entry, NewEntry},
         status::StateName,
     },
-    ports::{Append, Created, Journal, JournalError},
+    ports::{Append, Checkpoint, Created, Journal, JournalError, NewCheckpoint, Piece},
 };
 use futures_util::future::{join, join_all, join3};
 
@@ -263,4 +263,34 @@ pub(super) async fn a_run_is_made_once_at_its_beginning_and_by_the_owner_alone<S
     }
     assert_eq!(all_answers(journal, 2).await, before);
     store.make(run_id(2), &submission).await;
+}
+
+pub(super) async fn a_checkpoint_is_that_of_the_last_append_that_had_one_with_all_that_was_said<
+    S: Store,
+>() {
+    let mut store = S::new().await;
+    store.make(run_id(1), &Submission::default()).await;
+    let piece = |first, items: &str| Piece { first, items: items.into() };
+    let said = [
+        (Some(("one", piece(0, "a"))), vec![piece(0, "a")]),
+        (Some(("two", piece(3, "b"))), vec![piece(0, "a"), piece(3, "b")]),
+        (Some(("three", piece(5, "c"))), vec![piece(0, "a"), piece(3, "b"), piece(5, "c")]),
+        (None, vec![piece(0, "a"), piece(3, "b"), piece(5, "c")]),
+        // From there on it is said anew.
+        (Some(("four", piece(3, "d"))), vec![piece(0, "a"), piece(3, "d")]),
+    ];
+    let mut kept = None;
+    for (new, pieces) in said {
+        let mut append = store.following(run_id(1), StateName::Executing, &[Said::Request]).await;
+        append.checkpoint =
+            new.map(|(state, piece)| NewCheckpoint { state: state.to_owned(), piece });
+        let state = append.checkpoint.as_ref().map(|checkpoint| checkpoint.state.clone());
+        let sequence = append.after.next();
+        kept = state.map(|state| Checkpoint { sequence, state, pieces }).or(kept);
+        store.journal().append(append).await.unwrap();
+        assert_eq!(store.journal().checkpoint(run_id(1)).await.unwrap(), kept);
+    }
+    store = store.reopened().await;
+    assert_eq!(store.journal().checkpoint(run_id(1)).await.unwrap(), kept);
+    assert_eq!(store.journal().checkpoint(run_id(2)).await.unwrap(), None);
 }

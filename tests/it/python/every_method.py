@@ -173,7 +173,7 @@ def list_agents(daemon):
 
 
 def verify_audit(daemon):
-    report = daemon.call("AuditService", "VerifyAudit")
+    report = daemon.call("AuditService", "VerifyAudit", deep=True)
     assert report.intact and report.entries > 0 and len(report.head_hash) == 32, report
 
 

@@ -400,7 +400,7 @@ impl TestDaemon {
     }
 
     pub(crate) async fn audit(&self) -> v1::VerifyAuditResponse {
-        let request = v1::VerifyAuditRequest {};
+        let request = v1::VerifyAuditRequest { deep: true };
         self.client().await.audit().verify_audit(request).await.unwrap().into_inner()
     }
 }

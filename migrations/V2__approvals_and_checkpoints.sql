@@ -26,3 +26,6 @@ CREATE TABLE checkpoint_items (
 ) STRICT;
 
 CREATE UNIQUE INDEX checkpoint_items_by_run ON checkpoint_items (run, first);
+
+-- When the store was restored from a backup, until a daemon has made its runs stand still; microseconds since 1970, UTC.
+ALTER TABLE owner ADD COLUMN restored_us INTEGER;

@@ -1,6 +1,8 @@
 //! The composition root: the only file that names ports and adapters alike. Starts everything in the
 //! order that durability wants, waits, and stops it in reverse.
 
+mod upkeep;
+
 use std::{
     fs::{self, Permissions},
     io,
@@ -21,20 +23,21 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
+use self::upkeep::{LastStop, examine, intake, reloads, set_ready};
 use crate::{
     backend::ResponsesBackend,
     callers,
     config::Config,
     domain::{
         access::{Access, Credential},
-        ids::{Caller, Sequence, Timestamp},
+        ids::{Sequence, Timestamp},
         journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
         policy::Policy,
         redact::Redactor,
         tool::{Declaration, RegisteredTool},
     },
-    engine::{self, Engine, EngineError, Policies, World},
-    grpc::{self, Door, HEALTH_NAMES, Info},
+    engine::{Engine, Policies, World},
+    grpc::{self, Door, Info},
     mirror::Mirror,
     policy_files,
     ports::{Clock, Journal, JournalError},
@@ -42,7 +45,7 @@ use crate::{
     sandbox::{LocalSandbox, Places, Walls},
     secrets::ExposeSecret as _,
     sqlite,
-    system::{SystemChance, SystemClock},
+    system::{SystemChance, SystemClock, SystemDisk},
     tasks::{self, Tasks},
     telemetry, tool_files,
     tools::Toolbox,
@@ -115,6 +118,17 @@ pub async fn run(
     let servers = serve(&config, &parts).await?;
     let stopping = servers.tasks.token();
     servers.tasks.spawn("approvals", parts.engine.clone().let_approvals_expire());
+    servers.tasks.spawn(
+        "intake",
+        intake(parts.engine.clone(), servers.health.clone(), servers.tasks.token()),
+    );
+    if parts.last_stop == LastStop::Unclean {
+        let examined = examine(parts.journal.clone(), parts.engine.clone());
+        let token = servers.tasks.token();
+        servers
+            .tasks
+            .spawn("examination", async move { token.run_until_cancelled(examined).await });
+    }
     servers.tasks.spawn("mirror", parts.mirror.clone().follow(servers.tasks.token()));
     servers.tasks.spawn("reloads", reloads(parts.engine.clone(), reload, stopping));
     ready(&format!(
@@ -166,6 +180,7 @@ struct Parts {
     info: Info,
     /// Who may call over TCP.
     known: Arc<[Credential]>,
+    last_stop: LastStop,
 }
 
 /// Every run that waits on the model is a socket: take as many descriptors as this process may have.
@@ -199,23 +214,21 @@ async fn assemble(
     };
     let Rules { tools, files, policy, programs } = rules?;
     let token = token?.map_err(|source| DaemonError::State { path: state.join(TOKEN), source })?;
-    let owner = Access::owner(grpc::named(rustix::process::geteuid().as_raw()));
-    let owner = Credential { access: owner, token };
+    let access = Access::owner(grpc::named(rustix::process::geteuid().as_raw()));
+    let owner = Credential { access, token };
     let known = callers::load(&config.callers, vec![owner]).map_err(DaemonError::Callers)?;
     let tokens = known.iter().map(|caller| caller.token.to_string());
     let secrets = config.secrets.iter().map(|secret| secret.expose_secret().to_owned());
     let secrets = secrets.chain(tokens);
     let redactor = Redactor::new(secrets);
-    let journal = Arc::new(store??.open(redactor.clone())?);
+    let store = store??;
+    let restored = store.restored();
+    let journal = Arc::new(store.open(redactor.clone())?);
     write_config(config)
         .map_err(|source| DaemonError::State { path: state.join(CONFIG), source })?;
     // Then the sandbox: what the last daemon left running is dead before anything is decided.
     let places = places(config, &launcher, programs);
-    let walls = walls??;
-    for refusal in walls.refusals() {
-        tracing::warn!(%refusal, "programs are kept apart less well than they could be");
-    }
-    let sandbox = Arc::new(LocalSandbox::open(walls, state, places, config.ready_launchers)?);
+    let sandbox = Arc::new(open_sandbox(config, walls??, places)?);
     let backend = ResponsesBackend::new(&config.backend).map_err(DaemonError::Backend)?;
     let started = clock.now();
     let registry = state.join(REGISTRY);
@@ -227,6 +240,7 @@ async fn assemble(
     )
     .map_err(|source| DaemonError::State { path: registry, source })?;
     let info = info(config, &backend, registered, started);
+    let last_stop = LastStop::of(&*journal).await?;
     let record = DaemonStarted {
         version: env!("CARGO_PKG_VERSION").into(),
         epoch: journal.epoch(),
@@ -239,6 +253,8 @@ async fn assemble(
         default_model: config.model.clone(),
         sandbox,
         journal: journal.clone(),
+        backups: journal.clone(),
+        disk: Arc::new(SystemDisk { directory: state.clone() }),
         clock: clock.clone(),
         chance,
         policies: Arc::new(Policies::new(Arc::new(files), policy, started, entry)),
@@ -250,11 +266,23 @@ async fn assemble(
     let ports: (Arc<dyn Journal>, Arc<dyn Clock>) = (journal.clone(), clock.clone());
     let mirror = Arc::new(Mirror::new(state, ports, (started, from)));
     let engine = Engine::new(world, config.limits, drivers);
-    let resumed = engine.resume().await?;
+    let resumed = engine.resume(restored).await?;
     if resumed > 0 {
         tracing::info!(runs = resumed, "runs go on");
     }
-    Ok(Parts { engine, journal, mirror, clock, info, known: known.into() })
+    Ok(Parts { engine, journal, mirror, clock, info, known: known.into(), last_stop })
+}
+
+fn open_sandbox(
+    config: &Config,
+    walls: Walls,
+    places: Places,
+) -> Result<LocalSandbox, DaemonError> {
+    for refusal in walls.refusals() {
+        tracing::warn!(%refusal, "programs are kept apart less well than they could be");
+    }
+    let state = &config.state_directory;
+    Ok(LocalSandbox::open(walls, state, places, config.ready_launchers)?)
 }
 
 /// What is told of this daemon to whoever asks.
@@ -429,9 +457,7 @@ async fn stop(
     servers: Servers,
     signal: &str,
 ) -> Result<(), DaemonError> {
-    for name in HEALTH_NAMES.into_iter().filter(|name| *name != "liveness").chain([""]) {
-        servers.health.set_service_status(name, ServingStatus::NotServing).await;
-    }
+    set_ready(&servers.health, ServingStatus::NotServing).await;
     if !parts.engine.stop(GRACE).await {
         tracing::warn!("some steps had not finished; they are left to the next daemon");
     }
@@ -482,18 +508,6 @@ fn signals() -> Result<Signals, DaemonError> {
         })
         .map_err(DaemonError::Signals)?;
     Ok(Signals { stop, reload })
-}
-
-/// Reads the policy files again whenever SIGHUP says so. A failure is told, and changes nothing.
-async fn reloads(engine: Engine, mut wanted: mpsc::Receiver<()>, stopping: CancellationToken) {
-    let caller = Caller::new(engine::SIGHUP);
-    while let Some(Some(())) = stopping.run_until_cancelled(wanted.recv()).await {
-        match engine.reload_policy(caller.clone(), None).await {
-            Ok(done) => tracing::info!(?done, "the policy files were read"),
-            Err(error @ EngineError::PolicyInvalid { .. }) => tracing::error!("{error}"),
-            Err(error) => tracing::error!(%error, "the policy files could not be read"),
-        }
-    }
 }
 
 fn create_private(directory: &Path) -> io::Result<()> {

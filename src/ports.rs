@@ -4,9 +4,9 @@
 mod journal;
 
 pub use journal::{
-    Admission, Append, Approvals, AuditFault, AuditFilter, AuditPage, AuditReport, Checkpoint,
-    Created, EntryView, Journal, JournalError, NewCheckpoint, PendingApproval, Piece, Progress,
-    RunFilter, RunPlace, RunStatus, RunSummary,
+    Admission, Append, Approvals, AuditFault, AuditFilter, AuditPage, AuditReport, Backups,
+    Checkpoint, Created, EntryView, Journal, JournalError, NewCheckpoint, PendingApproval, Piece,
+    Progress, RunFilter, RunPlace, RunStatus, RunSummary, StoreCopy,
 };
 
 use std::{any::Any, collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, time::Duration};
@@ -24,6 +24,12 @@ use crate::domain::{
     policy::{Destination, Grant, HostedLeave, Limits, Passage, Permit, Ruling},
     tool::ToolSpec,
 };
+
+/// The disk that the store is on.
+pub trait Disk: Send + Sync {
+    /// Room that is left on it for us, in bytes.
+    fn free_bytes(&self) -> std::io::Result<u64>;
+}
 
 /// A model behind a backend.
 #[async_trait]

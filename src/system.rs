@@ -1,7 +1,8 @@
 //! The real clock and real chance behind the ports. Nothing else reads time or randomness.
 
 use std::{
-    fmt,
+    fmt, io,
+    path::PathBuf,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -11,8 +12,21 @@ use uuid::{Builder, Uuid};
 
 use crate::{
     domain::ids::{RunId, Timestamp},
-    ports::{Chance, Clock},
+    ports::{Chance, Clock, Disk},
 };
+
+/// The disk that a directory is on.
+#[derive(Debug)]
+pub struct SystemDisk {
+    pub directory: PathBuf,
+}
+
+impl Disk for SystemDisk {
+    fn free_bytes(&self) -> io::Result<u64> {
+        let found = rustix::fs::statvfs(&self.directory)?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+}
 
 /// The machine's clocks.
 #[derive(Debug)]

@@ -177,6 +177,7 @@ mod names {
     pub(super) const RUNNING_RUNS: Setting = setting("limits.running_runs", None, None);
     pub(super) const QUEUED_RUNS: Setting = setting("limits.queued_runs", None, None);
     pub(super) const CHECKPOINT_ENTRIES: Setting = setting("limits.checkpoint_entries", None, None);
+    pub(super) const FREE_DISK_MIB: Setting = setting("limits.free_disk_mib", None, None);
     pub(super) const READY_LAUNCHERS: Setting = setting("limits.ready_launchers", None, None);
     pub(super) const LOG: Setting = setting("log", Some("AGENTD_LOG"), Some("--log"));
     pub(super) const LOG_FORMAT: Setting =
@@ -293,11 +294,13 @@ fn limits(reader: &mut Reader<'_>) -> Option<Limits> {
     let running = reader.take(names::RUNNING_RUNS, None, || Some(Count(1024)));
     let queued = reader.take(names::QUEUED_RUNS, None, || Some(Count(10_000)));
     let checkpoints = reader.take(names::CHECKPOINT_ENTRIES, None, || Some(Count(256)));
+    let free_disk = reader.take(names::FREE_DISK_MIB, None, || Some(Count(256)));
     let count = |count: Count| usize::try_from(count.0).unwrap_or(usize::MAX);
     Some(Limits {
         running_runs: count(running?),
         queued_runs: count(queued?),
         checkpoint_entries: checkpoints?.0,
+        free_disk_bytes: free_disk?.0.saturating_mul(1 << 20),
     })
 }
 

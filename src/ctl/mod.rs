@@ -4,6 +4,7 @@
 mod agents;
 mod approvals;
 mod audit;
+mod backup;
 mod calls;
 mod config;
 mod connect;
@@ -100,6 +101,12 @@ enum Noun {
     /// Checks that the journal is what was written
     #[command(subcommand)]
     Audit(audit::Verb),
+    /// Writes a checked copy of the database into a file, while the daemon goes on
+    Backup(backup::Backup),
+    /// Puts a backup in the place of a stopped daemon's store
+    Restore(backup::Restore),
+    /// Lets the daemon take no new runs, before it is stopped or replaced
+    Drain(backup::Drain),
     /// Tells whether the daemon is well
     Health(health::Health),
     /// Finds out what is the matter, and says what to type next
@@ -234,6 +241,9 @@ async fn call(global: &Global, noun: Noun) -> Result<Exit, Failure> {
         Noun::Agents(verb) => agents::run(global, verb).await,
         Noun::Audit(verb) => audit::run(global, verb).await,
         Noun::Health(health) => health::run(global, health).await,
+        Noun::Backup(wanted) => backup::backup(global, wanted).await,
+        Noun::Restore(wanted) => backup::restore(global, wanted),
+        Noun::Drain(wanted) => backup::drain(global, wanted).await,
         Noun::Doctor => doctor::run(global).await,
         Noun::Completion { shell } => manual::completion(shell),
         Noun::Man { directory } => manual::man(directory),

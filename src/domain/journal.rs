@@ -124,6 +124,9 @@ records! {
     "daemon_started" 1 => DaemonStarted,
     "policy_reload" 1 => PolicyReload,
     "run_anchored" 1 => RunAnchored,
+    "drain_requested" 1 => DrainRequested,
+    "backup_made" 1 => BackupMade,
+    "store_restored" 1 => StoreRestored,
     "daemon_stopped" 1 => DaemonStopped,
 }
 
@@ -400,6 +403,31 @@ pub struct RunAnchored {
     pub sequence: Sequence,
     /// 64 hexadecimal digits.
     pub hash: String,
+}
+
+/// Somebody wants no more runs to be taken, or wants them to be taken again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainRequested {
+    pub by: Caller,
+    pub draining: bool,
+}
+
+/// Somebody was given a copy of the whole store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackupMade {
+    pub by: Caller,
+    pub bytes: u64,
+    /// Entries that are in it.
+    pub entries: u64,
+}
+
+/// The store was restored from a backup, and every run in it that had not ended stands still by now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreRestored {
+    /// When it was put in place.
+    pub at: Timestamp,
+    /// Runs that were made to stand still.
+    pub runs: usize,
 }
 
 /// The daemon gave the store back in order.

@@ -45,7 +45,7 @@ impl Engine {
 
     /// Starts every waiting run that may go: there is room, and its workspace is free.
     pub(super) fn pump(&self) {
-        if self.inner.tasks.token().is_cancelled() {
+        if self.check_intake().is_err() {
             return;
         }
         let mut schedule = self.schedule();

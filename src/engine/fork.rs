@@ -149,9 +149,7 @@ impl Engine {
     ///
     /// The same `request_id` and body from the same caller give the same run.
     pub async fn fork(&self, access: Access, wanted: Fork) -> Result<Submitted, EngineError> {
-        if self.stopping().is_cancelled() {
-            return Err(self.farewell());
-        }
+        self.check_intake()?;
         check(&wanted)?;
         let engine = self.clone();
         self.finish(async move { engine.fork_checked(access, wanted).await }).await

@@ -3,10 +3,12 @@
 //! Invariant: what a driver does to the world, it has written down before, and that is on disk.
 
 mod approvals;
+mod backups;
 mod ceiling;
 mod deep;
 mod diff;
 mod door;
+mod drain;
 mod driver;
 mod drivers;
 mod fork;
@@ -26,6 +28,7 @@ mod submission;
 mod tool_calls;
 
 pub use approvals::{ApprovalChoice, Scope};
+pub use drain::{Drained, Intake};
 pub use fork::{Checkpoint, Fork, LastWord};
 pub use live::{LiveEvent, OutputDelta, TextDelta};
 pub use policies::{Policies, Reload, Standing};
@@ -40,7 +43,7 @@ use std::sync::Arc;
 
 use crate::{
     domain::{ids::Epoch, redact::Redactor},
-    ports::{Chance, Clock, Journal, Model, Sandbox},
+    ports::{Backups, Chance, Clock, Disk, Journal, Model, Sandbox},
     tools::Toolbox,
 };
 
@@ -52,6 +55,8 @@ pub struct World {
     pub default_model: Option<String>,
     pub sandbox: Arc<dyn Sandbox>,
     pub journal: Arc<dyn Journal>,
+    pub backups: Arc<dyn Backups>,
+    pub disk: Arc<dyn Disk>,
     pub clock: Arc<dyn Clock>,
     pub chance: Arc<dyn Chance>,
     /// Read once a call, so that a call sees one revision from beginning to end.

@@ -14,14 +14,14 @@ use crate::{
     agents::executor,
     domain::{
         access::{Access, Reach},
-        ids::{CallKey, PolicyRevision, Position, RunId, Sequence},
+        ids::{CallKey, PolicyRevision, Position, RunId, Sequence, Timestamp},
         journal::{ApprovalDecision, NewEntry, Record, Resolution, RunCreated},
         redact,
         run::RunState,
         status::StateName,
     },
     engine::{
-        LiveEvent, World, diff,
+        Intake, LiveEvent, World, diff,
         live::Live,
         run_log::status_of,
         schedule::{Origin, Schedule, Waiting},
@@ -52,6 +52,8 @@ pub struct Limits {
     pub queued_runs: usize,
     /// Entries of a run after which its state is kept whole again.
     pub checkpoint_entries: u64,
+    /// Room on the disk of the state directory with less of which no new run is taken.
+    pub free_disk_bytes: u64,
 }
 
 /// Why the engine did not do what it was asked.
@@ -67,8 +69,15 @@ pub enum EngineError {
     QueueFull { queued: usize },
     #[error("{EVENT_STREAMS} event streams are open already; try again when one has ended")]
     TooManyStreams,
-    #[error("agentd is stopping; submit again when it is back")]
+    #[error(
+        "agentd takes no new runs: it is stopping, or being drained; submit again when it is back"
+    )]
     Draining,
+    #[error(
+        "the disk of the state directory has {free} bytes left, and new runs are taken from {wanted} on \
+         (limits.free_disk_mib); make room, then submit again"
+    )]
+    DiskLow { free: u64, wanted: u64 },
     #[error(
         "another run has or waits for {workspace}; try again when it has ended, or let this one wait"
     )]
@@ -130,6 +139,8 @@ pub(super) struct Inner {
     pub(super) walks: Semaphore,
     /// Places for event streams.
     pub(super) streams: Arc<Semaphore>,
+    /// Whether new runs are taken.
+    pub(super) intake: watch::Sender<Intake>,
     /// The first failure of the journal: the daemon must stop.
     pub(super) fatal: watch::Sender<Option<JournalError>>,
 }
@@ -154,6 +165,7 @@ impl Engine {
                 hearings: Arc::new(Semaphore::new(HEARINGS)),
                 walks: Semaphore::new(WALKS),
                 streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
+                intake: watch::Sender::default(),
                 fatal: watch::Sender::new(None),
             }),
         }
@@ -167,8 +179,12 @@ impl Engine {
         &self.inner.world
     }
 
-    /// Goes on with every run that has not ended. Gives their number.
-    pub async fn resume(&self) -> Result<usize, EngineError> {
+    /// Goes on with every run that has not ended; where the store was restored from a backup, lets each of them stand
+    /// still instead. Gives the number of those that go on.
+    pub async fn resume(&self, restored: Option<Timestamp>) -> Result<usize, EngineError> {
+        if let Some(at) = restored {
+            self.settle_restored(at).await?;
+        }
         let mut runs = Vec::new();
         for run in self.inner.world.journal.unended().await? {
             if let Some(summary) = self.inner.world.journal.run(run).await?
@@ -207,9 +223,7 @@ impl Engine {
         caller: Access,
         wanted: Submission,
     ) -> Result<Submitted, EngineError> {
-        if self.inner.tasks.token().is_cancelled() {
-            return Err(self.farewell());
-        }
+        self.check_intake()?;
         check(&wanted)?;
         let engine = self.clone();
         self.finish(async move { engine.submit_checked(caller, wanted).await }).await
@@ -253,6 +267,7 @@ impl Engine {
         let denied = |message| EngineError::OutOfReach { message };
         reach.check_agent(&spec.agent).map_err(denied)?;
         self.check_room()?;
+        self.check_disk()?;
         spec.workspace = self.admit(&spec.workspace, &reach).await?;
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();
@@ -476,6 +491,11 @@ impl Engine {
             self.note_failure(error);
         }
         done
+    }
+
+    /// Stops the daemon: the journal can no longer be trusted with anything.
+    pub fn give_up(&self, error: JournalError) {
+        self.inner.fatal.send_replace(Some(error));
     }
 
     /// A journal that cannot be written, or that somebody else writes, stops the daemon; whatever else

@@ -2,15 +2,17 @@
 
 use std::sync::Arc;
 
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
     agents::{self, Agent},
     config::ShownValue,
     domain::{ids::Timestamp, tool::RegisteredTool},
-    engine::Engine,
+    engine::{Engine, Intake},
     grpc::{
-        convert,
+        backup, caller, convert,
         page::{self, List},
         tools,
     },
@@ -50,6 +52,34 @@ impl Admin {
 
 #[tonic::async_trait]
 impl AdminService for Admin {
+    async fn drain(
+        &self,
+        request: Request<v1::DrainRequest>,
+    ) -> Result<Response<v1::DrainResponse>, Status> {
+        let by = caller::of(&request)?.caller;
+        let wanted = if request.into_inner().undo { Intake::Open } else { Intake::Closed };
+        let drained = self.engine.set_intake(by, wanted).await.map_err(convert::status)?;
+        let count = |runs: usize| u32::try_from(runs).unwrap_or(u32::MAX);
+        Ok(Response::new(v1::DrainResponse {
+            draining: drained.intake == Intake::Closed,
+            running: count(drained.running),
+            queued: count(drained.queued),
+        }))
+    }
+
+    type BackupDatabaseStream = ReceiverStream<Result<v1::BackupDatabaseResponse, Status>>;
+
+    async fn backup_database(
+        &self,
+        request: Request<v1::BackupDatabaseRequest>,
+    ) -> Result<Response<Self::BackupDatabaseStream>, Status> {
+        let by = caller::of(&request)?.caller;
+        let copy = self.engine.backup(by).await.map_err(convert::status)?;
+        let (out, stream) = mpsc::channel(1);
+        self.engine.spawn_stream(backup::send(copy, out)).map_err(convert::status)?;
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
     async fn get_config(
         &self,
         _request: Request<v1::GetConfigRequest>,

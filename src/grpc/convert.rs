@@ -144,6 +144,9 @@ pub(super) fn status(error: EngineError) -> Status {
         EngineError::TooManyStreams => {
             with_reason(Code::ResourceExhausted, "TOO_MANY_STREAMS", message, with_retry())
         }
+        EngineError::DiskLow { .. } => {
+            with_reason(Code::ResourceExhausted, "DISK_LOW", message, with_retry())
+        }
         EngineError::QueueFull { .. } => {
             with_reason(Code::ResourceExhausted, "QUEUE_FULL", message, with_retry())
         }

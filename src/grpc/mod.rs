@@ -3,6 +3,7 @@
 mod admin;
 mod approvals;
 mod audit;
+mod backup;
 mod caller;
 mod convert;
 mod forks;

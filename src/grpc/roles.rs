@@ -14,6 +14,8 @@ const READ_EVERYTHING: &[Role] = &[Role::Viewer, Role::Approver, Role::Admin];
 
 /// Path and roles. A submitter's runs are its own: what takes a run's id asks `runs::Runs::seen`.
 const TABLE: &[(&str, &[Role])] = &[
+    ("/agentd.v1.AdminService/BackupDatabase", ADMIN),
+    ("/agentd.v1.AdminService/Drain", ADMIN),
     ("/agentd.v1.AdminService/GetConfig", READ_EVERYTHING),
     ("/agentd.v1.AdminService/GetServerInfo", ALL),
     ("/agentd.v1.AdminService/ListAgents", ALL),

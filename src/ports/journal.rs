@@ -107,6 +107,22 @@ pub trait Journal: Send + Sync {
     fn watch(&self, run: RunId) -> watch::Receiver<Progress>;
 }
 
+/// Copies everything that is remembered, while it is used.
+#[async_trait]
+pub trait Backups: Send + Sync {
+    /// A copy of one moment, checked by opening it.
+    async fn copy(&self) -> Result<StoreCopy, JournalError>;
+}
+
+/// A copy of the store in a file without a name: it is gone once it is closed.
+#[derive(Debug)]
+pub struct StoreCopy {
+    pub file: std::fs::File,
+    pub bytes: u64,
+    /// What a verification found in the copy.
+    pub report: AuditReport,
+}
+
 /// How far a run has come on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {

@@ -110,8 +110,7 @@ pub(super) fn open_for_writing(path: &Path) -> Result<(Connection, Epoch), OpenE
         Origin::Made => configure(&connection).map_err(database)?,
         Origin::Found => {
             // Nothing is written before it is known that the file is ours and that we know its schema.
-            check_owner(&connection, path)?;
-            check_version(&connection, path)?;
+            check_ours(&connection, path)?;
             configure(&connection).map_err(database)?;
             mark(&connection).map_err(database)?;
             migrate(&mut connection, path)?;
@@ -184,6 +183,12 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
+/// Refuses a file that is not agentd's, or of a schema that this build does not know.
+pub(super) fn check_ours(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    check_owner(connection, path)?;
+    check_version(connection, path)
+}
+
 fn check_owner(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     let database = |source| OpenError::Database { path: path.to_owned(), source };
     let pragma = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
@@ -248,7 +253,7 @@ fn check_version(connection: &Connection, path: &Path) -> Result<(), OpenError> 
     }
 }
 
-fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
+pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {
     embedded::migrations::runner()
         .run(connection)
         .map(drop)

@@ -1,6 +1,7 @@
 //! The journal in SQLite: one writer thread, a few readers, one owner per state directory.
 //! Knows nothing of what entries mean. Start with [`take`].
 
+mod backup;
 mod migrate;
 mod readers;
 mod rows;
@@ -8,6 +9,7 @@ mod seal;
 mod verify;
 mod writer;
 
+pub use backup::{RestoreError, Restored, restore};
 pub use migrate::OpenError;
 pub use verify::{verify_file, views_of_file};
 
@@ -25,14 +27,14 @@ use tokio::sync::{OnceCell, watch};
 
 use crate::{
     domain::{
-        ids::{Epoch, Position, RunId, Sequence},
+        ids::{Epoch, Position, RunId, Sequence, Timestamp},
         journal::{Entry, NewEntry},
         redact::Redactor,
     },
     ports::{
-        Admission, Append, Approvals, AuditFilter, AuditPage, AuditReport, Checkpoint, Created,
-        EntryView, Journal, JournalError, PendingApproval, Progress, RunFilter, RunPlace,
-        RunSummary,
+        Admission, Append, Approvals, AuditFilter, AuditPage, AuditReport, Backups, Checkpoint,
+        Created, EntryView, Journal, JournalError, PendingApproval, Progress, RunFilter, RunPlace,
+        RunSummary, StoreCopy,
     },
 };
 
@@ -52,6 +54,7 @@ pub struct Store {
     epoch: Epoch,
     seal: Arc<seal::Seal>,
     lock: migrate::Lock,
+    restored: Option<Timestamp>,
 }
 
 /// Takes the state directory's store over, creating or migrating it.
@@ -71,15 +74,24 @@ pub fn take(state_directory: &Path) -> Result<Store, OpenError> {
     let panicked = |_| Err(OpenError::Thread { source: io::Error::other("it panicked") });
     let seal = sealing.join().unwrap_or_else(panicked);
     let (connection, epoch) = opened?;
-    Ok(Store { path, connection, epoch, seal: Arc::new(seal?), lock })
+    let restored = connection
+        .query_row("SELECT restored_us FROM owner", [], |row| row.get(0))
+        .map(|time: Option<i64>| time.map(Timestamp))
+        .map_err(|source| OpenError::Database { path: path.clone(), source })?;
+    Ok(Store { path, connection, epoch, seal: Arc::new(seal?), lock, restored })
 }
 
 impl Store {
+    /// When it was restored from a backup, if nobody has gone on from it since.
+    pub fn restored(&self) -> Option<Timestamp> {
+        self.restored
+    }
+
     /// The journal in this store; what `redactor` knows stands in no view of it.
     ///
     /// Errors: no thread can be started, or the database cannot be read.
     pub fn open(self, redactor: Redactor) -> Result<SqliteJournal, OpenError> {
-        let Self { path, connection, epoch, seal, lock } = self;
+        let Self { path, connection, epoch, seal, lock, restored: _ } = self;
         let shared = Arc::new(Shared::default());
         let writer =
             writer::Writer::start(connection, epoch, seal.clone(), redactor, shared.clone())?;
@@ -120,6 +132,19 @@ impl SqliteJournal {
         self.epoch
     }
 
+    /// Whether the file's pages hold together; takes as long as reading all of it.
+    ///
+    /// Errors: they do not, or it cannot be told.
+    pub async fn examine(&self) -> Result<(), JournalError> {
+        self.auditor().await?.ask(|reader| backup::examine(&reader.connection)).await
+    }
+
+    async fn auditor(&self) -> Result<&readers::Readers, JournalError> {
+        let start = async || readers::Readers::start(&self.path, &self.seal, 1, 4);
+        let started = self.auditor.get_or_try_init(start).await;
+        started.map_err(|error| JournalError::Unreadable { what: crate::telemetry::chain(&error) })
+    }
+
     /// Last position on disk.
     pub fn head(&self) -> Position {
         *self.shared.head.borrow()
@@ -149,6 +174,16 @@ impl Shared {
             watchers.retain(|_, watcher| !watcher.is_closed());
         }
         watchers.entry(run).or_insert_with(|| watch::Sender::new(Progress::default())).subscribe()
+    }
+}
+
+#[async_trait]
+impl Backups for SqliteJournal {
+    async fn copy(&self) -> Result<StoreCopy, JournalError> {
+        let path = self.path.clone();
+        let copied =
+            self.auditor().await?.ask(move |reader| Ok(backup::copy(&reader.connection, &path)));
+        copied.await?
     }
 }
 
@@ -251,12 +286,7 @@ impl Journal for SqliteJournal {
     }
 
     async fn verify(&self) -> Result<AuditReport, JournalError> {
-        let start = async || readers::Readers::start(&self.path, &self.seal, 1, 4);
-        let auditor =
-            self.auditor.get_or_try_init(start).await.map_err(|error| {
-                JournalError::Unreadable { what: crate::telemetry::chain(&error) }
-            })?;
-        auditor.ask(|reader| verify::verify(&reader.connection)).await
+        self.auditor().await?.ask(|reader| verify::verify(&reader.connection)).await
     }
 
     fn watch(&self, run: RunId) -> watch::Receiver<Progress> {

@@ -30,6 +30,10 @@ pub(super) enum ReadError {
     Decode(#[from] DecodeError),
     #[error(transparent)]
     Seal(#[from] Broken),
+    #[error(
+        "its pages are damaged ({0}); stop the daemon, and restore a backup (agentctl restore)"
+    )]
+    Pages(String),
 }
 
 /// The stored shape of what changes about a run.

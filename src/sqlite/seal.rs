@@ -16,6 +16,8 @@ use crate::{
     sqlite::OpenError,
 };
 
+/// File name of the key in the state directory.
+pub(super) const KEY: &str = "seal.key";
 const KEY_BYTES: usize = 32;
 /// First byte of a sealed body.
 const FORMAT: u8 = 1;
@@ -51,7 +53,7 @@ pub(super) struct Broken;
 impl Seal {
     /// The state directory's key; made at the first start.
     pub(super) fn open(directory: &Path) -> Result<Self, OpenError> {
-        let path = directory.join("seal.key");
+        let path = directory.join(KEY);
         let file = |source| OpenError::File { path: path.clone(), source };
         let random = SystemRandom::new();
         let fresh = || {
@@ -60,9 +62,19 @@ impl Seal {
             Ok(bytes)
         };
         let bytes = private_file::read_or_create(&path, fresh).map_err(file)?;
-        let key = UnboundKey::new(&AES_256_GCM, &bytes);
-        let key = key.map_err(|_| OpenError::Key { path: path.clone() })?;
-        Ok(Self { key: LessSafeKey::new(key), random })
+        Self::of(&bytes, &path)
+    }
+
+    /// A key that is there.
+    pub(super) fn read(path: &Path) -> Result<Self, OpenError> {
+        let file = |source| OpenError::File { path: path.to_owned(), source };
+        Self::of(&std::fs::read(path).map_err(file)?, path)
+    }
+
+    fn of(bytes: &[u8], path: &Path) -> Result<Self, OpenError> {
+        let key = UnboundKey::new(&AES_256_GCM, bytes);
+        let key = key.map_err(|_| OpenError::Key { path: path.to_owned() })?;
+        Ok(Self { key: LessSafeKey::new(key), random: SystemRandom::new() })
     }
 
     /// Seals a text: format, nonce, then the encrypted bytes with their tag.

@@ -426,6 +426,9 @@ impl Batch<'_> {
         let mut chain =
             Chain { place: 0, run: None, head: self.heads.daemon, hash: self.heads.daemon_hash };
         self.insert_entry(&mut chain, entry)?;
+        if let Record::StoreRestored(_) = entry.record {
+            self.transaction.execute("UPDATE owner SET restored_us = NULL", [])?;
+        }
         self.heads.daemon = chain.head;
         self.heads.daemon_hash = chain.hash;
         Ok(chain.head)

@@ -156,9 +156,18 @@ fn message(field: Option<i32>, text: &str) -> Vec<u8> {
     bytes
 }
 
-/// What submitters do, and the reload, which is for admins.
-const STEERING: [&str; 7] =
-    ["CreateRun", "ForkRun", "CancelRun", "PauseRun", "ResumeRun", "SendRunInput", "ReloadPolicy"];
+/// What submitters do, and what is for admins alone.
+const STEERING: [&str; 9] = [
+    "CreateRun",
+    "ForkRun",
+    "CancelRun",
+    "PauseRun",
+    "ResumeRun",
+    "SendRunInput",
+    "ReloadPolicy",
+    "Drain",
+    "BackupDatabase",
+];
 
 /// What approvers do.
 const DECIDING: [&str; 3] = ["ResolveToolCall", "ApproveToolCall", "DenyToolCall"];
@@ -179,6 +188,8 @@ async fn each_role_may_call_what_is_its_and_is_told_which_roles_may_call_the_res
             "ValidatePolicy",
             "TestPolicy",
             "ReloadPolicy",
+            "Drain",
+            "BackupDatabase",
             "ListPolicyRevisions",
         ]
         .iter()

@@ -9,6 +9,7 @@
 mod access;
 mod approvals;
 mod audit;
+mod backups;
 mod bad_input;
 mod callers;
 mod cancel;
@@ -22,6 +23,7 @@ mod corpus;
 mod ctl;
 mod declared;
 mod demo;
+mod drain;
 mod egress;
 mod forks;
 mod golden;

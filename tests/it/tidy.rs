@@ -145,7 +145,7 @@ const MIGRATIONS: [(&str, &str); 2] = [
     ("V1__journal.sql", "54ab771763bad6f7cc4ef3546d27204cdf19055a73263ea3d361ef5b3b978585"),
     (
         "V2__approvals_and_checkpoints.sql",
-        "61252444e4c62920f9900331fc86606019c8d97a2dec54196610eb9b9dcf0db0",
+        "dc6bca24d97a894da376dca9c82ffd5e0d17286a56e9df054d10390dd78d9043",
     ),
 ];
 

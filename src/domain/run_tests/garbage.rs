@@ -108,6 +108,9 @@ pub(super) fn records_of_the_daemon() -> Vec<Record> {
         reload(Reloaded::Applied { revision: PolicyRevision::new("sha256:01") }),
         reload(Reloaded::Refused { faults: vec!["tools.yaml:3:1: no".into()] }),
         RunAnchored { run_id: run_id(), sequence: Sequence(7), hash: "00".repeat(32) }.into(),
+        DrainRequested { by: Caller::new("uid:0"), draining: true }.into(),
+        BackupMade { by: Caller::new("uid:0"), bytes: 4096, entries: 7 }.into(),
+        StoreRestored { at: Timestamp(9), runs: 2 }.into(),
         DaemonStopped { why: "asked to".into() }.into(),
     ]
 }

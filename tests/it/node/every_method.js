@@ -124,6 +124,15 @@ const EXERCISES = {
     const lines = Buffer.concat(answers.map((answer) => answer.chunk)).toString().split('\n');
     assert.equal(JSON.parse(lines[0]).kind, 'run_created');
   },
+  async 'AdminService/Drain'(daemon) {
+    const drained = await daemon.call('AdminService/Drain', { undo: true });
+    assert.equal(drained.draining, false);
+  },
+  async 'AdminService/BackupDatabase'(daemon) {
+    const answers = await daemon.call('AdminService/BackupDatabase', {});
+    const content = Buffer.concat(answers.slice(0, -1).map((answer) => answer.chunk));
+    assert.equal(Number(answers.at(-1).summary.bytes), content.length);
+  },
   async 'AuditService/VerifyAudit'(daemon) {
     const report = await daemon.call('AuditService/VerifyAudit', { deep: true });
     assert.ok(report.intact && Number(report.entries) > 0 && report.head_hash.length === 32);

@@ -167,6 +167,17 @@ def get_config(daemon):
     assert "backend.base_url" in keys, keys
 
 
+def drain(daemon):
+    drained = daemon.call("AdminService", "Drain", undo=True)
+    assert not drained.draining, drained
+
+
+def backup_database(daemon):
+    answers = daemon.call("AdminService", "BackupDatabase")
+    content = b"".join(answer.chunk for answer in answers)
+    assert content.startswith(b"SQLite format 3") and answers[-1].summary.bytes == len(content)
+
+
 def list_agents(daemon):
     agents = daemon.call("AdminService", "ListAgents").agents
     assert "executor" in [agent.name for agent in agents], agents
@@ -262,6 +273,8 @@ EXERCISES = {
     "RunService/ForkRun": fork_run,
     "AdminService/GetServerInfo": get_server_info,
     "AdminService/GetConfig": get_config,
+    "AdminService/BackupDatabase": backup_database,
+    "AdminService/Drain": drain,
     "AdminService/ListAgents": list_agents,
     "AuditService/ListAuditEntries": list_audit_entries,
     "AuditService/StreamAuditEntries": stream_audit_entries,

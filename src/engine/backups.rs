@@ -1,0 +1,48 @@
+//! Copies of the store for those who ask, and what becomes of the runs of a store that was restored from one.
+
+use crate::{
+    domain::{
+        ids::{Caller, Timestamp},
+        journal::{BackupMade, NewEntry, Record, StoreRestored},
+    },
+    engine::{Engine, EngineError},
+    ports::StoreCopy,
+};
+
+/// Who makes the runs of a restored store stand still.
+const RESTORE: &str = "restore";
+
+impl Engine {
+    /// A copy of the whole store of one moment, checked; that it was given away is on disk.
+    pub async fn backup(&self, by: Caller) -> Result<StoreCopy, EngineError> {
+        let engine = self.clone();
+        self.finish(async move {
+            let copy = engine.inner.world.backups.copy().await?;
+            let record = BackupMade { by, bytes: copy.bytes, entries: copy.report.entries };
+            engine.note(record).await?;
+            Ok(copy)
+        })
+        .await
+    }
+
+    /// Makes every run that has not ended stand still: what it did since the backup was made, nobody here knows.
+    pub(super) async fn settle_restored(&self, at: Timestamp) -> Result<(), EngineError> {
+        let why = "the store was restored from a backup, and what the run did after that was made is not known here; look \
+                   at its workspace, then let it go on, or cancel it";
+        let mut runs = 0;
+        for run in self.inner.world.journal.unended().await? {
+            if !self.run(run).await?.status.state.is_suspended() {
+                self.pause(Caller::new(RESTORE), run, why.into()).await?;
+            }
+            runs += 1;
+        }
+        self.note(StoreRestored { at, runs }).await
+    }
+
+    pub(super) async fn note(&self, record: impl Into<Record>) -> Result<(), EngineError> {
+        let time = self.inner.world.clock.now();
+        let entry = NewEntry { time, record: record.into(), policy_revision: None };
+        self.inner.world.journal.append_daemon(entry).await?;
+        Ok(())
+    }
+}

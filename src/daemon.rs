@@ -51,8 +51,6 @@ use crate::{
     tools::Toolbox,
 };
 
-/// How long steps under way may take when the daemon stops.
-const GRACE: Duration = Duration::from_secs(10);
 /// How long open connections may take after that.
 const CONNECTIONS: Duration = Duration::from_secs(2);
 /// Calls that one connection may have under way at the same time.
@@ -146,6 +144,7 @@ pub async fn run(
     match why {
         Ok(signal) => {
             tracing::info!(signal, "stopping");
+            upkeep::exit_after(config.grace + 4 * CONNECTIONS);
             // A second signal means: at once. What is under way is left to the next daemon.
             tokio::select! {
                 stopped = stop(&config, parts, servers, signal) => stopped,
@@ -153,6 +152,7 @@ pub async fn run(
             }
         }
         Err(message) => {
+            upkeep::exit_after(4 * CONNECTIONS);
             give_up(&parts, servers).await;
             Err(DaemonError::Fatal(message))
         }
@@ -458,7 +458,7 @@ async fn stop(
     signal: &str,
 ) -> Result<(), DaemonError> {
     set_ready(&servers.health, ServingStatus::NotServing).await;
-    if !parts.engine.stop(GRACE).await {
+    if !parts.engine.stop(config.grace).await {
         tracing::warn!("some steps had not finished; they are left to the next daemon");
     }
     servers.tasks.stop(CONNECTIONS).await;

@@ -17,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use reader::{Count, Reader, SettingValue, Spare};
+use reader::{Count, Reader, Room, SettingValue, Spare};
 
 use crate::{
     backend::{self, Streaming},
@@ -101,6 +101,8 @@ pub struct Config {
     pub limits: Limits,
     /// Launchers of each kind that wait for a call.
     pub ready_launchers: u8,
+    /// How long steps under way may take when the daemon stops.
+    pub grace: Duration,
     /// Who may call besides the owner.
     pub callers: Vec<CallerSettings>,
     pub log: String,
@@ -175,9 +177,12 @@ mod names {
     pub(super) const STREAM: Setting = setting("backend.stream", None, None);
     pub(super) const IDLE_TIMEOUT: Setting = setting("backend.idle_timeout_seconds", None, None);
     pub(super) const RUNNING_RUNS: Setting = setting("limits.running_runs", None, None);
+    pub(super) const RUNNING_RUNS_PER_SUBMITTER: Setting =
+        setting("limits.running_runs_per_submitter", None, None);
     pub(super) const QUEUED_RUNS: Setting = setting("limits.queued_runs", None, None);
     pub(super) const CHECKPOINT_ENTRIES: Setting = setting("limits.checkpoint_entries", None, None);
     pub(super) const FREE_DISK_MIB: Setting = setting("limits.free_disk_mib", None, None);
+    pub(super) const GRACE: Setting = setting("limits.grace_seconds", None, None);
     pub(super) const READY_LAUNCHERS: Setting = setting("limits.ready_launchers", None, None);
     pub(super) const LOG: Setting = setting("log", Some("AGENTD_LOG"), Some("--log"));
     pub(super) const LOG_FORMAT: Setting =
@@ -239,6 +244,7 @@ impl Config {
         let model = reader.take(names::MODEL, flags.model, || None);
         let limits = limits(reader);
         let ready = reader.take(names::READY_LAUNCHERS, None, || Some(Spare(2)));
+        let grace = reader.take(names::GRACE, None, || Some(Count(10)));
         let callers = callers::callers(reader);
         let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
         let log_format =
@@ -258,6 +264,7 @@ impl Config {
             model,
             limits: limits?,
             ready_launchers: ready?.0,
+            grace: Duration::from_secs(grace?.0),
             callers,
             log: log?,
             log_format: log_format?,
@@ -292,12 +299,14 @@ fn backend(
 
 fn limits(reader: &mut Reader<'_>) -> Option<Limits> {
     let running = reader.take(names::RUNNING_RUNS, None, || Some(Count(1024)));
+    let of_one = reader.take(names::RUNNING_RUNS_PER_SUBMITTER, None, || Some(Count(1024)));
     let queued = reader.take(names::QUEUED_RUNS, None, || Some(Count(10_000)));
     let checkpoints = reader.take(names::CHECKPOINT_ENTRIES, None, || Some(Count(256)));
-    let free_disk = reader.take(names::FREE_DISK_MIB, None, || Some(Count(256)));
+    let free_disk = reader.take(names::FREE_DISK_MIB, None, || Some(Room(256)));
     let count = |count: Count| usize::try_from(count.0).unwrap_or(usize::MAX);
     Some(Limits {
         running_runs: count(running?),
+        running_runs_per_submitter: count(of_one?),
         queued_runs: count(queued?),
         checkpoint_entries: checkpoints?.0,
         free_disk_bytes: free_disk?.0.saturating_mul(1 << 20),

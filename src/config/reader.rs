@@ -322,6 +322,24 @@ impl SettingValue for Spare {
     }
 }
 
+/// An amount of room, which may be none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Room(pub(super) u64);
+
+impl SettingValue for Room {
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse().map(Self).map_err(|_| format!("{text:?} is not a whole number"))
+    }
+
+    fn from_scalar(value: &Value) -> Result<Self, String> {
+        value.as_u64().map(Self).ok_or_else(|| wanted("a whole number", value))
+    }
+
+    fn shown(&self) -> String {
+        self.0.to_string()
+    }
+}
+
 impl SettingValue for Count {
     fn from_text(text: &str) -> Result<Self, String> {
         match text.parse() {

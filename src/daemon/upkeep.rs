@@ -1,7 +1,7 @@
 //! What goes on beside callers and runs while the daemon serves: policy files are read again, readiness is told, and a
 //! store that was not closed in order is examined.
 
-use std::sync::Arc;
+use std::{process, sync::Arc, thread, time::Duration};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -84,5 +84,22 @@ pub(super) async fn reloads(
             Err(error @ EngineError::PolicyInvalid { .. }) => tracing::error!("{error}"),
             Err(error) => tracing::error!(%error, "the policy files could not be read"),
         }
+    }
+}
+
+/// Ends the process then, unless it has ended by itself: a disk or a kernel that hangs must not keep it alive. What is
+/// under way is left to the next daemon, as after a crash.
+pub(super) fn exit_after(deadline: Duration) {
+    let watch = thread::Builder::new().name("deadline".into());
+    let watching = watch.spawn(move || {
+        thread::sleep(deadline);
+        tracing::error!(
+            ?deadline,
+            "the daemon did not stop in time; what is left is left to the next one"
+        );
+        process::exit(1);
+    });
+    if let Err(error) = watching {
+        tracing::warn!(%error, "nothing watches over the end of this process");
     }
 }

@@ -14,7 +14,7 @@ use crate::{
         inbox::Message,
         recovery,
         run_log::{Opened, RunLog},
-        schedule::{Origin, Running, Schedule, Waiting},
+        schedule::{Claim, Origin, Running, Schedule, Waiting},
     },
     ports::JournalError,
 };
@@ -27,13 +27,13 @@ const INBOX: usize = 16;
 impl Engine {
     /// Puts a message into the inbox of a run's driver. For a run that waits or stands still one is
     /// started, which hears the message before anything else.
-    pub(super) async fn tell(&self, run: RunId, workspace: String, message: Message) {
+    pub(super) async fn tell(&self, run: RunId, claim: Claim, message: Message) {
         let running = {
             let mut schedule = self.schedule();
             match schedule.running.get(&run) {
                 Some(running) => (running.inbox.clone(), message),
                 None => {
-                    let stored = || Waiting { run, workspace, origin: Origin::Stored };
+                    let stored = || Waiting { run, claim, origin: Origin::Stored };
                     let waiting = schedule.take(run).unwrap_or_else(stored);
                     return self.start(&mut schedule, waiting, Some(message));
                 }
@@ -49,42 +49,32 @@ impl Engine {
             return;
         }
         let mut schedule = self.schedule();
-        let mut place = 0;
-        while place < schedule.queue.len()
-            && schedule.running.len() < self.inner.limits.running_runs
-        {
-            let is_free = schedule.is_free(&schedule.queue[place].workspace);
-            match is_free.then(|| schedule.queue.remove(place)).flatten() {
-                Some(waiting) => {
-                    schedule.leases.insert(waiting.workspace.clone(), waiting.run);
-                    self.start(&mut schedule, waiting, None);
-                }
-                None => place += 1,
-            }
+        while let Some(waiting) = schedule.next(&self.inner.limits) {
+            schedule.leases.insert(waiting.claim.workspace.clone(), waiting.run);
+            self.start(&mut schedule, waiting, None);
         }
     }
 
     fn start(&self, schedule: &mut Schedule, waiting: Waiting, first: Option<Message>) {
-        let Waiting { run, workspace, origin } = waiting;
+        let Waiting { run, claim, origin } = waiting;
         let (inbox, messages) = mpsc::channel(INBOX);
-        let has_workspace = schedule.leases.get(&workspace) == Some(&run);
+        let has_workspace = schedule.leases.get(&claim.workspace) == Some(&run);
         if let Some(message) = first {
             // The channel is new and has room.
             let _ = inbox.try_send(message);
         }
-        schedule.running.insert(run, Running { workspace: workspace.clone(), inbox });
+        schedule.running.insert(run, Running { claim: claim.clone(), inbox });
         let engine = self.clone();
         self.inner.drivers.spawn("run", async move {
             let driven = AssertUnwindSafe(engine.drive(run, origin, (messages, has_workspace)))
                 .catch_unwind();
             match driven.await {
                 Ok(Ok(Left { inbox: mut late, goes_on })) => {
-                    let stored =
-                        || Waiting { run, workspace: workspace.clone(), origin: Origin::Stored };
+                    let stored = || Waiting { run, claim: claim.clone(), origin: Origin::Stored };
                     engine.release(run, goes_on.then(stored));
                     // What was said after the driver's last look is said again, to the next one.
                     while let Some(message) = late.recv().await {
-                        engine.tell(run, workspace.clone(), message).await;
+                        engine.tell(run, claim.clone(), message).await;
                     }
                 }
                 Ok(Err(error)) => {
@@ -141,12 +131,12 @@ impl Engine {
         {
             let mut schedule = self.schedule();
             if let Some(running) = schedule.running.remove(&run)
-                && schedule.leases.get(&running.workspace) == Some(&run)
+                && schedule.leases.get(&running.claim.workspace) == Some(&run)
             {
-                schedule.leases.remove(&running.workspace);
+                schedule.leases.remove(&running.claim.workspace);
             }
             if let Some(again) = again {
-                schedule.wait_again(again);
+                schedule.queue.push(again);
             }
         }
         self.pump();

@@ -24,7 +24,7 @@ use crate::{
         Intake, LiveEvent, World, diff,
         live::Live,
         run_log::status_of,
-        schedule::{Origin, Schedule, Waiting},
+        schedule::{Claim, Origin, Schedule, Waiting},
         submission::{self, Submission, Submitted, WhenBusy, check, digest},
         tool_calls::{self, ToolCallPage},
     },
@@ -48,6 +48,8 @@ const HEARINGS: usize = 64;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     pub running_runs: usize,
+    /// Of one submitter; it has no more going, however much room there is.
+    pub running_runs_per_submitter: usize,
     /// Beyond these, submissions are refused until there is room.
     pub queued_runs: usize,
     /// Entries of a run after which its state is kept whole again.
@@ -190,24 +192,28 @@ impl Engine {
             if let Some(summary) = self.inner.world.journal.run(run).await?
                 && !summary.status.state.is_suspended()
             {
-                let workspace = self.workspace_of(&summary).await?;
-                runs.push(Waiting { run, workspace, origin: Origin::Stored });
+                let claim = self.claim_of(&summary).await?;
+                runs.push(Waiting { run, claim, origin: Origin::Stored });
             }
         }
         let count = runs.len();
-        self.schedule().queue.extend(runs);
+        {
+            let mut schedule = self.schedule();
+            runs.into_iter().for_each(|waiting| schedule.queue.push(waiting));
+        }
         self.pump();
         Ok(count)
     }
 
-    /// The workspace of a run, by which it is leased: lists show it redacted.
-    pub(super) async fn workspace_of(&self, summary: &RunSummary) -> Result<String, EngineError> {
+    /// What a run needs of others. Its workspace is leased as it is: lists show it redacted.
+    pub(super) async fn claim_of(&self, summary: &RunSummary) -> Result<Claim, EngineError> {
+        let claim = |workspace| Claim { submitter: summary.submitter.clone(), workspace };
         if !summary.workspace.contains(redact::MARK) {
-            return Ok(summary.workspace.clone());
+            return Ok(claim(summary.workspace.clone()));
         }
         let first = self.inner.world.journal.entries(summary.id, Sequence(0), 1).await?;
         match first.first().map(|entry| &entry.record) {
-            Some(Record::RunCreated(created)) => Ok(created.workspace.clone()),
+            Some(Record::RunCreated(created)) => Ok(claim(created.workspace.clone())),
             Some(_) | None => {
                 let what = format!("run {} does not begin with its creation", summary.id);
                 Err(JournalError::Unreadable { what }.into())
@@ -282,8 +288,9 @@ impl Engine {
             status: status_of(&state),
             checkpoint: None,
         };
-        let workspace = state.spec.workspace.clone();
-        let waiting = Waiting { run, workspace, origin: Origin::Fresh(Box::new(state)) };
+        let RunCreated { submitter, workspace, .. } = &*state.spec;
+        let claim = Claim { submitter: submitter.clone(), workspace: workspace.clone() };
+        let waiting = Waiting { run, claim, origin: Origin::Fresh(Box::new(state)) };
         self.expect(waiting, when_busy)?;
         let created = world.journal.create(admission, append).await;
         // Queued before anything else can fail: it is on disk, so it must be carried out.
@@ -297,8 +304,8 @@ impl Engine {
     /// Notes a run that is about to be written, unless it is not to wait and would have to.
     fn expect(&self, waiting: Waiting, when_busy: WhenBusy) -> Result<(), EngineError> {
         let mut schedule = self.schedule();
-        if when_busy == WhenBusy::Refuse && !schedule.is_untouched(&waiting.workspace) {
-            return Err(EngineError::WorkspaceBusy { workspace: waiting.workspace });
+        if when_busy == WhenBusy::Refuse && !schedule.is_untouched(&waiting.claim.workspace) {
+            return Err(EngineError::WorkspaceBusy { workspace: waiting.claim.workspace });
         }
         schedule.arriving.insert(waiting.run, waiting);
         Ok(())
@@ -309,8 +316,8 @@ impl Engine {
         {
             let mut schedule = self.schedule();
             let arrived = schedule.arriving.remove(&run);
-            if matches!(created, Ok(Created::New)) {
-                schedule.queue.extend(arrived);
+            if let (Ok(Created::New), Some(arrived)) = (created, arrived) {
+                schedule.queue.push(arrived);
             }
         }
         self.pump();

@@ -206,7 +206,7 @@ impl Engine {
 
     /// Puts it before the run's driver, and gives what came of it.
     pub(super) async fn ask_of(&self, run: RunId, wanted: Wanted) -> Result<Heard, EngineError> {
-        let workspace = self.workspace_of(&self.run(run).await?).await?;
+        let claim = self.claim_of(&self.run(run).await?).await?;
         // Where no driver listens, one has to read the whole run: not all at once.
         let is_live = self.schedule().running.contains_key(&run);
         let place = match is_live {
@@ -214,7 +214,7 @@ impl Engine {
             false => self.inner.hearings.clone().acquire_owned().await.ok(),
         };
         let (done, heard) = oneshot::channel();
-        self.tell(run, workspace, Message { wanted, done }).await;
+        self.tell(run, claim, Message { wanted, done }).await;
         let heard = heard.await;
         drop(place);
         match heard {

@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use tonic::{Code, Status, codegen::http::uri::PathAndQuery};
 use tonic_types::StatusExt as _;
 
-use crate::support::{Backend, TestDaemon, not_checked, refusal};
+use crate::support::{Backend, Settings, TestDaemon, not_checked, refusal};
 
 /// The run that was there before stands as it ended, and the journal is intact.
 async fn nothing_is_lost(daemon: &TestDaemon, earlier: &v1::Run) {
@@ -338,7 +338,12 @@ async fn a_full_disk_under_the_store_stops_the_daemon_and_loses_nothing_that_was
         false => Reply::Answer(Turn::say("fine")),
     };
     let backend = Backend::start(brain).await;
-    let mut daemon = TestDaemon::start(&backend.url());
+    let mut daemon = TestDaemon::start_with(Settings {
+        base_url: backend.url(),
+        // Submissions go on until the store itself finds no room.
+        configuration: "limits: {free_disk_mib: 0}\n".into(),
+        ..Settings::default()
+    });
     daemon.stop();
     let (state, kept) = (daemon.state(), daemon.home().join("kept"));
     let (here, there) = (state.display(), kept.display());

@@ -126,8 +126,9 @@ const SPAWNS: [&str; 7] = [
 ];
 
 /// Who may have a thread of its own, and what it does.
-const THREADS: [(&str, &str); 6] = [
+const THREADS: [(&str, &str); 7] = [
     ("src/daemon.rs", "waits for signals"),
+    ("src/daemon/upkeep.rs", "ends a process whose runtime may hang"),
     ("src/sandbox/egress/names.rs", "looks a name up, which nothing can call off"),
     ("src/sandbox/spawner.rs", "starts launchers, for as long as they live"),
     ("src/sqlite/mod.rs", "makes the key while the store is made"),

@@ -251,6 +251,7 @@ async fn assemble(
     let world = World {
         model: Arc::new(backend),
         default_model: config.model.clone(),
+        prices: Arc::new(config.prices.clone()),
         sandbox,
         journal: journal.clone(),
         backups: journal.clone(),

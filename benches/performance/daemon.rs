@@ -116,8 +116,12 @@ impl Drop for Daemon {
 
 /// Submits a run, with a budget that no benchmark uses up.
 pub(crate) async fn submit(client: &Client, workspace: String) -> v1::Run {
-    let budget =
-        v1::Budget { max_turns: 1_000_000, max_tool_calls: 1_000_000, max_tokens: u64::MAX >> 1 };
+    let budget = v1::Budget {
+        max_turns: 1_000_000,
+        max_tool_calls: 1_000_000,
+        max_tokens: u64::MAX >> 1,
+        ..Default::default()
+    };
     let request = v1::CreateRunRequest {
         task: "write".into(),
         workspace,

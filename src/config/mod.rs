@@ -4,6 +4,7 @@
 mod callers;
 mod credential;
 mod hosted;
+mod prices;
 mod reader;
 mod tools;
 
@@ -22,7 +23,10 @@ use reader::{Count, Reader, Room, SettingValue, Spare};
 use crate::{
     backend::{self, Streaming},
     callers::CallerSettings,
-    domain::policy::{Gate, HostedTool},
+    domain::{
+        budget::Prices,
+        policy::{Gate, HostedTool},
+    },
     engine::Limits,
     secrets::Secret,
     telemetry::LogFormat,
@@ -99,6 +103,7 @@ pub struct Config {
     pub hosted_tools: Vec<HostedTool>,
     pub model: Option<String>,
     pub limits: Limits,
+    pub prices: Prices,
     /// Launchers of each kind that wait for a call.
     pub ready_launchers: u8,
     /// How long steps under way may take when the daemon stops.
@@ -246,6 +251,7 @@ impl Config {
         let ready = reader.take(names::READY_LAUNCHERS, None, || Some(Spare(2)));
         let grace = reader.take(names::GRACE, None, || Some(Count(10)));
         let callers = callers::callers(reader);
+        let prices = prices::prices(reader);
         let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
         let log_format =
             reader.take(names::LOG_FORMAT, flags.log_format, || Some(LogFormat::default()));
@@ -263,6 +269,7 @@ impl Config {
             hosted_tools: hosted.tools,
             model,
             limits: limits?,
+            prices,
             ready_launchers: ready?.0,
             grace: Duration::from_secs(grace?.0),
             callers,

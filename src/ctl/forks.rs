@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::{
     client::Client,
     ctl::{
-        Exit, Failure, Global, connect,
+        Exit, Failure, Global, budget, connect,
         output::{self, Format},
         runs::{Staying, get, label, stay, words, workspace},
         steer::{Which, each},
@@ -41,12 +41,8 @@ pub(super) struct Fork {
     /// The directory to work in [default: the run's]
     #[arg(long, value_name = "DIR")]
     workspace: Option<PathBuf>,
-    /// Suspend it after so many tokens [default: the run's limit], counted anew
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
-    budget_tokens: u64,
-    /// Suspend it after so many tool calls [default: the run's limit], counted anew
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
-    budget_calls: u32,
+    #[command(flatten)]
+    budget: budget::Flags,
     /// Makes it safe to ask again: the same id and words give the same run
     #[arg(long, default_value = "", hide_default_value = true, value_name = "ID")]
     request_id: String,
@@ -134,11 +130,7 @@ pub(super) async fn fork(global: &Global, wanted: Fork) -> Result<Exit, Failure>
             Some(directory) => workspace(Some(directory))?,
             None => String::new(),
         },
-        budget: Some(v1::Budget {
-            max_turns: 0,
-            max_tool_calls: wanted.budget_calls,
-            max_tokens: wanted.budget_tokens,
-        }),
+        budget: Some(wanted.budget.budget()),
         labels: wanted.label.into_iter().collect::<HashMap<_, _>>(),
         request_id: wanted.request_id,
         when_workspace_busy: v1::BusyWorkspace::Wait.into(),

@@ -5,6 +5,7 @@ mod agents;
 mod approvals;
 mod audit;
 mod backup;
+mod budget;
 mod calls;
 mod config;
 mod connect;

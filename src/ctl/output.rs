@@ -134,6 +134,8 @@ pub(crate) fn run_json(run: &v1::Run) -> Value {
             "reasoning_tokens": usage.reasoning_tokens,
             "turns_of_unknown_cost": usage.turns_of_unknown_cost,
             "cpu_ms": usage.cpu_ms,
+            "wall_ms": usage.wall_ms,
+            "cost_micros": usage.cost_micros,
         },
         "error": run.error.as_ref().map(|e| json!({"reason": e.reason, "message": e.message})),
         "agent": run.agent,

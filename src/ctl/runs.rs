@@ -12,7 +12,7 @@ use clap::Subcommand;
 use crate::{
     client::Client,
     ctl::{
-        Exit, Failure, Global, approvals, calls, connect, diff, export, forks,
+        Exit, Failure, Global, approvals, budget, calls, connect, diff, export, forks,
         output::{self, Colour, Format},
         resolve, steer,
         timeline::{Timeline, Words, printable},
@@ -111,12 +111,8 @@ pub(super) struct Submit {
     /// Makes it safe to submit again: the same id and task give the same run
     #[arg(long, default_value = "", hide_default_value = true, value_name = "ID")]
     request_id: String,
-    /// Suspend the run after so many tokens
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
-    budget_tokens: u64,
-    /// Suspend the run after so many tool calls
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
-    budget_calls: u32,
+    #[command(flatten)]
+    budget: budget::Flags,
     /// A label; may be given several times
     #[arg(long, value_parser = label, value_name = "KEY=VALUE")]
     label: Vec<(String, String)>,
@@ -168,11 +164,7 @@ async fn submit(global: &Global, submit: Submit) -> Result<Exit, Failure> {
         model: submit.model,
         request_id: submit.request_id,
         labels: submit.label.into_iter().collect::<HashMap<_, _>>(),
-        budget: Some(v1::Budget {
-            max_turns: 0,
-            max_tool_calls: submit.budget_calls,
-            max_tokens: submit.budget_tokens,
-        }),
+        budget: Some(submit.budget.budget()),
         when_workspace_busy: match submit.refuse_if_busy {
             true => v1::BusyWorkspace::Refuse.into(),
             false => v1::BusyWorkspace::Wait.into(),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::{
     client::Client,
     ctl::{
-        Exit, Failure, Global, connect, output,
+        Exit, Failure, Global, budget, connect, output,
         runs::{label, listed, print_list, print_run, words},
     },
     proto::v1,
@@ -65,15 +65,8 @@ pub(super) struct Resume {
     /// Kept in the journal
     #[arg(long, default_value = "", hide_default_value = true, value_name = "TEXT")]
     why: String,
-    /// Suspend the run after so many tokens, counted from its start
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
-    budget_tokens: u64,
-    /// Suspend the run after so many tool calls
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
-    budget_calls: u32,
-    /// Suspend the run after so many turns
-    #[arg(long, default_value_t = 0, hide_default_value = true, value_name = "N")]
-    budget_turns: u32,
+    #[command(flatten)]
+    budget: budget::Flags,
     /// Make a request once more that was lost while the backend may have run tools of its own for it
     #[arg(long)]
     repeat_request: bool,
@@ -107,11 +100,7 @@ pub(super) async fn resume(global: &Global, wanted: Resume) -> Result<Exit, Fail
     let request = v1::ResumeRunRequest {
         id: String::new(),
         why: wanted.why,
-        budget: Some(v1::Budget {
-            max_turns: wanted.budget_turns,
-            max_tool_calls: wanted.budget_calls,
-            max_tokens: wanted.budget_tokens,
-        }),
+        budget: Some(wanted.budget.budget()),
         repeat_lost_request: wanted.repeat_request,
     };
     each(global, wanted.which, "resume", async |client: &Client, id| {

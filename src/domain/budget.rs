@@ -1,6 +1,8 @@
 //! Limits, each with its unit. Who enforces which: the run's limits in `domain::run`, the bounds of
 //! bodies and texts where they enter.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Longest task text that is accepted, in bytes.
@@ -22,6 +24,17 @@ pub struct Budget {
     pub max_tool_calls: u32,
     /// Input and output tokens together, as the backend counts them.
     pub max_tokens: u64,
+    /// Time that the run is at work, in seconds; what it stands still for does not count. Zero: any.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_wall_seconds: u64,
+    /// What its answers cost by the price table, in millionths of a dollar. Zero: any.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub max_cost_micros: u64,
+}
+
+/// By reference, as serde asks.
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl Budget {
@@ -38,13 +51,21 @@ impl Budget {
             max_turns: or_small(self.max_turns, base.max_turns),
             max_tool_calls: or_small(self.max_tool_calls, base.max_tool_calls),
             max_tokens: or(self.max_tokens, base.max_tokens),
+            max_wall_seconds: or(self.max_wall_seconds, base.max_wall_seconds),
+            max_cost_micros: or(self.max_cost_micros, base.max_cost_micros),
         }
     }
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { max_turns: 100, max_tool_calls: 500, max_tokens: 5_000_000 }
+        Self {
+            max_turns: 100,
+            max_tool_calls: 500,
+            max_tokens: 5_000_000,
+            max_wall_seconds: 0,
+            max_cost_micros: 0,
+        }
     }
 }
 
@@ -63,6 +84,12 @@ pub struct Usage {
     /// CPU time of programs, in milliseconds.
     #[serde(default)]
     pub cpu_ms: u64,
+    /// Time that the run was at work, in microseconds, by the times of its entries.
+    #[serde(default)]
+    pub wall_us: u64,
+    /// What its answers cost by the price table, in millionths of a dollar; those without a price count nothing.
+    #[serde(default)]
+    pub cost_micros: u64,
 }
 
 impl Usage {
@@ -75,6 +102,32 @@ impl Usage {
         add(&mut self.reasoning_tokens, tokens.reasoning);
     }
 }
+
+/// What a model's tokens cost, in dollars for a million of each kind.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Price {
+    pub input: f64,
+    /// Of input that came from the backend's cache.
+    pub cached_input: f64,
+    /// Reasoning included.
+    pub output: f64,
+}
+
+impl Price {
+    /// What an answer cost, in millionths of a dollar.
+    pub fn cost_micros(&self, tokens: &TokenCount) -> u64 {
+        let fresh = tokens.input.saturating_sub(tokens.cached_input);
+        let cost = |tokens: u64, price: f64| tokens as f64 * price;
+        let sum = cost(fresh, self.input)
+            + cost(tokens.cached_input.min(tokens.input), self.cached_input)
+            + cost(tokens.output, self.output);
+        // Saturates: the counts are the backend's word.
+        sum.ceil() as u64
+    }
+}
+
+/// Prices by the name of the model.
+pub type Prices = BTreeMap<String, Price>;
 
 /// Tokens of one answer, as the backend counts them; a backend that does not count reports zeros.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

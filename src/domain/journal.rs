@@ -240,6 +240,9 @@ pub struct ModelResponse {
     pub items: Vec<AnsweredItem>,
     pub tokens: TokenCount,
     pub duration_ms: u64,
+    /// By the price table as it was then, in millionths of a dollar; none where it has no price for the model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_micros: Option<u64>,
 }
 
 /// One item of an answer.
@@ -504,6 +507,8 @@ impl ModelResponse {
             calls: Vec<&'a AskedCall>,
             tokens: &'a TokenCount,
             duration_ms: u64,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            cost_micros: Option<u64>,
         }
         serde_json::to_string(&Shown {
             turn: self.turn,
@@ -516,6 +521,7 @@ impl ModelResponse {
             calls: self.items.iter().filter_map(|item| item.call.as_ref()).collect(),
             tokens: &self.tokens,
             duration_ms: self.duration_ms,
+            cost_micros: self.cost_micros,
         })
     }
 }

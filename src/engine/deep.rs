@@ -114,13 +114,19 @@ fn differs(state: &RunState, kept: &Checkpoint) -> Option<String> {
 }
 
 fn is_listed_otherwise(state: &RunState, listed: &RunSummary) -> Option<String> {
-    let status = status_of(state);
+    let mut status = status_of(state);
+    // As an earlier agentd listed it, which did not count that yet.
+    if listed.status.usage.wall_us == 0 {
+        status.usage.wall_us = 0;
+    }
     let is_same = status.state == listed.status.state && status.usage == listed.status.usage;
     (!is_same).then(|| {
         format!(
-            "the list says that it is {}, and its journal {}",
+            "the list says that it is {} and has used {:?}, and its journal {} and {:?}",
             listed.status.state.as_str(),
-            status.state.as_str()
+            listed.status.usage,
+            status.state.as_str(),
+            status.usage
         )
     })
 }

@@ -171,7 +171,8 @@ impl Driver {
         match answer {
             Ok(answer) => {
                 words.finish();
-                self.log.stage(response(turn, attempt, duration_ms, answer));
+                let cost = self.cost(&answer);
+                self.log.stage(response((turn, attempt), duration_ms, answer, cost));
             }
             Err(error) => {
                 let error = self.failed_request(turn, attempt, error);
@@ -200,6 +201,15 @@ impl Driver {
             backend_request_id: error.backend_request_id,
             retry_at,
         }
+    }
+
+    /// By the name that was asked for, or by that which answered; none where neither has a price.
+    fn cost(&self, answer: &Answer) -> Option<u64> {
+        let World { prices, default_model, .. } = &self.world;
+        let asked = self.log.state().spec.model.as_ref().or(default_model.as_ref());
+        let mut names = asked.into_iter().chain(&answer.model);
+        let price = names.find_map(|name| prices.get(name))?;
+        Some(price.cost_micros(&answer.tokens))
     }
 
     /// Carries calls out: all intents on disk first, then the effects side by side.
@@ -323,7 +333,12 @@ impl Driver {
     }
 }
 
-fn response(turn: u32, attempt: u32, duration_ms: u64, answer: Answer) -> Noted {
+fn response(
+    (turn, attempt): (u32, u32),
+    duration_ms: u64,
+    answer: Answer,
+    cost_micros: Option<u64>,
+) -> Noted {
     let response = ModelResponse {
         turn,
         attempt,
@@ -334,6 +349,7 @@ fn response(turn: u32, attempt: u32, duration_ms: u64, answer: Answer) -> Noted 
         items: answer.items,
         tokens: answer.tokens,
         duration_ms,
+        cost_micros,
     };
     response.into()
 }

@@ -42,7 +42,7 @@ pub use tool_calls::{ToolCallPage, ToolCallView};
 use std::sync::Arc;
 
 use crate::{
-    domain::{ids::Epoch, redact::Redactor},
+    domain::{budget::Prices, ids::Epoch, redact::Redactor},
     ports::{Backups, Chance, Clock, Disk, Journal, Model, Sandbox},
     tools::Toolbox,
 };
@@ -53,6 +53,7 @@ pub struct World {
     pub model: Arc<dyn Model>,
     /// For runs that name none; none: the backend's first.
     pub default_model: Option<String>,
+    pub prices: Arc<Prices>,
     pub sandbox: Arc<dyn Sandbox>,
     pub journal: Arc<dyn Journal>,
     pub backups: Arc<dyn Backups>,

@@ -277,6 +277,7 @@ impl Engine {
         spec.workspace = self.admit(&spec.workspace, &reach).await?;
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();
+        self.check_price(&spec)?;
         let now = world.clock.now();
         let run = world.chance.run_id(now);
         let state = RunState::created(run, Sequence(1), now, spec.clone());
@@ -299,6 +300,21 @@ impl Engine {
             Created::Existed(run) => Ok(Submitted::Existed(self.run(run).await?)),
             Created::New => Ok(Submitted::New(self.run(run).await?)),
         }
+    }
+
+    /// A limit that nothing counts towards would be no limit.
+    fn check_price(&self, spec: &RunCreated) -> Result<(), EngineError> {
+        let World { prices, default_model, .. } = &self.inner.world;
+        let model = spec.model.as_ref().or(default_model.as_ref());
+        if spec.budget.max_cost_micros == 0 || model.is_some_and(|name| prices.contains_key(name)) {
+            return Ok(());
+        }
+        let named = model.map_or("the backend's own choice", String::as_str);
+        let message = format!(
+            "limits the cost, and there is no price for the model ({named}); name a model that `prices` in the \
+             configuration has"
+        );
+        Err(EngineError::InvalidField { field: "budget", message })
     }
 
     /// Notes a run that is about to be written, unless it is not to wait and would have to.

@@ -403,6 +403,8 @@ pub(super) fn usage(usage: Usage) -> v1::Usage {
         reasoning_tokens: usage.reasoning_tokens,
         turns_of_unknown_cost: usage.turns_of_unknown_cost,
         cpu_ms: usage.cpu_ms,
+        wall_ms: usage.wall_us / 1000,
+        cost_micros: usage.cost_micros,
     }
 }
 
@@ -420,6 +422,8 @@ pub(super) fn budget(wanted: Option<v1::Budget>) -> Budget {
         max_turns: wanted.max_turns,
         max_tool_calls: wanted.max_tool_calls,
         max_tokens: wanted.max_tokens,
+        max_wall_seconds: wanted.max_wall_seconds,
+        max_cost_micros: wanted.max_cost_micros,
     }
 }
 

@@ -305,6 +305,8 @@ async fn every_answer_about_a_run_is_one_json_object_with_the_same_fields() {
                 "output_tokens": usage.output_tokens, "reasoning_tokens": 0,
                 "turns_of_unknown_cost": 0,
                 "cpu_ms": usage.cpu_ms,
+                "wall_ms": usage.wall_ms,
+                "cost_micros": usage.cost_micros,
             },
             "agent": "executor", "model": null, "workspace": workspace, "task": "read it",
             "head_sequence": run.head_sequence, "submitter": run.submitter,

@@ -320,8 +320,7 @@ async fn a_budget_that_is_used_up_suspends_the_run_and_keeps_everything() {
     .await;
     let daemon = TestDaemon::start(&backend.url());
     let mut request = daemon.request("never stop");
-    request.budget =
-        Some(agentd::proto::v1::Budget { max_turns: 0, max_tool_calls: 3, max_tokens: 0 });
+    request.budget = Some(agentd::proto::v1::Budget { max_tool_calls: 3, ..Default::default() });
     let run = daemon.create(request).await.unwrap().run.unwrap();
 
     let story = daemon.story(&run.id).await;

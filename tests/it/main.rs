@@ -11,6 +11,7 @@ mod approvals;
 mod audit;
 mod backups;
 mod bad_input;
+mod budgets;
 mod callers;
 mod cancel;
 mod ceilings;

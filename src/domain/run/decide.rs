@@ -233,27 +233,33 @@ impl RunState {
     }
 }
 
+/// How much of each limit that is checked before a turn is used; a limit of zero is none.
+fn used(state: &RunState, budget: &Budget) -> [(&'static str, u64, u64); 4] {
+    let usage = &state.usage;
+    let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
+    let or_any = |limit: u64| if limit == 0 { u64::MAX } else { limit };
+    [
+        ("turns", u64::from(usage.turns), u64::from(budget.max_turns)),
+        ("tokens", tokens, budget.max_tokens),
+        ("seconds of work", usage.wall_us / 1_000_000, or_any(budget.max_wall_seconds)),
+        ("millionths of a dollar", usage.cost_micros, or_any(budget.max_cost_micros)),
+    ]
+}
+
 /// A limit that leaves no room for another turn.
 fn used_up(state: &RunState, budget: &Budget) -> Option<(&'static str, u64)> {
-    let tokens = state.usage.input_tokens.saturating_add(state.usage.output_tokens);
-    if state.usage.turns >= budget.max_turns {
-        return Some(("turns", u64::from(budget.max_turns)));
-    }
-    (tokens >= budget.max_tokens).then_some(("tokens", budget.max_tokens))
+    let spent = used(state, budget).into_iter().find(|(_, used, of)| used >= of);
+    spent.map(|(what, _, limit)| (what, limit))
 }
 
 /// A limit of which 80 percent are used, and that was not warned of.
 fn nearly_used_up(state: &RunState) -> Option<BudgetWarning> {
     let (usage, budget) = (&state.usage, &state.budget);
-    let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
-    let limits = [
-        ("turns", u64::from(usage.turns), u64::from(budget.max_turns)),
-        ("tool calls", u64::from(usage.tool_calls), u64::from(budget.max_tool_calls)),
-        ("tokens", tokens, budget.max_tokens),
-    ];
+    let calls = ("tool calls", u64::from(usage.tool_calls), u64::from(budget.max_tool_calls));
     let is_near = |used: u64, of: u64| u128::from(used) * 5 >= u128::from(of) * 4 && used > 0;
-    limits
+    used(state, budget)
         .into_iter()
+        .chain([calls])
         .find(|(limit, used, of)| is_near(*used, *of) && !state.warned.iter().any(|it| it == limit))
         .map(|(limit, used, of)| BudgetWarning { limit: limit.to_owned(), used, of })
 }

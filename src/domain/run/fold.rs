@@ -27,6 +27,7 @@ pub fn fold(mut state: RunState, entry: &Entry) -> RunState {
 
 /// [`fold`] in place, for an owner whose history must not be copied.
 pub fn fold_into(state: &mut RunState, entry: &Entry) {
+    state.count_time(entry);
     state.head = entry.sequence;
     state.updated = entry.time;
     if let Phase::Ended(_) = state.phase {
@@ -47,6 +48,16 @@ pub fn fold_into(state: &mut RunState, entry: &Entry) {
 }
 
 impl RunState {
+    /// Time at work, up to this entry. Nobody works before the first step, and while no daemon is there.
+    fn count_time(&mut self, entry: &Entry) {
+        let is_idle = matches!(entry.record, Record::RunRecovered(_)) || self.head.0 <= 1;
+        if let (Phase::Going(_), false) = (&self.phase, is_idle) {
+            let passed = entry.time.0.saturating_sub(self.updated.0);
+            let passed = u64::try_from(passed).unwrap_or(0);
+            self.usage.wall_us = self.usage.wall_us.saturating_add(passed);
+        }
+    }
+
     /// What an entry says that does not depend on what the run is at.
     fn note(&mut self, record: &Record) {
         match record {
@@ -226,6 +237,8 @@ fn answered(response: &ModelResponse, state: &mut RunState) -> Work {
     };
     state.usage.turns += 1;
     state.usage.add_tokens(&response.tokens);
+    let cost = response.cost_micros.unwrap_or(0);
+    state.usage.cost_micros = state.usage.cost_micros.saturating_add(cost);
     Arc::make_mut(&mut state.items).extend(response.items.iter().map(|item| Item::Model {
         raw: item.raw.clone(),
         call: item.call.as_ref().map(|call| call.call_id.clone()),

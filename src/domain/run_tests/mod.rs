@@ -264,6 +264,7 @@ proptest! {
             if let Command::AskModel { .. } = decide(&state) {
                 prop_assert!(used.turns < budget.max_turns);
                 prop_assert!(used.input_tokens + used.output_tokens < budget.max_tokens);
+                prop_assert!(budget.max_cost_micros == 0 || used.cost_micros < budget.max_cost_micros);
             }
             // Calls that a cancellation closes count, too; nothing is done for them.
             if !cancel_was_requested(so_far) {

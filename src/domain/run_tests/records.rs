@@ -50,6 +50,7 @@ pub(super) fn response(turn: u32, attempt: u32, calls: usize) -> ModelResponse {
         items: std::iter::once(reasoning).chain(asked).collect(),
         tokens: TokenCount::default(),
         duration_ms: 1,
+        cost_micros: Some(30),
     }
 }
 

@@ -136,7 +136,7 @@ impl World {
         turns * (retry::MAX_ATTEMPTS as usize + 2)
             + 2 * self.fate.deaths.len()
             // One warning for each limit, and again whenever there is more.
-            + 3 * (1 + self.fate.resumptions)
+            + 5 * (1 + self.fate.resumptions)
             + 3 * self.fate.resolutions.len()
             + 3 * self.fate.decisions.len()
             // What is said may make one turn more; and each time that the run is let go on it has more turns.
@@ -181,11 +181,15 @@ impl World {
             return false;
         }
         self.resumed += 1;
-        let Budget { max_turns, max_tool_calls, max_tokens } = self.state.budget;
+        let Budget { max_turns, max_tool_calls, max_tokens, max_wall_seconds, max_cost_micros } =
+            self.state.budget;
         let more = Budget {
             max_turns: max_turns + 4,
             max_tool_calls: max_tool_calls + 8,
             max_tokens: max_tokens + 200,
+            max_wall_seconds,
+            // Zero is no limit, and stays none.
+            max_cost_micros: max_cost_micros + if max_cost_micros == 0 { 0 } else { 200 },
         };
         let lost_request = LostRequest::Repeat;
         self.append(run_resumed(RunResumed { budget: Some(more), lost_request, ..by_somebody() }));
@@ -343,11 +347,16 @@ impl World {
 }
 
 pub(super) fn budget() -> impl Strategy<Value = Budget> {
-    (0..6u32, 0..12u32, 0..200u64).prop_map(|(max_turns, max_tool_calls, max_tokens)| Budget {
-        max_turns,
-        max_tool_calls,
-        max_tokens,
-    })
+    let cost = prop_oneof![2 => Just(0), 1 => 1..150u64];
+    (0..6u32, 0..12u32, 0..200u64, cost).prop_map(
+        |(max_turns, max_tool_calls, max_tokens, max_cost_micros)| Budget {
+            max_turns,
+            max_tool_calls,
+            max_tokens,
+            max_wall_seconds: 0,
+            max_cost_micros,
+        },
+    )
 }
 
 pub(super) fn reply() -> impl Strategy<Value = Reply> {

@@ -194,6 +194,7 @@ fn answer() -> ModelResponse {
         items: vec![AnsweredItem { raw: raw(&reasoning), call: None }],
         tokens: TokenCount { input: 7, output: 3, ..TokenCount::default() },
         duration_ms: 1,
+        cost_micros: None,
     }
 }
 

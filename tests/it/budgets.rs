@@ -1,0 +1,135 @@
+//! Limits of cost and of time: what they count, when a run stands still because of them, and that nothing is lost then.
+
+use agentd::{
+    proto::v1::{self, RunState},
+    scripted::{Reply, Seen, Turn},
+};
+use serde_json::json;
+use tonic::Code;
+
+use crate::support::{Backend, Settings, TestDaemon, refusal};
+
+fn reply(seen: &Seen) -> Reply {
+    Reply::Answer(match seen.turn {
+        1 => Turn::call("shell_exec", json!({"command": ["sh", "script.sh"]})),
+        _ => Turn::say("done"),
+    })
+}
+
+/// A daemon that knows a price: every token costs a dollar.
+async fn priced() -> (Backend, TestDaemon) {
+    let backend = Backend::start(reply).await;
+    let daemon = TestDaemon::start_with(Settings {
+        base_url: backend.url(),
+        configuration: "prices:\n  dear: {input: 1e6, cached_input: 1e6, output: 1e6}\n".into(),
+        ..Settings::default()
+    });
+    (backend, daemon)
+}
+
+async fn submit(daemon: &TestDaemon, model: &str, budget: v1::Budget) -> String {
+    let request = v1::CreateRunRequest {
+        model: model.into(),
+        budget: Some(budget),
+        ..daemon.request("work")
+    };
+    daemon.create(request).await.unwrap().run.unwrap().id
+}
+
+async fn resume(daemon: &TestDaemon, id: &str, budget: v1::Budget) {
+    let request =
+        v1::ResumeRunRequest { id: id.into(), budget: Some(budget), ..Default::default() };
+    daemon.client().await.runs().resume_run(request).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_run_stands_still_once_its_answers_have_cost_its_limit_and_goes_on_with_a_higher_one() {
+    let (_backend, daemon) = priced().await;
+    daemon.put("script.sh", "echo ran >>ran\n");
+    let dollars =
+        |dollars: u64| v1::Budget { max_cost_micros: dollars * 1_000_000, ..Default::default() };
+    let id = submit(&daemon, "dear", dollars(1)).await;
+    let story = daemon.story(&id).await;
+    assert_eq!(story.state(), RunState::OutOfBudget);
+    let error = story.run.error.as_ref().unwrap();
+    assert_eq!(error.reason, "BUDGET_EXHAUSTED");
+    assert!(error.message.contains("millionths of a dollar"), "{}", error.message);
+    // What each answer cost stands in its entry, and the run's usage is their sum.
+    let usage = story.run.usage.unwrap();
+    let costs: Vec<u64> = story
+        .payloads("model_response")
+        .iter()
+        .map(|answer| answer["cost_micros"].as_u64().unwrap())
+        .collect();
+    assert_eq!(costs, [(usage.input_tokens + usage.output_tokens) * 1_000_000]);
+    assert_eq!(usage.cost_micros, costs[0]);
+    assert_eq!(daemon.read("ran").unwrap(), "ran\n", "what was asked for is done, then it rests");
+
+    resume(&daemon, &id, dollars(1_000_000)).await;
+    let story = daemon.story(&id).await;
+    assert_eq!(story.state(), RunState::Succeeded);
+    assert_eq!(daemon.read("ran").unwrap(), "ran\n", "and nothing is done twice");
+}
+
+#[tokio::test]
+async fn a_limit_of_cost_for_a_model_without_a_price_is_refused() {
+    let (_backend, daemon) = priced().await;
+    for model in ["cheap", ""] {
+        let budget = Some(v1::Budget { max_cost_micros: 1, ..Default::default() });
+        let request =
+            v1::CreateRunRequest { model: model.into(), budget, ..daemon.request("work") };
+        let status = daemon.create(request).await.unwrap_err();
+        assert_eq!(refusal(&status).0, Code::InvalidArgument, "{status:?}");
+        assert!(status.message().contains("there is no price"), "{}", status.message());
+    }
+    let story = daemon.carry_out("work").await;
+    assert_eq!(story.run.usage.unwrap().cost_micros, 0, "without a limit, no price is needed");
+}
+
+#[tokio::test]
+async fn time_at_work_counts_and_time_that_a_run_stands_still_or_nobody_is_there_does_not() {
+    let (_backend, mut daemon) = priced().await;
+    daemon.put("script.sh", "sleep 1.1\n");
+    let seconds = |seconds| v1::Budget { max_wall_seconds: seconds, ..Default::default() };
+    let id = submit(&daemon, "", seconds(1)).await;
+    let story = daemon.story(&id).await;
+    assert_eq!(story.state(), RunState::OutOfBudget);
+    assert!(story.run.error.as_ref().unwrap().message.contains("seconds of work"));
+    let worked = story.run.usage.unwrap().wall_ms;
+    assert!(worked >= 1100, "{worked}");
+
+    // Long enough to be told from the few milliseconds that are left to do.
+    daemon.kill();
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    daemon.restart();
+    resume(&daemon, &id, seconds(3600)).await;
+    let story = daemon.story(&id).await;
+    assert_eq!(story.state(), RunState::Succeeded);
+    let entries: Vec<i64> =
+        story.entries.iter().filter_map(|entry| entry.time.map(|time| time.seconds)).collect();
+    let span = entries[entries.len() - 1] - entries[0];
+    assert!(span >= 3, "{entries:?}");
+    let total = story.run.usage.unwrap().wall_ms;
+    assert!(total < worked + 2500, "{total} after {worked}");
+}
+
+#[tokio::test]
+async fn a_price_table_that_cannot_be_read_is_refused_with_its_places() {
+    let backend = Backend::start(reply).await;
+    let said = TestDaemon::refused(Settings {
+        base_url: backend.url(),
+        configuration: "prices:\n  a: {input: -1, cached_input: 1, output: much}\n  b: 7\n  \
+                        c: {input: 1, output: 1, reasoning: 3}\n"
+            .into(),
+        ..Settings::default()
+    });
+    for fault in [
+        "a.input: a price in dollars",
+        "a.output: a price in dollars",
+        "b is not a map",
+        "c.cached_input: a price",
+        "c.reasoning: there is no such key",
+    ] {
+        assert!(said.contains(fault), "{fault}: {said}");
+    }
+}

@@ -30,6 +30,28 @@ pub(crate) fn directory() -> tempfile::TempDir {
 pub(crate) struct Daemon {
     child: Child,
     home: tempfile::TempDir,
+    base_url: String,
+}
+
+fn boot(home: &Path, base_url: &str) -> Child {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_agentd"))
+        .arg("serve")
+        .arg("--config")
+        .arg(home.join("agentd.yaml"))
+        .arg("--state-dir")
+        .arg(home.join("state"))
+        .arg("--workspace-root")
+        .arg(home)
+        .args(["--listen", "127.0.0.1:0", "--log", "warn"])
+        .args(["--base-url", base_url, "--model", "m"])
+        .env_clear()
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert!(line.starts_with("agentd is ready"), "{line:?}");
+    child
 }
 
 impl Daemon {
@@ -38,24 +60,15 @@ impl Daemon {
         let home = directory();
         let configuration = "limits: {running_runs: 2000}\n";
         fs::write(home.path().join("agentd.yaml"), configuration).unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_agentd"))
-            .arg("serve")
-            .arg("--config")
-            .arg(home.path().join("agentd.yaml"))
-            .arg("--state-dir")
-            .arg(home.path().join("state"))
-            .arg("--workspace-root")
-            .arg(home.path())
-            .args(["--listen", "127.0.0.1:0", "--log", "warn"])
-            .args(["--base-url", base_url, "--model", "m"])
-            .env_clear()
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.starts_with("agentd is ready"), "{line:?}");
-        Self { child, home }
+        let child = boot(home.path(), base_url);
+        Self { child, home, base_url: base_url.to_owned() }
+    }
+
+    /// The next daemon on the same store, ready.
+    pub(crate) fn kill_and_restart(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        self.child = boot(self.home.path(), &self.base_url);
     }
 
     pub(crate) fn home(&self) -> &Path {

@@ -1,6 +1,6 @@
-//! What agentd costs, as tables: steps a second, one run alone, a long history, memory, cold start, reading
-//! while others write, and other runtimes beside it. `cargo bench --locked --bench performance` prints all of
-//! them; with names behind `--`, only those (throughput alone history memory start reading spawn decision proxy peers). Other
+//! What agentd costs, as tables: steps a second, one run alone, a long history, memory, cold start, a long run opened,
+//! many runs after a crash, reading while others write, and other runtimes beside it. `cargo bench --locked --bench performance` prints all of
+//! them; with names behind `--`, only those (throughput alone history memory start opening recovery reading spawn decision proxy peers). Other
 //! runtimes are compared where AGENTD_REAL_PARTS says where they are: see `peers.rs`.
 //!
 //! The daemon is the real program as a process; the model is `backend.rs`, without latency, in this process:
@@ -22,6 +22,7 @@ mod proxy;
 mod rest;
 mod sandbox;
 mod steps;
+mod stored;
 
 fn main() {
     // Cargo passes flags of its own to every benchmark.
@@ -46,6 +47,12 @@ async fn measure(named: &[String]) {
     }
     if wanted("start") {
         rest::cold_start();
+    }
+    if wanted("opening") {
+        stored::opening().await;
+    }
+    if wanted("recovery") {
+        stored::recovery().await;
     }
     if wanted("reading") {
         rest::reading().await;

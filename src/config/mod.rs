@@ -306,7 +306,7 @@ fn backend(
 
 fn limits(reader: &mut Reader<'_>) -> Option<Limits> {
     let running = reader.take(names::RUNNING_RUNS, None, || Some(Count(1024)));
-    let of_one = reader.take(names::RUNNING_RUNS_PER_SUBMITTER, None, || Some(Count(1024)));
+    let of_one = reader.take(names::RUNNING_RUNS_PER_SUBMITTER, None, || running);
     let queued = reader.take(names::QUEUED_RUNS, None, || Some(Count(10_000)));
     let checkpoints = reader.take(names::CHECKPOINT_ENTRIES, None, || Some(Count(256)));
     let free_disk = reader.take(names::FREE_DISK_MIB, None, || Some(Room(256)));

@@ -1,8 +1,8 @@
 //! Places at which the daemon can be made to die, for tests of what is left then. Builds for people have none: there
 //! [`reach`] is empty, and no variable is read.
 
-/// Every place, in the order in which one call passes them.
-pub const POINTS: [&str; 10] = [
+/// Every place, in the order in which one call passes them; then those of the mirror, which follows in its own time.
+pub const POINTS: [&str; 12] = [
     "intent.before",
     "intent.after",
     "ask.before",
@@ -13,6 +13,8 @@ pub const POINTS: [&str; 10] = [
     "commit.before",
     "commit.after",
     "reply.before",
+    "mirror.before",
+    "mirror.after",
 ];
 
 /// Names the place and how often it is passed alive: `commit.before:3`.

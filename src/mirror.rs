@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     domain::ids::{Position, Timestamp},
-    jsonl,
+    fail_point, jsonl,
     ports::{AuditFilter, Clock, EntryView, Journal, JournalError},
     tasks,
 };
@@ -276,8 +276,15 @@ fn append(path: &Path, length: u64, text: &[u8]) -> io::Result<()> {
     if file.metadata()?.len() > length {
         file.set_len(length)?;
     }
+    fail_point::reach("mirror.before");
     file.write_all(text)?;
-    file.sync_data()
+    fail_point::reach("mirror.after");
+    file.sync_data()?;
+    match length {
+        // It is new, and so may be its directory: their names must last, too.
+        0 => path.ancestors().skip(1).take(2).try_for_each(|above| File::open(above)?.sync_all()),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

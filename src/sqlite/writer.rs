@@ -8,7 +8,9 @@ mod derived;
 
 use std::{fmt, sync::Arc, thread};
 
-use rusqlite::{Connection, OptionalExtension as _, Transaction, TransactionBehavior, params};
+use rusqlite::{
+    Connection, OptionalExtension as _, Transaction, TransactionBehavior, config::DbConfig, params,
+};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
@@ -226,9 +228,19 @@ impl Thread {
                 // After a failed commit or sync nobody knows what is on disk: acknowledge nothing more.
                 let message = format!("{error}; check the disk, then start agentd again");
                 tracing::error!(%error, "the journal cannot be written, the daemon must stop");
+                self.abandon();
                 answers.into_iter().for_each(|answer| answer.fail(&message));
                 self.failed = Some(message);
             }
+        }
+    }
+
+    /// Leaves the files as they are: the last connection that closes would sync once more and fold the log into the
+    /// database, and a sync that succeeds after one that failed says nothing of what the failed one was to keep.
+    fn abandon(&self) {
+        let setting = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        if let Err(error) = self.connection.set_db_config(setting, true) {
+            tracing::error!(%error, "the journal is folded into the database in spite of its failure");
         }
     }
 

@@ -81,7 +81,7 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ("proto", &[]),
     ("fail_point", &[]),
     ("jsonl", &["domain", "ports"]),
-    ("mirror", &["domain", "jsonl", "ports", "tasks", "telemetry"]),
+    ("mirror", &["domain", "fail_point", "jsonl", "ports", "tasks", "telemetry"]),
     ("tasks", &[]),
     ("telemetry", &[]),
     ("yaml", &[]),

@@ -17,6 +17,7 @@ use std::{
 };
 
 use self::internet::Internet;
+use crate::shim::Shim;
 use agentd::{
     client::{Address, Client},
     proto::v1::{self, RunState, stream_run_events_response::Event},
@@ -103,6 +104,15 @@ impl TestDaemon {
 
     pub(crate) fn start_with(settings: Settings) -> Self {
         let mut daemon = Self::prepared(settings);
+        daemon.boot();
+        daemon
+    }
+
+    /// A daemon between which and its disk a shim stands.
+    pub(crate) fn start_on(settings: Settings, shim: &Shim) -> Self {
+        let mut daemon = Self::prepared(settings);
+        let variables = shim.variables(&daemon.state());
+        daemon.settings.environment.extend(variables);
         daemon.boot();
         daemon
     }
@@ -535,6 +545,18 @@ pub(crate) async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         }
     });
     waited.await.unwrap_or_else(|_| panic!("it never came to this: {what}"));
+}
+
+/// The same numbers in every run of a test.
+#[derive(Debug, Clone)]
+pub(crate) struct Dice(pub(crate) u64);
+
+impl Dice {
+    pub(crate) fn below(&mut self, most: u64) -> u64 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % most
+    }
 }
 
 /// Says that something could not be checked on this machine, and why: never silently.

@@ -9,7 +9,10 @@ use std::{
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -121,7 +124,7 @@ pub async fn run(
         intake(parts.engine.clone(), servers.health.clone(), servers.tasks.token()),
     );
     if parts.last_stop == LastStop::Unclean {
-        let examined = examine(parts.journal.clone(), parts.engine.clone());
+        let examined = examine(parts.journal.clone(), parts.engine.clone(), parts.examined.clone());
         let token = servers.tasks.token();
         servers
             .tasks
@@ -181,6 +184,8 @@ struct Parts {
     /// Who may call over TCP.
     known: Arc<[Credential]>,
     last_stop: LastStop,
+    /// Whether what an unclean stop left has been looked at.
+    examined: Arc<AtomicBool>,
 }
 
 /// Every run that waits on the model is a socket: take as many descriptors as this process may have.
@@ -231,22 +236,10 @@ async fn assemble(
     let sandbox = Arc::new(open_sandbox(config, walls??, places)?);
     let backend = ResponsesBackend::new(&config.backend).map_err(DaemonError::Backend)?;
     let started = clock.now();
-    let registry = state.join(REGISTRY);
-    let entries = tools.entries().iter();
-    let registered = tool_files::register(
-        &registry,
-        entries.map(|entry| (entry.spec(), entry.source().to_string())),
-        started,
-    )
-    .map_err(|source| DaemonError::State { path: registry, source })?;
+    let registered = register(state, &tools, started)?;
     let info = info(config, &backend, registered, started);
     let last_stop = LastStop::of(&*journal).await?;
-    let record = DaemonStarted {
-        version: env!("CARGO_PKG_VERSION").into(),
-        epoch: journal.epoch(),
-        sqlite: sqlite::version().into(),
-        policy_revision: policy.revision.clone(),
-    };
+    let record = first_words(&journal, &policy);
     let entry = note(&*journal, &clock, record.into(), Some(policy.revision.clone())).await?;
     let world = World {
         model: Arc::new(backend),
@@ -271,7 +264,37 @@ async fn assemble(
     if resumed > 0 {
         tracing::info!(runs = resumed, "runs go on");
     }
-    Ok(Parts { engine, journal, mirror, clock, info, known: known.into(), last_stop })
+    Ok(Parts {
+        engine,
+        journal,
+        mirror,
+        clock,
+        info,
+        known: known.into(),
+        last_stop,
+        examined: Arc::default(),
+    })
+}
+
+fn register(
+    state: &Path,
+    tools: &Toolbox,
+    started: Timestamp,
+) -> Result<Vec<RegisteredTool>, DaemonError> {
+    let registry = state.join(REGISTRY);
+    let entries = tools.entries().iter();
+    let known = entries.map(|entry| (entry.spec(), entry.source().to_string()));
+    tool_files::register(&registry, known, started)
+        .map_err(|source| DaemonError::State { path: registry, source })
+}
+
+fn first_words(journal: &sqlite::SqliteJournal, policy: &Policy) -> DaemonStarted {
+    DaemonStarted {
+        version: env!("CARGO_PKG_VERSION").into(),
+        epoch: journal.epoch(),
+        sqlite: sqlite::version().into(),
+        policy_revision: policy.revision.clone(),
+    }
 }
 
 fn open_sandbox(
@@ -463,7 +486,9 @@ async fn stop(
         tracing::warn!("some steps had not finished; they are left to the next daemon");
     }
     servers.tasks.stop(CONNECTIONS).await;
-    let record = DaemonStopped { why: signal.into() };
+    let is_unexamined =
+        parts.last_stop == LastStop::Unclean && !parts.examined.load(Ordering::Relaxed);
+    let record = DaemonStopped { why: signal.into(), is_unexamined };
     note(&*parts.journal, &parts.clock, record.into(), None).await?;
     let late = parts.clock.sleep(CONNECTIONS);
     tokio::select! {
@@ -511,10 +536,27 @@ fn signals() -> Result<Signals, DaemonError> {
     Ok(Signals { stop, reload })
 }
 
+/// Makes the directory, for its owner alone, and those above it that are missing. Their names are on disk when this
+/// returns: what is synced in a directory is lost with the directory's own name.
 fn create_private(directory: &Path) -> io::Result<()> {
-    if !directory.is_dir() {
+    // The store is made after this: where it is, all of this was done.
+    if directory.join(sqlite::DATABASE).exists() {
+        return Ok(());
+    }
+    let is_missing = |above: &&Path| !above.as_os_str().is_empty() && !above.is_dir();
+    let missing = directory.ancestors().take_while(is_missing).count();
+    if missing > 0 {
         fs::create_dir_all(directory)?;
         fs::set_permissions(directory, Permissions::from_mode(0o700))?;
+    }
+    // At least its own: whoever made it may have died before that.
+    for above in directory.ancestors().skip(1).take(missing.max(1)) {
+        let above = if above.as_os_str().is_empty() { Path::new(".") } else { above };
+        match fs::File::open(above).and_then(|above| above.sync_all()) {
+            // What somebody else made, and we may only pass through, is theirs to keep.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied && missing == 0 => {}
+            synced => synced?,
+        }
     }
     Ok(())
 }

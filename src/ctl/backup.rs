@@ -62,19 +62,22 @@ pub(super) async fn backup(global: &Global, wanted: Backup) -> Result<Exit, Fail
     };
     let mut client = connect::connect(global).await?.admin();
     let mut stream = client.backup_database(v1::BackupDatabaseRequest {}).await?.into_inner();
+    // Half a backup must not be taken for one: it has its name once it is whole and on disk.
+    let draft = PathBuf::from(format!("{}.part", wanted.file.display()));
     let mut options = OpenOptions::new();
-    let mut file =
-        options.create_new(true).write(true).mode(0o600).open(&wanted.file).map_err(named)?;
+    options.create(true).truncate(true).write(true).mode(0o600);
+    let mut file = options.open(&draft).map_err(named)?;
     let received = receive(&mut stream, &mut file).await;
-    let summary = match received {
-        Ok(summary) => summary,
-        // Half a backup must not be taken for one.
-        Err(failure) => {
-            let _ = std::fs::remove_file(&wanted.file);
-            return Err(failure);
-        }
-    };
-    file.sync_all().map_err(named)?;
+    let kept = received.and_then(|summary| {
+        file.sync_all().map_err(named)?;
+        // Unlike a renaming, it replaces nothing.
+        std::fs::hard_link(&draft, &wanted.file).map_err(named)?;
+        let above = wanted.file.parent().filter(|above| !above.as_os_str().is_empty());
+        File::open(above.unwrap_or(Path::new("."))).and_then(|above| above.sync_all())?;
+        Ok(summary)
+    });
+    let _ = std::fs::remove_file(&draft);
+    let summary = kept?;
     show(global, &wanted.file, &summary)?;
     Ok(if summary.intact { Exit::Done } else { Exit::Unsuccessful })
 }
@@ -157,15 +160,19 @@ pub(super) fn restore(global: &Global, wanted: Restore) -> Result<Exit, Failure>
 
 pub(super) async fn drain(global: &Global, wanted: Drain) -> Result<Exit, Failure> {
     let mut client = connect::connect(global).await?.admin();
-    let request = v1::DrainRequest { undo: wanted.undo };
-    loop {
-        let drained = client.drain(request).await?.into_inner();
-        if !wanted.wait || drained.running == 0 {
-            show_drained(global, &drained)?;
-            return Ok(Exit::Done);
-        }
+    let request = v1::DrainRequest { undo: wanted.undo, only_tell: false };
+    let mut drained = client.drain(request).await?.into_inner();
+    while wanted.wait && drained.running > 0 {
         tokio::time::sleep(PACE).await;
+        let request = v1::DrainRequest { undo: false, only_tell: true };
+        drained = client.drain(request).await?.into_inner();
+        if !drained.draining {
+            let message = "the daemon was opened again meanwhile, or is another one by now";
+            return Err(Failure::new(Exit::Unsuccessful, message.to_owned()));
+        }
     }
+    show_drained(global, &drained)?;
+    Ok(Exit::Done)
 }
 
 fn show_drained(global: &Global, drained: &v1::DrainResponse) -> std::io::Result<()> {

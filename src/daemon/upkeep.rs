@@ -1,14 +1,22 @@
 //! What goes on beside callers and runs while the daemon serves: policy files are read again, readiness is told, and a
 //! store that was not closed in order is examined.
 
-use std::{process, sync::Arc, thread, time::Duration};
+use std::{
+    process,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    domain::ids::Caller,
+    domain::{ids::Caller, journal::DaemonStopped},
     engine::{self, Engine, EngineError, Intake},
     grpc::HEALTH_NAMES,
     ports::{Journal, JournalError},
@@ -28,14 +36,23 @@ impl LastStop {
         let last = journal.daemon_views(&["daemon_started", "daemon_stopped"], None, 1).await?;
         Ok(match last.first() {
             Some(view) if view.kind == "daemon_started" => Self::Unclean,
+            Some(view) if says_unexamined(&view.payload) => Self::Unclean,
             Some(_) | None => Self::Clean,
         })
     }
 }
 
+fn says_unexamined(stopped: &str) -> bool {
+    serde_json::from_str(stopped).is_ok_and(|stopped: DaemonStopped| stopped.is_unexamined)
+}
+
 /// After a crash: whether the database is whole, and the journal what was written. Runs go on meanwhile. On pages that
 /// do not hold together nothing more may be written.
-pub(super) async fn examine(journal: Arc<sqlite::SqliteJournal>, engine: Engine) {
+pub(super) async fn examine(
+    journal: Arc<sqlite::SqliteJournal>,
+    engine: Engine,
+    examined: Arc<AtomicBool>,
+) {
     if let Err(error) = journal.examine().await {
         let message = format!("after an unclean stop: {error}");
         return engine.give_up(JournalError::Failed { message });
@@ -50,6 +67,7 @@ pub(super) async fn examine(journal: Arc<sqlite::SqliteJournal>, engine: Engine)
         ),
         Err(error) => tracing::error!(%error, "the journal cannot be verified"),
     }
+    examined.store(true, Ordering::Relaxed);
 }
 
 /// Everything but that the process lives.

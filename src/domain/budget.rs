@@ -24,7 +24,7 @@ pub struct Budget {
     pub max_tool_calls: u32,
     /// Input and output tokens together, as the backend counts them.
     pub max_tokens: u64,
-    /// Time that the run is at work, in seconds; what it stands still for does not count. Zero: any.
+    /// Time in which a request or a call of the run is under way, in seconds. Zero: any.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub max_wall_seconds: u64,
     /// What its answers cost by the price table, in millionths of a dollar. Zero: any.
@@ -84,7 +84,7 @@ pub struct Usage {
     /// CPU time of programs, in milliseconds.
     #[serde(default)]
     pub cpu_ms: u64,
-    /// Time that the run was at work, in microseconds, by the times of its entries.
+    /// Time in which a request or a call was under way, in microseconds, by the times of its entries.
     #[serde(default)]
     pub wall_us: u64,
     /// What its answers cost by the price table, in millionths of a dollar; those without a price count nothing.

@@ -437,6 +437,9 @@ pub struct StoreRestored {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DaemonStopped {
     pub why: String,
+    /// The stop before was not in order, and this daemon has not come to examining what that left.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_unexamined: bool,
 }
 
 /// Longest view that is stored as it is, in bytes: clients accept messages of 4 MiB. In a longer one,
@@ -533,12 +536,13 @@ mod tests {
     #[test]
     fn a_record_without_secrets_is_stored_once_and_one_with_secrets_keeps_a_sealed_body() {
         let redactor = Redactor::new(["hunter2-hunter2".to_owned()]);
-        let plain = Record::from(DaemonStopped { why: "asked to".into() });
+        let plain = Record::from(DaemonStopped { why: "asked to".into(), is_unexamined: false });
         assert_eq!(
             plain.stored(&redactor).unwrap(),
             Stored { view: r#"{"why":"asked to"}"#.into(), body: None }
         );
-        let secret = Record::from(DaemonStopped { why: "hunter2-hunter2".into() });
+        let secret =
+            Record::from(DaemonStopped { why: "hunter2-hunter2".into(), is_unexamined: false });
         let stored = secret.stored(&redactor).unwrap();
         assert_eq!(stored.view, r#"{"why":"[redacted]"}"#);
         assert_eq!(stored.body.as_deref(), Some(r#"{"why":"hunter2-hunter2"}"#));
@@ -547,7 +551,9 @@ mod tests {
     #[test]
     fn a_view_stays_within_what_clients_accept_and_the_whole_is_sealed() {
         let why = "x".repeat(VIEW_BYTES);
-        let stored = Record::from(DaemonStopped { why }).stored(&Redactor::default()).unwrap();
+        let stored = Record::from(DaemonStopped { why, is_unexamined: false })
+            .stored(&Redactor::default())
+            .unwrap();
         assert!(stored.view.len() < SHORTENED_CHARS + 100);
         assert!(
             stored.view.ends_with("[... 2088960 bytes left out ...]\"}"),

@@ -191,11 +191,6 @@ impl RunState {
         Some(entries.fold(state, |state, entry| fold(state, &entry)))
     }
 
-    /// Whether a step of it has been made, and more are to follow without anybody's doing.
-    pub fn is_at_work(&self) -> bool {
-        matches!(self.phase, Phase::Going(_)) && self.head.0 > 1
-    }
-
     /// Whether something was begun whose end is not on disk.
     pub fn is_under_way(&self) -> bool {
         match &self.phase {

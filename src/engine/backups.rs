@@ -6,7 +6,7 @@ use crate::{
         journal::{BackupMade, NewEntry, Record, StoreRestored},
     },
     engine::{Engine, EngineError},
-    ports::StoreCopy,
+    ports::{JournalError, StoreCopy},
 };
 
 /// Who makes the runs of a restored store stand still.
@@ -16,6 +16,7 @@ impl Engine {
     /// A copy of the whole store of one moment, checked; that it was given away is on disk.
     pub async fn backup(&self, by: Caller) -> Result<StoreCopy, EngineError> {
         let engine = self.clone();
+        self.check_disk()?;
         self.finish(async move {
             let copy = engine.inner.world.backups.copy().await?;
             let record = BackupMade { by, bytes: copy.bytes, entries: copy.report.entries };
@@ -31,10 +32,17 @@ impl Engine {
                    at its workspace, then let it go on, or cancel it";
         let mut runs = 0;
         for run in self.inner.world.journal.unended().await? {
-            if !self.run(run).await?.status.state.is_suspended() {
-                self.pause(Caller::new(RESTORE), run, why.into()).await?;
-            }
             runs += 1;
+            // Also one that stands still: an answer that it waits for must not let it go on by itself.
+            match self.pause(Caller::new(RESTORE), run, why.into()).await {
+                Ok(_) => {}
+                // It is being cancelled, and begins nothing either.
+                Err(EngineError::InvalidState { .. }) => {}
+                Err(EngineError::Journal(error @ JournalError::Unreadable { .. })) => {
+                    tracing::error!(%run, %error, "the run of a restored store cannot go on at all");
+                }
+                Err(error) => return Err(error),
+            }
         }
         self.note(StoreRestored { at, runs }).await
     }

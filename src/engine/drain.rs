@@ -41,11 +41,16 @@ impl Engine {
                 engine.note(DrainRequested { by, draining: wanted == Intake::Closed }).await?;
                 engine.pump();
             }
-            let schedule = engine.schedule();
-            let (running, queued) = (schedule.running.len(), schedule.queue.len());
-            Ok(Drained { intake: wanted, running, queued })
+            Ok(engine.drained())
         })
         .await
+    }
+
+    /// What is left to do.
+    pub fn drained(&self) -> Drained {
+        let schedule = self.schedule();
+        let (running, queued) = (schedule.running.len(), schedule.queue.len());
+        Drained { intake: *self.inner.intake.borrow(), running, queued }
     }
 
     /// Tells whenever it changes whether runs are taken.
@@ -53,7 +58,15 @@ impl Engine {
         self.inner.intake.subscribe()
     }
 
-    /// Errors: the daemon stops, or is being drained.
+    /// Errors: the daemon stops.
+    pub(super) fn check_goes_on(&self) -> Result<(), EngineError> {
+        match self.stopping().is_cancelled() {
+            true => Err(self.farewell()),
+            false => Ok(()),
+        }
+    }
+
+    /// Errors: the daemon stops, or is being drained. A repetition of what was accepted is not asked.
     pub(super) fn check_intake(&self) -> Result<(), EngineError> {
         match *self.inner.intake.borrow() {
             Intake::Open if !self.stopping().is_cancelled() => Ok(()),

@@ -149,7 +149,7 @@ impl Engine {
     ///
     /// The same `request_id` and body from the same caller give the same run.
     pub async fn fork(&self, access: Access, wanted: Fork) -> Result<Submitted, EngineError> {
-        self.check_intake()?;
+        self.check_goes_on()?;
         check(&wanted)?;
         let engine = self.clone();
         self.finish(async move { engine.fork_checked(access, wanted).await }).await

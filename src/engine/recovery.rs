@@ -11,10 +11,7 @@ use crate::{
 ///
 /// Leftover programs must be dead by now: see `sandbox::LocalSandbox::open`.
 pub(super) async fn take_over(world: &World, log: &mut RunLog) -> Result<(), JournalError> {
-    let state = log.state();
-    // Where time at work is counted, that between two daemons is none.
-    let is_timed = state.budget.max_wall_seconds > 0 && state.is_at_work();
-    if !state.is_under_way() && !is_timed {
+    if !log.state().is_under_way() {
         return Ok(());
     }
     tracing::info!(run = %log.state().id, after = %log.state().head, "the run is taken over");

@@ -199,7 +199,13 @@ impl Engine {
         let count = runs.len();
         {
             let mut schedule = self.schedule();
-            runs.into_iter().for_each(|waiting| schedule.queue.push(waiting));
+            for waiting in runs {
+                // Those that were told to stand still just now have a driver, or are queued by it.
+                if !schedule.running.contains_key(&waiting.run) && !schedule.queue.has(waiting.run)
+                {
+                    schedule.queue.push(waiting);
+                }
+            }
         }
         self.pump();
         Ok(count)
@@ -229,7 +235,7 @@ impl Engine {
         caller: Access,
         wanted: Submission,
     ) -> Result<Submitted, EngineError> {
-        self.check_intake()?;
+        self.check_goes_on()?;
         check(&wanted)?;
         let engine = self.clone();
         self.finish(async move { engine.submit_checked(caller, wanted).await }).await
@@ -272,12 +278,13 @@ impl Engine {
         let world = &self.inner.world;
         let denied = |message| EngineError::OutOfReach { message };
         reach.check_agent(&spec.agent).map_err(denied)?;
+        self.check_intake()?;
         self.check_room()?;
         self.check_disk()?;
         spec.workspace = self.admit(&spec.workspace, &reach).await?;
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();
-        self.check_price(&spec)?;
+        self.check_price(spec.budget.max_cost_micros, spec.model.as_deref())?;
         let now = world.clock.now();
         let run = world.chance.run_id(now);
         let state = RunState::created(run, Sequence(1), now, spec.clone());
@@ -303,13 +310,13 @@ impl Engine {
     }
 
     /// A limit that nothing counts towards would be no limit.
-    fn check_price(&self, spec: &RunCreated) -> Result<(), EngineError> {
+    pub(super) fn check_price(&self, limit: u64, model: Option<&str>) -> Result<(), EngineError> {
         let World { prices, default_model, .. } = &self.inner.world;
-        let model = spec.model.as_ref().or(default_model.as_ref());
-        if spec.budget.max_cost_micros == 0 || model.is_some_and(|name| prices.contains_key(name)) {
+        let model = model.or(default_model.as_deref());
+        if limit == 0 || model.is_some_and(|name| prices.contains_key(name)) {
             return Ok(());
         }
-        let named = model.map_or("the backend's own choice", String::as_str);
+        let named = model.unwrap_or("the backend's own choice");
         let message = format!(
             "limits the cost, and there is no price for the model ({named}); name a model that `prices` in the \
              configuration has"

@@ -92,6 +92,13 @@ impl Queue {
         found.and_then(|(submitter, place)| self.remove(&submitter, place))
     }
 
+    pub(super) fn has(&self, run: RunId) -> bool {
+        let is_in = |line: &VecDeque<Waiting>| {
+            line.binary_search_by_key(&run, |waiting| waiting.run).is_ok()
+        };
+        self.lines.values().any(is_in)
+    }
+
     fn iter(&self) -> impl Iterator<Item = &Waiting> {
         self.lines.values().flatten()
     }

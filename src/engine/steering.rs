@@ -173,6 +173,8 @@ impl Engine {
     /// returns, that is on disk. A run that goes on anyway returns unchanged.
     pub async fn resume_run(&self, run: RunId, wanted: Resume) -> Result<RunSummary, EngineError> {
         check_length("why", &wanted.why, WHY_BYTES)?;
+        let model = self.run(run).await?.model;
+        self.check_price(wanted.budget.max_cost_micros, model.as_deref())?;
         self.steer(run, Wanted::Resume(wanted)).await
     }
 

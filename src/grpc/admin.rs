@@ -57,8 +57,13 @@ impl AdminService for Admin {
         request: Request<v1::DrainRequest>,
     ) -> Result<Response<v1::DrainResponse>, Status> {
         let by = caller::of(&request)?.caller;
-        let wanted = if request.into_inner().undo { Intake::Open } else { Intake::Closed };
-        let drained = self.engine.set_intake(by, wanted).await.map_err(convert::status)?;
+        let request = request.into_inner();
+        let drained = match (request.only_tell, request.undo) {
+            (true, _) => Ok(self.engine.drained()),
+            (false, true) => self.engine.set_intake(by, Intake::Open).await,
+            (false, false) => self.engine.set_intake(by, Intake::Closed).await,
+        };
+        let drained = drained.map_err(convert::status)?;
         let count = |runs: usize| u32::try_from(runs).unwrap_or(u32::MAX);
         Ok(Response::new(v1::DrainResponse {
             draining: drained.intake == Intake::Closed,

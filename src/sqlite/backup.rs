@@ -38,6 +38,14 @@ pub(super) fn copy(connection: &Connection, database: &Path) -> Result<StoreCopy
 }
 
 fn copy_to(connection: &Connection, path: &Path) -> Result<AuditReport, CopyError> {
+    fill(connection, path)?;
+    let copy = migrate::open_for_reading(path)?;
+    check_pages(&copy)?;
+    Ok(verify::verify(&copy)?)
+}
+
+/// Copies what a connection sees into a file of its own.
+fn fill(connection: &Connection, path: &Path) -> Result<(), CopyError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         Ok(()) | Err(_) => {}
@@ -45,9 +53,7 @@ fn copy_to(connection: &Connection, path: &Path) -> Result<AuditReport, CopyErro
     // SQLite fills an empty file, and keeps who may read it.
     OpenOptions::new().create_new(true).write(true).mode(0o600).open(path)?;
     connection.execute("VACUUM INTO ?1", [path.to_string_lossy()])?;
-    let copy = migrate::open_for_reading(path)?;
-    check_pages(&copy)?;
-    Ok(verify::verify(&copy)?)
+    Ok(())
 }
 
 /// Why a copy was not made.
@@ -145,10 +151,7 @@ pub fn restore(
         path: backup.to_owned(),
         message: error.to_string(),
     })?;
-    let aside = set_aside(&path, now).map_err(file(&path))?;
-    fs::rename(&draft, &path)
-        .and_then(|()| File::open(state_directory)?.sync_all())
-        .map_err(file(&path))?;
+    let aside = put_in_place(&draft, &path, now).map_err(file(&path))?;
     Ok(Restored { report, aside, unended })
 }
 
@@ -199,26 +202,45 @@ fn prepare(backup: &Path, draft: &Path, now: Timestamp) -> Result<(), CopyError>
     for part in ["", "-journal", "-wal", "-shm"] {
         let _ = fs::remove_file(format!("{}{part}", draft.display()));
     }
-    let mut options = OpenOptions::new();
-    let mut to = options.create(true).truncate(true).write(true).mode(0o600).open(draft)?;
-    io::copy(&mut File::open(backup)?, &mut to)?;
-    to.sync_all()?;
+    // By SQLite, so that what stands in a log beside the backup comes along.
+    fill(&migrate::open_for_reading(backup)?, draft)?;
     let mut connection = Connection::open(draft)?;
     // One file: a log beside it would be left behind when it is moved.
     connection.execute_batch("PRAGMA journal_mode = DELETE; PRAGMA synchronous = FULL;")?;
     migrate::migrate(&mut connection, draft)?;
     connection.execute("UPDATE owner SET restored_us = ?1", params![now.0])?;
+    check_pages(&connection)?;
     connection.close().map_err(|(_, error)| error)?;
-    Ok(to.sync_all()?)
+    Ok(File::open(draft)?.sync_all()?)
 }
 
-/// Keeps the store that is there, with what its log holds; and its mirror, which tells of entries that no longer follow.
-fn set_aside(path: &Path, now: Timestamp) -> io::Result<Option<PathBuf>> {
-    let ending = format!("before-restore-{}", now.0);
-    let mirror = path.with_file_name("audit");
+/// Exists while the store is being exchanged: what lies there meanwhile is neither the old one nor the new.
+pub(super) const EXCHANGING: &str = "agentd.db.exchanging";
+
+/// Exchanges the store, and its mirror, which tells of entries that no longer follow; keeps the old ones.
+fn put_in_place(draft: &Path, path: &Path, now: Timestamp) -> io::Result<Option<PathBuf>> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    let sync = || File::open(directory)?.sync_all();
+    // The directory may be new itself.
+    let above = directory.parent().filter(|above| !above.as_os_str().is_empty());
+    above.map_or(Ok(()), |above| File::open(above)?.sync_all())?;
+    let mark = directory.join(EXCHANGING);
+    File::create(&mark)?.sync_all()?;
+    sync()?;
+    let aside = set_aside(path, now)?;
+    fs::rename(draft, path)?;
+    let mirror = directory.join("audit");
     if mirror.is_dir() {
-        fs::rename(&mirror, mirror.with_extension(&ending))?;
+        fs::rename(&mirror, mirror.with_extension(format!("before-restore-{}", now.0)))?;
     }
+    sync()?;
+    fs::remove_file(&mark)?;
+    sync()?;
+    Ok(aside)
+}
+
+/// Keeps the store that is there, with what its log holds.
+fn set_aside(path: &Path, now: Timestamp) -> io::Result<Option<PathBuf>> {
     if !path.exists() {
         return Ok(None);
     }
@@ -226,7 +248,7 @@ fn set_aside(path: &Path, now: Timestamp) -> io::Result<Option<PathBuf>> {
     if let Ok(old) = Connection::open(path) {
         let _ = old.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()));
     }
-    let aside = path.with_extension(format!("db.{ending}"));
+    let aside = path.with_extension(format!("db.before-restore-{}", now.0));
     fs::hard_link(path, &aside)?;
     for part in ["-wal", "-shm"] {
         let beside = |path: &Path| PathBuf::from(format!("{}{part}", path.display()));

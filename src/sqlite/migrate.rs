@@ -53,6 +53,11 @@ pub enum OpenError {
     UnsafeSqlite { version: &'static str },
     #[error("{path} is not a sealing key of 32 bytes; restore it from a backup")]
     Key { path: PathBuf },
+    #[error(
+        "a restore into {directory} was cut off in the middle; do it again (agentctl restore), or put one of the \
+         agentd.db.before-restore files back and remove agentd.db.exchanging"
+    )]
+    Exchanging { directory: PathBuf },
     #[error("a thread for the journal cannot be started")]
     Thread { source: io::Error },
 }

@@ -64,6 +64,11 @@ pub struct Store {
 pub fn take(state_directory: &Path) -> Result<Store, OpenError> {
     let lock = migrate::lock(state_directory)?;
     let path = state_directory.join(DATABASE);
+    if state_directory.join(backup::EXCHANGING).exists() {
+        return Err(OpenError::Exchanging { directory: state_directory.to_owned() });
+    }
+    // Of a backup that was cut off.
+    let _ = std::fs::remove_file(path.with_extension("db.copy"));
     // The first start syncs both to disk: side by side that takes as long as one.
     let directory = state_directory.to_owned();
     let sealing = thread::Builder::new()

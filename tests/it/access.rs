@@ -446,7 +446,9 @@ async fn sigterm_ends_streams_with_draining_and_leaves_the_journal_in_order() {
     assert_eq!(refusal(&status), (Code::Unavailable, "DRAINING".into()));
     assert_eq!(code, Some(0), "{}", daemon.log());
     let last = sqlite::views_of_file(&daemon.database()).unwrap().pop().unwrap();
-    let stopped = serde_json::to_string(&DaemonStopped { why: "SIGTERM".into() }).unwrap();
+    let stopped =
+        serde_json::to_string(&DaemonStopped { why: "SIGTERM".into(), is_unexamined: false })
+            .unwrap();
     assert_eq!((last.kind.as_str(), last.payload), ("daemon_stopped", stopped));
     assert_eq!(sqlite::verify_file(&daemon.database()).unwrap().faults, []);
     assert!(!daemon.state().join("agentd.sock").exists(), "nobody is behind it any more");

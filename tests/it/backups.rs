@@ -75,14 +75,14 @@ async fn a_restored_store_holds_what_the_backup_held_and_its_unended_runs_stand_
     assert_eq!(daemon.story(&ended.run.id).await.entries, ended.entries);
     let request = v1::GetRunRequest { id: late.run.id };
     assert!(daemon.client().await.runs().get_run(request).await.is_err());
-    let run = daemon.get(&slow).await;
+    let run = daemon.wait(&slow).await;
     assert!(matches!(run.state(), RunState::Paused | RunState::NeedsAttention), "{run:?}");
     let report = daemon.audit().await;
     assert!(report.intact, "{:?}", report.faults);
     assert_eq!(daemon.read("ran").unwrap(), "ran\n", "nothing ran again");
     // Once said, it is for the next daemon as for any.
     daemon.restart();
-    assert_eq!(daemon.get(&slow).await.state(), run.state());
+    assert_eq!(daemon.wait(&slow).await.state(), run.state());
 }
 
 #[tokio::test]

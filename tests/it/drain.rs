@@ -21,7 +21,7 @@ fn reply(seen: &Seen) -> Reply {
 
 async fn drain(daemon: &TestDaemon, undo: bool) -> v1::DrainResponse {
     let mut admin = daemon.client().await.admin();
-    admin.drain(v1::DrainRequest { undo }).await.unwrap().into_inner()
+    admin.drain(v1::DrainRequest { undo, only_tell: false }).await.unwrap().into_inner()
 }
 
 /// Whether orchestrators are told that runs are taken.

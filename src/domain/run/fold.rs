@@ -48,10 +48,9 @@ pub fn fold_into(state: &mut RunState, entry: &Entry) {
 }
 
 impl RunState {
-    /// Time at work, up to this entry. Nobody works before the first step, and while no daemon is there.
+    /// Time at work, up to this entry: that in which a request or a call was under way, and a daemon there.
     fn count_time(&mut self, entry: &Entry) {
-        let is_idle = matches!(entry.record, Record::RunRecovered(_)) || self.head.0 <= 1;
-        if let (Phase::Going(_), false) = (&self.phase, is_idle) {
+        if self.is_under_way() && !matches!(entry.record, Record::RunRecovered(_)) {
             let passed = entry.time.0.saturating_sub(self.updated.0);
             let passed = u64::try_from(passed).unwrap_or(0);
             self.usage.wall_us = self.usage.wall_us.saturating_add(passed);

@@ -111,7 +111,7 @@ pub(super) fn records_of_the_daemon() -> Vec<Record> {
         DrainRequested { by: Caller::new("uid:0"), draining: true }.into(),
         BackupMade { by: Caller::new("uid:0"), bytes: 4096, entries: 7 }.into(),
         StoreRestored { at: Timestamp(9), runs: 2 }.into(),
-        DaemonStopped { why: "asked to".into() }.into(),
+        DaemonStopped { why: "asked to".into(), is_unexamined: false }.into(),
     ]
 }
 

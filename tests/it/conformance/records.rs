@@ -262,7 +262,9 @@ impl Noted {
                 let outcome = Reloaded::Refused { faults: vec!["tools.yaml:3:1: no".into()] };
                 PolicyReload { by: caller(0), before: revision, outcome }.into()
             }
-            Self::Stopped => DaemonStopped { why: format!("{SECRET} was stolen") }.into(),
+            Self::Stopped => {
+                DaemonStopped { why: format!("{SECRET} was stolen"), is_unexamined: false }.into()
+            }
         };
         entry(time, record)
     }

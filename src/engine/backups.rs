@@ -1,5 +1,7 @@
 //! Copies of the store for those who ask, and what becomes of the runs of a store that was restored from one.
 
+use tokio::sync::OwnedSemaphorePermit;
+
 use crate::{
     domain::{
         ids::{Caller, Timestamp},
@@ -13,15 +15,21 @@ use crate::{
 const RESTORE: &str = "restore";
 
 impl Engine {
-    /// A copy of the whole store of one moment, checked; that it was given away is on disk.
-    pub async fn backup(&self, by: Caller) -> Result<StoreCopy, EngineError> {
+    /// A copy of the whole store of one moment, checked; that it was given away is on disk. There is one copy at a time,
+    /// for as long as its place is held, since each is as large as the store.
+    pub async fn backup(
+        &self,
+        by: Caller,
+    ) -> Result<(StoreCopy, OwnedSemaphorePermit), EngineError> {
         let engine = self.clone();
-        self.check_disk()?;
+        let place = self.inner.copies.clone().try_acquire_owned();
+        let place = place.map_err(|_| EngineError::BackupBusy)?;
+        self.check_disk(self.inner.world.backups.size().unwrap_or(0))?;
         self.finish(async move {
             let copy = engine.inner.world.backups.copy().await?;
             let record = BackupMade { by, bytes: copy.bytes, entries: copy.report.entries };
             engine.note(record).await?;
-            Ok(copy)
+            Ok((copy, place))
         })
         .await
     }

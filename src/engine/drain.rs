@@ -74,9 +74,9 @@ impl Engine {
         }
     }
 
-    /// Errors: the disk has so little room that what goes on already needs it.
-    pub(super) fn check_disk(&self) -> Result<(), EngineError> {
-        let wanted = self.inner.limits.free_disk_bytes;
+    /// Errors: with so many bytes more the disk has so little room that what goes on already needs it.
+    pub(super) fn check_disk(&self, more: u64) -> Result<(), EngineError> {
+        let wanted = self.inner.limits.free_disk_bytes.saturating_add(more);
         match self.inner.world.disk.free_bytes() {
             Ok(free) if free < wanted => Err(EngineError::DiskLow { free, wanted }),
             Ok(_) => Ok(()),

@@ -76,10 +76,12 @@ pub enum EngineError {
     )]
     Draining,
     #[error(
-        "the disk of the state directory has {free} bytes left, and new runs are taken from {wanted} on \
-         (limits.free_disk_mib); make room, then submit again"
+        "the disk of the state directory has {free} bytes left, and {wanted} are wanted, with what must stay free \
+         (limits.free_disk_mib); make room, then try again"
     )]
     DiskLow { free: u64, wanted: u64 },
+    #[error("another backup is being taken; try again when it is done")]
+    BackupBusy,
     #[error(
         "another run has or waits for {workspace}; try again when it has ended, or let this one wait"
     )]
@@ -139,6 +141,8 @@ pub(super) struct Inner {
     pub(super) hearings: Arc<Semaphore>,
     /// Places for whoever folds a whole run to look at it.
     pub(super) walks: Semaphore,
+    /// The place for a copy of the store.
+    pub(super) copies: Arc<Semaphore>,
     /// Places for event streams.
     pub(super) streams: Arc<Semaphore>,
     /// Whether new runs are taken.
@@ -166,6 +170,7 @@ impl Engine {
                 schedule: Mutex::default(),
                 hearings: Arc::new(Semaphore::new(HEARINGS)),
                 walks: Semaphore::new(WALKS),
+                copies: Arc::new(Semaphore::new(1)),
                 streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
                 intake: watch::Sender::default(),
                 fatal: watch::Sender::new(None),
@@ -280,7 +285,7 @@ impl Engine {
         reach.check_agent(&spec.agent).map_err(denied)?;
         self.check_intake()?;
         self.check_room()?;
-        self.check_disk()?;
+        self.check_disk(0)?;
         spec.workspace = self.admit(&spec.workspace, &reach).await?;
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();

@@ -79,9 +79,13 @@ impl AdminService for Admin {
         request: Request<v1::BackupDatabaseRequest>,
     ) -> Result<Response<Self::BackupDatabaseStream>, Status> {
         let by = caller::of(&request)?.caller;
-        let copy = self.engine.backup(by).await.map_err(convert::status)?;
+        let (copy, place) = self.engine.backup(by).await.map_err(convert::status)?;
         let (out, stream) = mpsc::channel(1);
-        self.engine.spawn_stream(backup::send(copy, out)).map_err(convert::status)?;
+        let sending = async move {
+            backup::send(copy, out).await;
+            drop(place);
+        };
+        self.engine.spawn_stream(sending).map_err(convert::status)?;
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

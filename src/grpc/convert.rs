@@ -144,6 +144,9 @@ pub(super) fn status(error: EngineError) -> Status {
         EngineError::TooManyStreams => {
             with_reason(Code::ResourceExhausted, "TOO_MANY_STREAMS", message, with_retry())
         }
+        EngineError::BackupBusy => {
+            with_reason(Code::ResourceExhausted, "BACKUP_BUSY", message, with_retry())
+        }
         EngineError::DiskLow { .. } => {
             with_reason(Code::ResourceExhausted, "DISK_LOW", message, with_retry())
         }

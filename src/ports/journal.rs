@@ -110,6 +110,9 @@ pub trait Journal: Send + Sync {
 /// Copies everything that is remembered, while it is used.
 #[async_trait]
 pub trait Backups: Send + Sync {
+    /// Room that a copy takes at most, in bytes.
+    fn size(&self) -> std::io::Result<u64>;
+
     /// A copy of one moment, checked by opening it.
     async fn copy(&self) -> Result<StoreCopy, JournalError>;
 }

@@ -184,6 +184,11 @@ impl Shared {
 
 #[async_trait]
 impl Backups for SqliteJournal {
+    fn size(&self) -> io::Result<u64> {
+        let log = std::fs::metadata(self.path.with_extension("db-wal"));
+        Ok(std::fs::metadata(&self.path)?.len() + log.map_or(0, |log| log.len()))
+    }
+
     async fn copy(&self) -> Result<StoreCopy, JournalError> {
         let path = self.path.clone();
         let copied =

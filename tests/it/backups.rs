@@ -10,7 +10,7 @@ use agentd::{
 use rusqlite::Connection;
 use serde_json::json;
 
-use crate::support::{Backend, TestDaemon, wait_until};
+use crate::support::{Backend, Settings, TestDaemon, wait_until};
 
 fn reply(seen: &Seen) -> Reply {
     Reply::Answer(match (seen.task.as_str(), seen.turn) {
@@ -86,6 +86,41 @@ async fn a_restored_store_holds_what_the_backup_held_and_its_unended_runs_stand_
 }
 
 #[tokio::test]
+async fn a_restored_run_that_waits_for_a_person_does_not_go_on_with_the_answer_alone() {
+    let backend = Backend::start(|seen: &Seen| {
+        Reply::Answer(match seen.turn {
+            1 => Turn::call("shell_exec", json!({"command": ["sh", "asks.sh"]})),
+            _ => Turn::say("done"),
+        })
+    })
+    .await;
+    let mut daemon = TestDaemon::start_with(Settings {
+        base_url: backend.url(),
+        commands: "  - {id: test.asks, argv: [sh, asks.sh], decision: require_approval, why: it publishes}\n"
+            .into(),
+        ..Settings::default()
+    });
+    daemon.put("asks.sh", "echo ran >>ran\n");
+    let run = daemon.submit("ask").await.id;
+    assert_eq!(daemon.wait(&run).await.state(), RunState::AwaitingApproval);
+    let file = take(&daemon, "backup.db").await;
+    assert_eq!(daemon.stop(), Some(0));
+    let (code, said) = restore(&daemon, file.to_str().unwrap(), &[]).await;
+    assert_eq!(code, Some(0), "{said}");
+    daemon.restart();
+    let (code, said) =
+        agentctl(&daemon, &["run", "deny", &run, "1.0", "--why", "it was done"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    wait_until("it stands still for the restoring", || {
+        let sql = "SELECT state FROM runs WHERE place = 1";
+        let connection = Connection::open(daemon.database()).unwrap();
+        connection.query_row(sql, [], |row| row.get::<_, String>(0)).unwrap() == "PAUSED"
+    })
+    .await;
+    assert_eq!(daemon.story(&run).await.payloads("model_request").len(), 1, "nobody asked it");
+}
+
+#[tokio::test]
 async fn a_backup_that_was_altered_or_whose_key_is_missing_is_not_put_in_place() {
     let (_backend, mut daemon) = lab().await;
     daemon.carry_out("quick").await;
@@ -134,6 +169,34 @@ async fn a_backup_is_never_written_over_a_file_and_stands_in_the_journal() {
     assert!(!daemon.state().join("agentd.db.copy").exists());
     let checked = agentctl(&daemon, &["audit", "verify", "--file", file.to_str().unwrap()]).await;
     assert_eq!(checked.0, Some(0), "{}", checked.1);
+}
+
+#[tokio::test]
+async fn one_backup_is_taken_at_a_time_and_none_where_the_disk_has_no_room_for_it() {
+    let (_backend, mut daemon) = lab().await;
+    // So much that the whole of it does not fit into what waits on the way to a client who does not read.
+    for _ in 0..3 {
+        let request = v1::CreateRunRequest { task: "x".repeat(1 << 20), ..daemon.request("") };
+        let run = daemon.create(request).await.unwrap().run.unwrap();
+        daemon.wait(&run.id).await;
+    }
+    let client = daemon.client().await;
+    let request = v1::BackupDatabaseRequest {};
+    let mut unread = client.admin().backup_database(request).await.unwrap().into_inner();
+    unread.message().await.unwrap();
+    let other = daemon.client().await;
+    let status = other.admin().backup_database(request).await.unwrap_err();
+    assert!(status.message().contains("another backup is being taken"), "{status:?}");
+    drop(unread);
+
+    daemon.kill();
+    let file = daemon.home().join("agentd.yaml");
+    let limits = "limits: {free_disk_mib: 1000000000000}\n";
+    fs::write(&file, fs::read_to_string(&file).unwrap() + limits).unwrap();
+    daemon.restart();
+    let client = daemon.client().await;
+    let status = client.admin().backup_database(request).await.unwrap_err();
+    assert!(status.message().contains("limits.free_disk_mib"), "{status:?}");
 }
 
 #[tokio::test]

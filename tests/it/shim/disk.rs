@@ -313,10 +313,12 @@ fn apply(content: &mut Vec<u8>, change: &Change) {
 /// The one step that makes `known` of what there is, if they differ. It touches nothing else: what is on disk already
 /// is not at stake again.
 fn missed(known: &[u8], there: &[u8]) -> Option<Change> {
+    if known == there {
+        return None;
+    }
     let differs = |at: &usize| known.get(*at) != there.get(*at);
     let first = (0..there.len()).find(differs);
     match first {
-        None if known.len() == there.len() => None,
         None => Some(Change::Cut(there.len())),
         Some(first) => {
             let last = (first..there.len()).rfind(differs).unwrap_or(first);

@@ -38,10 +38,15 @@ fuzz *flags:
 kills times="100":
     AGENTD_KILLS={{ times }} cargo test --locked --test it kills:: -- --nocapture
 
+# Power cuts at named places, and as many at random times, by the same judge; AGENTD_SEED has others
+power-losses times="100":
+    AGENTD_POWER_LOSSES={{ times }} cargo test --locked --test it power_loss:: -- --nocapture
+
 # What takes too long for the gate: thousands of deaths, every bug planted for the fuzzers found, the numbers of inputs that
 # docs/reports/fuzzing.md tells of, and all tests of cgroup v2
 nightly:
     AGENTD_KILLS=2000 cargo test --locked --test it kills:: -- --nocapture
+    AGENTD_POWER_LOSSES=2000 cargo test --locked --test it power_loss:: -- --nocapture
     scripts/fuzz.sh --planted
     scripts/fuzz.sh --runs 1000000 commands hosts redactor orders
     scripts/fuzz.sh --runs 300000 policy_files

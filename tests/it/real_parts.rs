@@ -349,14 +349,17 @@ async fn sparse_bodies_of_aimock_are_enough() {
 
         assert_eq!(story.state(), RunState::Succeeded, "{story:?}");
         assert_eq!(story.run.answer, "Enough.");
+        let found = story.run.usage.unwrap();
         let usage = Usage {
             turns: 2,
             tool_calls: 1,
             input_tokens: 11,
             output_tokens: 7,
+            // However long it took.
+            wall_ms: found.wall_ms,
             ..Usage::default()
         };
-        assert_eq!(story.run.usage, Some(usage));
+        assert_eq!(found, usage);
         story.assert_calls_are_tied();
     }
     assert_eq!(server.answered().await, ["200 fixture"; 4]);

@@ -466,7 +466,7 @@ where
     let served = Server::builder()
         .max_concurrent_streams(CALLS_A_CONNECTION)
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(10)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .add_routes(routes)
         .serve_with_incoming_shutdown(incoming, stopping.cancelled())
         .await;

@@ -22,6 +22,9 @@
 //! `then`, a change of the policy while it runs); `shown_by` (the test that shows it, where no single call can);
 //! `note`. What stands in braces is told in tests/it/corpus/words.rs: OUT, for example, is a directory outside with
 //! a file `canary`, and REL the same seen from the workspace.
+//!
+//! Controls and scans of /proc block their thread; connections are answered on another, or on a slow machine the daemon
+//! would take them for dead.
 
 mod cases;
 mod files;
@@ -183,7 +186,7 @@ fn shown(done: &Output) -> String {
     format!("{} {words:?}", done.status)
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn each_call_of_the_corpus_is_decided_as_expected_and_nothing_gets_out() {
     let cases = cases(|case| case.call.is_some());
     let stage = Stage::open(&cases, Settings::default(), |case| case.calls().to_vec()).await;
@@ -225,7 +228,7 @@ async fn each_call_of_the_corpus_is_decided_as_expected_and_nothing_gets_out() {
     assert!(stage.daemon.audit().await.intact);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn what_the_corpus_hides_is_heard_by_the_model_and_by_nobody_else() {
     let cases = cases(|case| !case.hides.is_empty());
     let environment = vec![("AGENTD_LOG".into(), "trace".into())];
@@ -320,7 +323,7 @@ async fn the_judge_of_the_corpus_sees_what_a_call_shows() {
     assert_eq!(told, [true, false]);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn with_the_allowlist_off_the_sandbox_holds_each_attack_of_the_corpus_alone() {
     let all = cases(|case| case.attack.is_some());
     let settings = Settings { paths: Some(ALL_FILES.into()), ..Settings::default() };
@@ -389,7 +392,7 @@ fn peak(daemon: &TestDaemon) -> u64 {
     line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn with_the_allowlist_off_files_outside_are_out_of_reach_of_agentd_s_own_tools() {
     let is_beyond_paths = |case: &Case| {
         let by_force = |one: &Expected| one.rule.starts_with("builtin/");

@@ -27,7 +27,7 @@ socks() {
 }
 "#;
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn nothing_of_the_corpus_gets_past_the_proxy_or_around_it() {
     let all = cases(|case| case.reach.is_some());
     for allow_net in [true, false] {

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use self::upkeep::{LastStop, examine, intake, reloads, set_ready};
+use self::upkeep::{LastStop, set_ready};
 use crate::{
     backend::ResponsesBackend,
     callers,
@@ -71,6 +71,10 @@ pub enum DaemonError {
         "the state directory {path} cannot be used; create it, or choose another with --state-dir"
     )]
     State { path: PathBuf, source: io::Error },
+    #[error(
+        "the key that the journal's head is signed with, {path} (audit.signing_key), cannot be used"
+    )]
+    SigningKey { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Policy(#[from] policy_files::PolicyErrors),
     #[error("the declared tools are not valid, and none of them is taken:\n{}", .0.join("\n"))]
@@ -117,21 +121,7 @@ pub async fn run(
     config.state_directory = resolved;
     let parts = assemble(&config, launcher, drivers).await?;
     let servers = serve(&config, &parts).await?;
-    let stopping = servers.tasks.token();
-    servers.tasks.spawn("approvals", parts.engine.clone().let_approvals_expire());
-    servers.tasks.spawn(
-        "intake",
-        intake(parts.engine.clone(), servers.health.clone(), servers.tasks.token()),
-    );
-    if parts.last_stop == LastStop::Unclean {
-        let examined = examine(parts.journal.clone(), parts.engine.clone(), parts.examined.clone());
-        let token = servers.tasks.token();
-        servers
-            .tasks
-            .spawn("examination", async move { token.run_until_cancelled(examined).await });
-    }
-    servers.tasks.spawn("mirror", parts.mirror.clone().follow(servers.tasks.token()));
-    servers.tasks.spawn("reloads", reloads(parts.engine.clone(), reload, stopping));
+    upkeep::start(&config, &parts, &servers, reload);
     ready(&format!(
         "agentd is ready: grpc {} and unix:{}",
         servers.address,
@@ -228,7 +218,7 @@ async fn assemble(
     let redactor = Redactor::new(secrets);
     let store = store??;
     let restored = store.restored();
-    let journal = Arc::new(store.open(redactor.clone())?);
+    let journal = upkeep::open(store, config, redactor.clone())?;
     write_config(config)
         .map_err(|source| DaemonError::State { path: state.join(CONFIG), source })?;
     // Then the sandbox: what the last daemon left running is dead before anything is decided.
@@ -490,6 +480,8 @@ async fn stop(
         parts.last_stop == LastStop::Unclean && !parts.examined.load(Ordering::Relaxed);
     let record = DaemonStopped { why: signal.into(), is_unexamined };
     note(&*parts.journal, &parts.clock, record.into(), None).await?;
+    // A store that is closed in order is signed to its end.
+    parts.journal.sign(parts.clock.now()).await?;
     let late = parts.clock.sleep(CONNECTIONS);
     tokio::select! {
         caught_up = parts.mirror.catch_up() => if let Err(error) = caught_up {

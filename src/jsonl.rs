@@ -9,9 +9,12 @@ use serde_json::value::RawValue;
 use crate::{
     domain::{
         chain::{ChainHash, Linked},
+        head::KeptHead,
+        hex::unhex,
         ids::{Position, RunId, Sequence, Timestamp},
     },
     ports::{AuditFault, AuditReport, EntryView},
+    signing::{Followed, HeadWalk},
 };
 
 /// Faults that are told; more are not looked for.
@@ -93,30 +96,21 @@ fn time(at: Timestamp) -> String {
 }
 
 fn hash(text: &str) -> Option<ChainHash> {
-    let mut bytes = [0; 32];
-    let pairs = text.as_bytes().chunks_exact(2);
-    if text.len() != 64 {
-        return None;
-    }
-    for (byte, pair) in bytes.iter_mut().zip(pairs) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
-    Some(ChainHash(bytes))
+    Some(ChainHash(unhex(text)?.try_into().ok()?))
 }
 
 /// Recomputes every hash of the lines, and looks whether each follows those before it. Where a chain begins before the
 /// first line, that is taken for granted.
 ///
 /// Errors: the lines cannot be read.
-pub fn verify(lines: impl BufRead) -> std::io::Result<AuditReport> {
-    let empty = AuditReport {
-        entries: 0,
-        runs: 0,
-        checkpoints: 0,
-        head: ChainHash::START,
-        faults: Vec::new(),
+pub fn verify(lines: impl BufRead, kept: Vec<KeptHead>) -> std::io::Result<AuditReport> {
+    let mut walk = Walk {
+        ends: HashMap::new(),
+        last: None,
+        gaps: Vec::new(),
+        heads: HeadWalk::new(kept),
+        report: AuditReport::default(),
     };
-    let mut walk = Walk { ends: HashMap::new(), last: None, gaps: Vec::new(), report: empty };
     for (number, text) in (1_u64..).zip(lines.split(b'\n')) {
         walk.step(number, &text?);
         if walk.report.faults.len() >= MOST_FAULTS {
@@ -130,6 +124,11 @@ pub fn verify(lines: impl BufRead) -> std::io::Result<AuditReport> {
         walk.report.faults.truncate(MOST_FAULTS);
     }
     walk.report.runs = walk.ends.keys().filter(|run| run.is_some()).count() as u64;
+    let (signed, missing) = walk.heads.finish(walk.last.unwrap_or_default());
+    let position = walk.last.unwrap_or_default();
+    let fault = |what| AuditFault { position, run: None, sequence: Sequence(0), what };
+    walk.report.faults.extend(missing.into_iter().map(fault));
+    walk.report.signed = signed;
     walk.report.head = walk.ends.get(&None).map_or(ChainHash::START, |(_, hash)| *hash);
     Ok(walk.report)
 }
@@ -140,6 +139,7 @@ struct Walk {
     last: Option<Position>,
     /// Lines that do not follow by position.
     gaps: Vec<AuditFault>,
+    heads: HeadWalk,
     report: AuditReport,
 }
 
@@ -149,6 +149,7 @@ impl Walk {
         let expected = self.last.map(|last| Position(last.0 + 1));
         let Some(view) = std::str::from_utf8(text).ok().and_then(read) else {
             self.last = expected;
+            self.heads.skip();
             let fault = |what| AuditFault {
                 position: expected.unwrap_or_default(),
                 run: None,
@@ -158,7 +159,7 @@ impl Walk {
             let what = format!("line {number} was altered: it is not as agentd writes lines");
             return self.report.faults.push(fault(what));
         };
-        let mut faults = Vec::new();
+        let mut faults: Vec<String> = Vec::new();
         if expected.is_some_and(|expected| expected != view.position)
             && self.gaps.len() < MOST_FAULTS
         {
@@ -167,6 +168,11 @@ impl Walk {
             );
             let (position, run, sequence) = (view.position, view.run, view.sequence);
             self.gaps.push(AuditFault { position, run, sequence, what });
+        }
+        match expected {
+            None if view.position > Position(1) => self.heads.begin_at(view.position),
+            Some(expected) if expected != view.position => self.heads.skip(),
+            None | Some(_) => {}
         }
         let linked = Linked {
             run: view.run,
@@ -180,17 +186,25 @@ impl Walk {
             policy_revision: view.policy_revision.as_deref(),
         };
         if linked.hash(view.previous) != view.hash {
-            faults.push("was altered: its hash does not fit");
+            faults.push("was altered: its hash does not fit".into());
         }
         let follows = |(sequence, hash): &(Sequence, ChainHash)| {
             sequence.next() == view.sequence && *hash == view.previous
         };
         if self.ends.get(&view.run).is_some_and(|end| !follows(end)) {
-            faults.push("does not follow the entry before it in its chain");
+            faults.push("does not follow the entry before it in its chain".into());
         }
+        let signed = self.heads.follow(&Followed {
+            position: view.position,
+            time: view.time,
+            kind: &view.kind,
+            view: &view.payload,
+            hash: view.hash,
+        });
         self.last = Some(view.position);
         self.ends.insert(view.run, (view.sequence, view.hash));
-        let fault = |what: &str| AuditFault {
+        faults.extend(signed);
+        let fault = |what: String| AuditFault {
             position: view.position,
             run: view.run,
             sequence: view.sequence,
@@ -244,7 +258,7 @@ mod tests {
     }
 
     fn found(text: &[u8]) -> Vec<String> {
-        verify(text).unwrap().faults.into_iter().map(|fault| fault.what).collect()
+        verify(text, Vec::new()).unwrap().faults.into_iter().map(|fault| fault.what).collect()
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub mod proto;
 pub mod sandbox;
 pub mod scripted;
 pub mod secrets;
+pub mod signing;
 pub mod sqlite;
 pub mod system;
 pub mod tasks;

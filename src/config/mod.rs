@@ -1,6 +1,7 @@
 //! Settings from flags, environment and one YAML file, in that order, checked before anything starts.
 //! Nothing is read from the current directory or a workspace unless a flag names it.
 
+mod audit;
 mod callers;
 mod credential;
 mod hosted;
@@ -8,6 +9,7 @@ mod prices;
 mod reader;
 mod tools;
 
+pub use audit::HeadSettings;
 pub use reader::ShownValue;
 pub use tools::DeclaredTool;
 
@@ -108,6 +110,8 @@ pub struct Config {
     pub ready_launchers: u8,
     /// How long steps under way may take when the daemon stops.
     pub grace: Duration,
+    /// How the journal's head is signed.
+    pub heads: HeadSettings,
     /// Who may call besides the owner.
     pub callers: Vec<CallerSettings>,
     pub log: String,
@@ -189,6 +193,9 @@ mod names {
     pub(super) const FREE_DISK_MIB: Setting = setting("limits.free_disk_mib", None, None);
     pub(super) const GRACE: Setting = setting("limits.grace_seconds", None, None);
     pub(super) const READY_LAUNCHERS: Setting = setting("limits.ready_launchers", None, None);
+    pub(super) const HEAD_ENTRIES: Setting = setting("audit.head_entries", None, None);
+    pub(super) const HEAD_MINUTES: Setting = setting("audit.head_minutes", None, None);
+    pub(super) const SIGNING_KEY: Setting = setting("audit.signing_key", None, None);
     pub(super) const LOG: Setting = setting("log", Some("AGENTD_LOG"), Some("--log"));
     pub(super) const LOG_FORMAT: Setting =
         setting("log_format", Some("AGENTD_LOG_FORMAT"), Some("--log-format"));
@@ -250,6 +257,7 @@ impl Config {
         let limits = limits(reader);
         let ready = reader.take(names::READY_LAUNCHERS, None, || Some(Spare(2)));
         let grace = reader.take(names::GRACE, None, || Some(Count(10)));
+        let heads = audit::heads(reader);
         let callers = callers::callers(reader);
         let prices = prices::prices(reader);
         let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
@@ -272,6 +280,7 @@ impl Config {
             prices,
             ready_launchers: ready?.0,
             grace: Duration::from_secs(grace?.0),
+            heads: heads?,
             callers,
             log: log?,
             log_format: log_format?,

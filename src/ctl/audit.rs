@@ -1,9 +1,9 @@
 //! `agentctl audit`: what the journal holds over all runs; and is it what was written? That also on a file alone.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, BufReader, BufWriter, Write},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use clap::Subcommand;
@@ -12,13 +12,17 @@ use serde_json::json;
 use crate::{
     ctl::{
         Exit, Failure, Global, connect,
-        output::{self, Colour, Format, Paint, hex},
+        output::{self, Colour, Format, Paint},
         timeline::printable,
+    },
+    domain::{
+        head::{HeadSigned, KeptHead},
+        hex::{hex, unhex},
     },
     jsonl,
     ports::AuditReport,
     proto::v1,
-    sqlite,
+    signing, sqlite,
 };
 
 #[derive(Debug, Subcommand)]
@@ -56,6 +60,10 @@ pub(super) enum Verb {
         /// Also folds every run anew, and compares it with its last checkpoint and with how it is listed
         #[arg(long, conflicts_with = "file")]
         deep: bool,
+        /// Heads that were kept of this journal, as `audit export --kind head_signed` wrote them: what they sign must
+        /// be there
+        #[arg(long, value_name = "FILE")]
+        heads: Option<PathBuf>,
     },
 }
 
@@ -117,9 +125,9 @@ impl From<Filter> for v1::AuditFilter {
 
 pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
     match verb {
-        Verb::Verify { file, deep } => {
-            let request = v1::VerifyAuditRequest { deep };
-            verify(global, file, request).await
+        Verb::Verify { file, deep, heads } => {
+            let kept = heads.as_deref().map(kept_heads).transpose()?.unwrap_or_default();
+            verify(global, file, deep, kept).await
         }
         Verb::List { filter, limit } => list(global, filter, limit).await,
         Verb::Tail { filter, after } => tail(global, filter, after).await,
@@ -198,7 +206,8 @@ fn show(global: &Global, entry: &v1::JournalEntry) -> io::Result<()> {
 async fn verify(
     global: &Global,
     file: Option<PathBuf>,
-    request: v1::VerifyAuditRequest,
+    deep: bool,
+    kept: Vec<KeptHead>,
 ) -> Result<Exit, Failure> {
     let report = match file {
         Some(path) if path.extension().is_some_and(|extension| extension == "jsonl") => {
@@ -206,13 +215,21 @@ async fn verify(
                 Failure::new(Exit::BadUsage, format!("{}: {error}", path.display()))
             };
             let lines = BufReader::new(File::open(&path).map_err(named)?);
-            from_file(jsonl::verify(lines).map_err(named)?)
+            from_file(jsonl::verify(lines, kept).map_err(named)?)
         }
         Some(path) => from_file(
-            sqlite::verify_file(&path)
+            sqlite::verify_file(&path, kept)
                 .map_err(|error| Failure::new(Exit::Unsuccessful, error.to_string()))?,
         ),
-        None => connect::connect(global).await?.audit().verify_audit(request).await?.into_inner(),
+        None => {
+            let head = |head: KeptHead| v1::KeptHead {
+                entries: head.entries.0,
+                digest: head.digest.0.to_vec(),
+            };
+            let kept_heads = kept.into_iter().map(head).collect();
+            let request = v1::VerifyAuditRequest { deep, kept_heads };
+            connect::connect(global).await?.audit().verify_audit(request).await?.into_inner()
+        }
     };
     match global.output {
         Format::Json => output::json_line(&as_json(&report))?,
@@ -239,6 +256,36 @@ fn from_file(report: AuditReport) -> v1::VerifyAuditResponse {
         head_hash: report.head.0.to_vec(),
         faults,
         checkpoints: report.checkpoints,
+        signed_heads: report.signed.count,
+        signed_entries: report.signed.entries.0,
+        kept_heads_compared: report.signed.compared,
+        keys: report.signed.keys.iter().filter_map(|key| unhex(key)).collect(),
+    }
+}
+
+/// The heads of a file, each checked by the key that it names.
+fn kept_heads(path: &Path) -> Result<Vec<KeptHead>, Failure> {
+    let fault = |what: String| Failure::new(Exit::BadUsage, format!("{}: {what}", path.display()));
+    let text = fs::read_to_string(path).map_err(|error| fault(error.to_string()))?;
+    let kept = (1..).zip(text.lines()).map(|(number, line)| {
+        let read = jsonl::read(line).filter(|entry| entry.kind == "head_signed");
+        let entry = read.ok_or_else(|| {
+            fault(format!(
+                "line {number} is no signed head as `audit export --kind head_signed` writes it"
+            ))
+        })?;
+        let head: Option<HeadSigned> = serde_json::from_str(&entry.payload).ok();
+        let signed =
+            head.and_then(|head| Some((head.entries, signing::verified(&head, entry.time)?)));
+        let (entries, digest) = signed.ok_or_else(|| {
+            fault(format!("line {number}: the signature does not fit what it signs"))
+        })?;
+        Ok(KeptHead { entries, digest })
+    });
+    let kept: Vec<KeptHead> = kept.collect::<Result<_, Failure>>()?;
+    match kept.is_empty() {
+        true => Err(fault("holds no signed head".into())),
+        false => Ok(kept),
     }
 }
 
@@ -254,6 +301,16 @@ fn print(report: &v1::VerifyAuditResponse, colour: Colour) -> std::io::Result<()
     };
     output::line(&format!("journal {verdict}: {entries} entries, {runs} runs{checkpoints}"))?;
     output::line(&format!("head of the daemon's chain: {}", hex(&report.head_hash)))?;
+    if report.signed_heads > 0 {
+        let keys = report.keys.iter().map(|key| hex(key)).collect::<Vec<_>>().join(", ");
+        let v1::VerifyAuditResponse { signed_heads, signed_entries, .. } = report;
+        output::line(&format!(
+            "{signed_heads} signed heads, the last for {signed_entries} entries, by key {keys}"
+        ))?;
+    }
+    if report.kept_heads_compared > 0 {
+        output::line(&format!("{} kept heads fit", report.kept_heads_compared))?;
+    }
     for fault in &report.faults {
         let whose = match fault.run_id.as_str() {
             "" => "the daemon".to_owned(),
@@ -280,6 +337,10 @@ fn as_json(report: &v1::VerifyAuditResponse) -> serde_json::Value {
         "runs": report.runs,
         "checkpoints": report.checkpoints,
         "head_hash": hex(&report.head_hash),
+        "signed_heads": report.signed_heads,
+        "kept_heads_compared": report.kept_heads_compared,
+        "signed_entries": report.signed_entries,
+        "keys": report.keys.iter().map(|key| hex(key)).collect::<Vec<_>>(),
         "faults": report.faults.iter().map(fault).collect::<Vec<_>>(),
     })
 }

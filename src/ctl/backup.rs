@@ -16,8 +16,9 @@ use crate::{
     config::{self, Process},
     ctl::{
         Exit, Failure, Global, connect,
-        output::{self, Format, hex},
+        output::{self, Format},
     },
+    domain::hex::hex,
     ports::Clock as _,
     proto::v1::{self, backup_database_response::Part},
     sqlite,

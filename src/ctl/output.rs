@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use anstyle::{AnsiColor, Effects, Style};
 use serde_json::{Value, json};
 
-use crate::proto::v1;
+use crate::{domain::hex::hex, proto::v1};
 
 /// What answers look like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -175,8 +175,4 @@ fn some(text: &str) -> Option<&str> {
 /// RFC 3339 in UTC with microseconds.
 pub(crate) fn time(at: prost_types::Timestamp) -> String {
     jiff::Timestamp::new(at.seconds, at.nanos).map(|time| format!("{time:.6}")).unwrap_or_default()
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,5 +1,5 @@
-//! What goes on beside callers and runs while the daemon serves: policy files are read again, readiness is told, and a
-//! store that was not closed in order is examined.
+//! What goes on beside callers and runs while the daemon serves: policy files are read again, readiness is told, the
+//! journal's head is signed, and a store that was not closed in order is examined.
 
 use std::{
     process,
@@ -11,16 +11,20 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
 use crate::{
-    domain::{ids::Caller, journal::DaemonStopped},
+    config::Config,
+    daemon::{DaemonError, Parts, Servers},
+    domain::{ids::Caller, journal::DaemonStopped, redact::Redactor},
     engine::{self, Engine, EngineError, Intake},
     grpc::HEALTH_NAMES,
-    ports::{Journal, JournalError},
+    ports::{Clock as _, Journal, JournalError},
+    signing::{self, Signer},
     sqlite,
+    system::SystemClock,
 };
 
 /// How the last daemon on this store ended.
@@ -48,16 +52,12 @@ fn says_unexamined(stopped: &str) -> bool {
 
 /// After a crash: whether the database is whole, and the journal what was written. Runs go on meanwhile. On pages that
 /// do not hold together nothing more may be written.
-pub(super) async fn examine(
-    journal: Arc<sqlite::SqliteJournal>,
-    engine: Engine,
-    examined: Arc<AtomicBool>,
-) {
+async fn examine(journal: Arc<sqlite::SqliteJournal>, engine: Engine, examined: Arc<AtomicBool>) {
     if let Err(error) = journal.examine().await {
         let message = format!("after an unclean stop: {error}");
         return engine.give_up(JournalError::Failed { message });
     }
-    match journal.verify().await {
+    match journal.verify(Vec::new()).await {
         Ok(report) if report.faults.is_empty() => {
             tracing::info!(entries = report.entries, "the journal is whole after an unclean stop");
         }
@@ -70,6 +70,55 @@ pub(super) async fn examine(
     examined.store(true, Ordering::Relaxed);
 }
 
+/// The journal of a store, whose heads are signed.
+pub(super) fn open(
+    store: sqlite::Store,
+    config: &Config,
+    redactor: Redactor,
+) -> Result<Arc<sqlite::SqliteJournal>, DaemonError> {
+    let path = config.heads.key.clone();
+    let path = path.unwrap_or_else(|| config.state_directory.join(signing::KEY));
+    let signer = Signer::open(&path)
+        .map_err(|source| DaemonError::SigningKey { path: path.clone(), source })?;
+    let signing = sqlite::Signing { signer, entries: config.heads.entries };
+    Ok(Arc::new(store.open(redactor, Some(signing))?))
+}
+
+/// Starts all of it.
+pub(super) fn start(config: &Config, parts: &Parts, servers: &Servers, wanted: mpsc::Receiver<()>) {
+    let Servers { tasks, health, .. } = servers;
+    let (engine, journal) = (&parts.engine, &parts.journal);
+    tasks.spawn("approvals", engine.clone().let_approvals_expire());
+    tasks.spawn("intake", intake(engine.clone(), health.clone(), tasks.token()));
+    if parts.last_stop == LastStop::Unclean {
+        let examined = examine(journal.clone(), engine.clone(), parts.examined.clone());
+        let token = tasks.token();
+        tasks.spawn("examination", async move { token.run_until_cancelled(examined).await });
+    }
+    tasks.spawn("mirror", parts.mirror.clone().follow(tasks.token()));
+    tasks.spawn("reloads", reloads(engine.clone(), wanted, tasks.token()));
+    let clock = parts.clock.clone();
+    tasks.spawn("heads", heads(journal.clone(), clock, config.heads.every, tasks.token()));
+}
+
+/// Signs the journal's head from time to time, if anything was written. What the journal cannot do, it tells by itself.
+async fn heads(
+    journal: Arc<sqlite::SqliteJournal>,
+    clock: Arc<SystemClock>,
+    every: Duration,
+    stopping: CancellationToken,
+) {
+    let mut ticks = tokio::time::interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // The first one is at once.
+    ticks.tick().await;
+    while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+        if journal.sign(clock.now()).await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Everything but that the process lives.
 pub(super) async fn set_ready(health: &HealthReporter, status: ServingStatus) {
     for name in HEALTH_NAMES.into_iter().filter(|name| *name != "liveness").chain([""]) {
@@ -78,7 +127,7 @@ pub(super) async fn set_ready(health: &HealthReporter, status: ServingStatus) {
 }
 
 /// Tells orchestrators whether new runs are taken.
-pub(super) async fn intake(engine: Engine, health: HealthReporter, stopping: CancellationToken) {
+async fn intake(engine: Engine, health: HealthReporter, stopping: CancellationToken) {
     let mut intake = engine.watch_intake();
     while let Some(Ok(())) = stopping.run_until_cancelled(intake.changed()).await {
         let status = match *intake.borrow_and_update() {
@@ -90,11 +139,7 @@ pub(super) async fn intake(engine: Engine, health: HealthReporter, stopping: Can
 }
 
 /// Reads the policy files again whenever SIGHUP says so. A failure is told, and changes nothing.
-pub(super) async fn reloads(
-    engine: Engine,
-    mut wanted: mpsc::Receiver<()>,
-    stopping: CancellationToken,
-) {
+async fn reloads(engine: Engine, mut wanted: mpsc::Receiver<()>, stopping: CancellationToken) {
     let caller = Caller::new(engine::SIGHUP);
     while let Some(Some(())) = stopping.run_until_cancelled(wanted.recv()).await {
         match engine.reload_policy(caller.clone(), None).await {

@@ -5,10 +5,13 @@ use std::fmt;
 
 use sha2::{Digest as _, Sha256};
 
-use crate::domain::ids::{Position, RunId, Sequence, Timestamp};
+use crate::domain::{
+    hex::hex,
+    ids::{Position, RunId, Sequence, Timestamp},
+};
 
 /// SHA-256 of an entry and of all before it in its chain.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct ChainHash(pub [u8; 32]);
 
 impl ChainHash {
@@ -18,7 +21,7 @@ impl ChainHash {
 
 impl fmt::Display for ChainHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex(&self.0))
     }
 }
 

@@ -22,6 +22,7 @@ use serde_json::Value;
 
 use crate::domain::{
     budget::{Budget, TokenCount},
+    head::HeadSigned,
     ids::{
         CallId, Caller, Epoch, PolicyRevision, RuleId, RunId, Sequence, Timestamp, ToolName, TreeId,
     },
@@ -127,6 +128,7 @@ records! {
     "drain_requested" 1 => DrainRequested,
     "backup_made" 1 => BackupMade,
     "store_restored" 1 => StoreRestored,
+    "head_signed" 1 => HeadSigned,
     "daemon_stopped" 1 => DaemonStopped,
 }
 

@@ -8,6 +8,8 @@ pub mod approval;
 pub mod budget;
 pub mod chain;
 pub mod effect;
+pub mod head;
+pub mod hex;
 pub mod host;
 pub mod ids;
 pub mod item;

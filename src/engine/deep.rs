@@ -3,6 +3,7 @@
 
 use crate::{
     domain::{
+        head::KeptHead,
         ids::{Position, Sequence},
         run::{RunState, encode_items},
     },
@@ -22,15 +23,15 @@ const MOST_FAULTS: usize = 100;
 type Fault = (Sequence, String);
 
 impl Engine {
-    /// Recomputes every hash of the journal.
-    pub async fn verify(&self) -> Result<AuditReport, EngineError> {
-        Ok(self.inner.world.journal.verify().await?)
+    /// Recomputes every hash of the journal, and compares it with the heads that were kept of it.
+    pub async fn verify(&self, kept: Vec<KeptHead>) -> Result<AuditReport, EngineError> {
+        Ok(self.inner.world.journal.verify(kept).await?)
     }
 
     /// The same; then folds every run from its first entry on, and compares what comes of it with what is kept: its last
     /// checkpoint, byte for byte, and how it stands in lists. Takes as long as reading the whole journal, with all bodies.
-    pub async fn verify_deep(&self) -> Result<AuditReport, EngineError> {
-        let mut report = self.verify().await?;
+    pub async fn verify_deep(&self, kept: Vec<KeptHead>) -> Result<AuditReport, EngineError> {
+        let mut report = self.verify(kept).await?;
         let _place = self.inner.walks.acquire().await;
         let mut before = None;
         loop {

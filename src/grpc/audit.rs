@@ -8,7 +8,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    domain::ids::{Position, Timestamp},
+    domain::{
+        head::{JournalDigest, KeptHead},
+        hex::unhex,
+        ids::{Position, Timestamp},
+    },
     engine::{Engine, EngineError},
     grpc::{
         caller, convert,
@@ -31,6 +35,8 @@ const CHUNK: usize = 256 << 10;
 const KINDS: usize = 64;
 /// Longest text of a filter, in bytes.
 const TEXT_BYTES: usize = 256;
+/// Heads that a verification compares.
+const MOST_KEPT_HEADS: usize = 10_000;
 
 type Entries = Pin<Box<dyn Stream<Item = Result<v1::StreamAuditEntriesResponse, Status>> + Send>>;
 type Lines = Pin<Box<dyn Stream<Item = Result<v1::ExportAuditResponse, Status>> + Send>>;
@@ -236,9 +242,11 @@ impl AuditService for Audit {
         &self,
         request: Request<v1::VerifyAuditRequest>,
     ) -> Result<Response<v1::VerifyAuditResponse>, Status> {
-        let report = match request.into_inner().deep {
-            true => self.engine.verify_deep().await,
-            false => self.engine.verify().await,
+        let v1::VerifyAuditRequest { deep, kept_heads } = request.into_inner();
+        let kept = kept(kept_heads)?;
+        let report = match deep {
+            true => self.engine.verify_deep(kept).await,
+            false => self.engine.verify(kept).await,
         };
         let report = report.map_err(convert::status)?;
         let faults = report.faults.into_iter().map(|fault| v1::AuditFault {
@@ -255,6 +263,27 @@ impl AuditService for Audit {
             head_hash: report.head.0.to_vec(),
             faults,
             checkpoints: report.checkpoints,
+            signed_heads: report.signed.count,
+            signed_entries: report.signed.entries.0,
+            kept_heads_compared: report.signed.compared,
+            keys: report.signed.keys.iter().filter_map(|key| unhex(key)).collect(),
         }))
     }
+}
+
+fn kept(heads: Vec<v1::KeptHead>) -> Result<Vec<KeptHead>, Status> {
+    const FIELD: &str = "kept_heads";
+    if heads.len() > MOST_KEPT_HEADS {
+        let message =
+            format!("{} heads are given; at most {MOST_KEPT_HEADS} are taken", heads.len());
+        return Err(convert::invalid(FIELD, message));
+    }
+    let kept = heads.into_iter().map(|head| {
+        let digest = head.digest.try_into().map_err(|digest: Vec<u8>| {
+            let message = format!("a digest of {} bytes is given; it has 32", digest.len());
+            convert::invalid(FIELD, message)
+        })?;
+        Ok(KeptHead { entries: Position(head.entries), digest: JournalDigest(digest) })
+    });
+    kept.collect()
 }

@@ -3,7 +3,10 @@
 use sha2::{Digest as _, Sha256};
 use tonic::Status;
 
-use crate::grpc::convert;
+use crate::{
+    domain::hex::{hex, unhex},
+    grpc::convert,
+};
 
 /// Most entries of a page, whatever list it is of.
 const MOST: usize = 200;
@@ -71,20 +74,6 @@ pub(super) fn size(wanted: i32, default: usize) -> Result<usize, Status> {
         Ok(size) => Ok(size.min(MOST)),
         Err(_) => Err(convert::invalid("page_size", format!("{wanted} is negative"))),
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'a'..=b'f' => Some(byte - b'a' + 10),
-        _ => None,
-    };
-    let pairs = text.as_bytes().chunks(2);
-    pairs.map(|pair| Some(digit(*pair.first()?)? << 4 | digit(*pair.get(1)?)?)).collect()
 }
 
 #[cfg(test)]

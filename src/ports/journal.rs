@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use crate::domain::{
     budget::Usage,
     chain::ChainHash,
+    head::{KeptHead, SignedHeads},
     ids::{Caller, Epoch, Position, RunId, Sequence, Timestamp},
     journal::{ApprovalRequested, Entry, NewEntry, Record},
     run::Failure,
@@ -100,8 +101,8 @@ pub trait Journal: Send + Sync {
     /// Runs that have not ended, oldest first.
     async fn unended(&self) -> Result<Vec<RunId>, JournalError>;
 
-    /// Recomputes every hash.
-    async fn verify(&self) -> Result<AuditReport, JournalError>;
+    /// Recomputes every hash, and compares the journal with the heads that were kept of it.
+    async fn verify(&self, kept: Vec<KeptHead>) -> Result<AuditReport, JournalError>;
 
     /// Tells of new entries of a run, as a hint: how far it has come on disk.
     fn watch(&self, run: RunId) -> watch::Receiver<Progress>;
@@ -307,7 +308,7 @@ pub struct AuditPage {
 }
 
 /// What a verification found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct AuditReport {
     pub entries: u64,
     pub runs: u64,
@@ -315,6 +316,7 @@ pub struct AuditReport {
     pub checkpoints: u64,
     /// Head of the daemon's own chain.
     pub head: ChainHash,
+    pub signed: SignedHeads,
     /// In the order of position, and then what is derived; at most 100.
     pub faults: Vec<AuditFault>,
 }

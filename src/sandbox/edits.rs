@@ -6,10 +6,13 @@ use std::{fs::File, os::fd::OwnedFd, sync::Arc};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    domain::effect::{Before, Edit, EditHashes, EffectResult, Facts, Places, WorkspacePath},
+    domain::{
+        effect::{Before, Edit, EditHashes, EffectResult, Facts, Places, WorkspacePath},
+        hex::hex,
+    },
     ports::{Attempt, ResolveError, Scene},
     sandbox::{
-        files::{self, WriteProof, hex},
+        files::{self, WriteProof},
         reads::{self, Bounded},
     },
 };

@@ -21,6 +21,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     domain::{
         effect::{Before, EffectResult, Facts, Unresolved, WorkspacePath},
+        hex::hex,
         ids::RuleId,
     },
     ports::{Attempt, ResolveError, SandboxError, Scene},
@@ -208,10 +209,6 @@ impl io::Write for HashWriter<'_> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The open file that a place-holding descriptor stands for, for reading.

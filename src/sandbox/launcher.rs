@@ -24,6 +24,7 @@ use crate::{
     domain::{
         budget,
         effect::{Exit, Ran},
+        hex::hex,
         policy::{Grant, Limits, Orders},
     },
     ports::{Company, OutputStream, SandboxError},
@@ -32,7 +33,6 @@ use crate::{
         capture::capture,
         cgroup::{Cgroups, Group, Spent},
         egress::{Egress, Outside},
-        files::hex,
         fork_server::ForkServer,
         framed::{Framed, Kind, NotGiven, Started},
         mechanisms::mechanisms,

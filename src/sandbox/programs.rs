@@ -17,11 +17,12 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     domain::{
         effect::{Facts, WorkspacePath},
+        hex::hex,
         tree::TreeQuery,
     },
     ports::{ResolveError, SandboxError, Scene},
     sandbox::{
-        files::{HashWriter, hex, missing, refused, reopen},
+        files::{HashWriter, missing, refused, reopen},
         order::Access,
     },
 };

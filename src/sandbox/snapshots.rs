@@ -18,12 +18,12 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     domain::{
         effect::{Exit, Isolation, Ran},
+        hex::hex,
         ids::TreeId,
         policy::{Limits, Orders},
     },
     ports::{Scene, SnapshotError},
     sandbox::{
-        files::hex,
         launcher::Ended,
         order::Access,
         programs::{Job, LaunchProof, Programs},

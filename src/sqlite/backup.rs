@@ -41,7 +41,7 @@ fn copy_to(connection: &Connection, path: &Path) -> Result<AuditReport, CopyErro
     fill(connection, path)?;
     let copy = migrate::open_for_reading(path)?;
     check_pages(&copy)?;
-    Ok(verify::verify(&copy)?)
+    Ok(verify::verify(&copy, Vec::new())?)
 }
 
 /// Copies what a connection sees into a file of its own.
@@ -165,7 +165,8 @@ fn check(backup: &Path) -> Result<(AuditReport, usize), RestoreError> {
     let connection = migrate::open_for_reading(backup)?;
     migrate::check_ours(&connection, backup)?;
     check_pages(&connection).map_err(unreadable)?;
-    let report = verify::verify(&connection).map_err(|error| unreadable(error.into()))?;
+    let report =
+        verify::verify(&connection, Vec::new()).map_err(|error| unreadable(error.into()))?;
     if let Some(fault) = report.faults.first() {
         let first = format!("position {}, {}", fault.position.0, fault.what);
         let (path, faults) = (backup.to_owned(), report.faults.len());

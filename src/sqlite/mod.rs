@@ -12,6 +12,7 @@ mod writer;
 pub use backup::{RestoreError, Restored, restore};
 pub use migrate::OpenError;
 pub use verify::{verify_file, views_of_file};
+pub use writer::Signing;
 
 use std::{
     collections::HashMap,
@@ -27,6 +28,7 @@ use tokio::sync::{OnceCell, watch};
 
 use crate::{
     domain::{
+        head::KeptHead,
         ids::{Epoch, Position, RunId, Sequence, Timestamp},
         journal::{Entry, NewEntry},
         redact::Redactor,
@@ -92,14 +94,24 @@ impl Store {
         self.restored
     }
 
-    /// The journal in this store; what `redactor` knows stands in no view of it.
+    /// The journal in this store; what `redactor` knows stands in no view of it. Without `signing` no head is signed.
     ///
     /// Errors: no thread can be started, or the database cannot be read.
-    pub fn open(self, redactor: Redactor) -> Result<SqliteJournal, OpenError> {
+    pub fn open(
+        self,
+        redactor: Redactor,
+        signing: Option<Signing>,
+    ) -> Result<SqliteJournal, OpenError> {
         let Self { path, connection, epoch, seal, lock, restored: _ } = self;
         let shared = Arc::new(Shared::default());
-        let writer =
-            writer::Writer::start(connection, epoch, seal.clone(), redactor, shared.clone())?;
+        let writer = writer::Writer::start(
+            connection,
+            epoch,
+            seal.clone(),
+            redactor,
+            shared.clone(),
+            signing,
+        )?;
         let readers = readers::Readers::start(&path, &seal, 2, 4096)?;
         let auditor = OnceCell::new();
         Ok(SqliteJournal { path, seal, epoch, writer, readers, auditor, shared, _lock: lock })
@@ -153,6 +165,11 @@ impl SqliteJournal {
     /// Last position on disk.
     pub fn head(&self) -> Position {
         *self.shared.head.borrow()
+    }
+
+    /// Signs for what no head signs for yet; nothing where nobody signs.
+    pub async fn sign(&self, time: Timestamp) -> Result<(), JournalError> {
+        self.writer.sign(time).await
     }
 
     /// Writes what waits, folds everything into the database file, and takes nothing more.
@@ -295,8 +312,8 @@ impl Journal for SqliteJournal {
         self.readers.ask(|reader| rows::unended(&reader.connection)).await
     }
 
-    async fn verify(&self) -> Result<AuditReport, JournalError> {
-        self.auditor().await?.ask(|reader| verify::verify(&reader.connection)).await
+    async fn verify(&self, kept: Vec<KeptHead>) -> Result<AuditReport, JournalError> {
+        self.auditor().await?.ask(|reader| verify::verify(&reader.connection, kept)).await
     }
 
     fn watch(&self, run: RunId) -> watch::Receiver<Progress> {

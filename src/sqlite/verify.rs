@@ -10,23 +10,25 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     domain::{
         chain::{ChainHash, Linked},
+        head::KeptHead,
         ids::{Position, RunId, Sequence, Timestamp},
         journal::RunAnchored,
         status::StateName,
     },
     ports::{AuditFault, AuditReport, EntryView, JournalError},
+    signing::{Followed, HeadWalk},
     sqlite::{migrate, rows, rows::ReadError},
 };
 
 /// Faults that are told; more are not looked for.
 const MOST_FAULTS: usize = 100;
 
-/// Verifies a database that no daemon needs to serve.
-pub fn verify_file(path: &Path) -> Result<AuditReport, JournalError> {
+/// Verifies a database that no daemon needs to serve, also by the heads that were kept of it.
+pub fn verify_file(path: &Path, kept: Vec<KeptHead>) -> Result<AuditReport, JournalError> {
     let unreadable = |what: String| JournalError::Unreadable { what };
     let connection = migrate::open_for_reading(path)
         .map_err(|error| unreadable(crate::telemetry::chain(&error)))?;
-    verify(&connection).map_err(|error| unreadable(error.to_string()))
+    verify(&connection, kept).map_err(|error| unreadable(error.to_string()))
 }
 
 /// Every entry of a database that no daemon needs to serve, in the order of position.
@@ -38,13 +40,18 @@ pub fn views_of_file(path: &Path) -> Result<Vec<EntryView>, JournalError> {
 }
 
 /// Walks the whole journal in the order of position.
-pub(super) fn verify(connection: &Connection) -> Result<AuditReport, ReadError> {
+pub(super) fn verify(
+    connection: &Connection,
+    kept: Vec<KeptHead>,
+) -> Result<AuditReport, ReadError> {
     // One transaction: the heads and the entries must be of the same moment.
     let moment = connection.unchecked_transaction()?;
     let ids = run_ids(&moment)?;
     let places = ids.iter().map(|(place, run)| (*run, *place)).collect();
     let asked = HashMap::new();
-    let mut walk = Walk { chains: HashMap::new(), ids, places, asked, report: empty() };
+    let heads = HeadWalk::new(kept);
+    let report = AuditReport::default();
+    let mut walk = Walk { chains: HashMap::new(), ids, places, asked, heads, report };
     let mut statement = moment.prepare(
         "SELECT position, run, sequence, time_us, kind, version, view, body, body_digest,
                 policy_revision, previous, hash
@@ -64,11 +71,7 @@ pub(super) fn verify(connection: &Connection) -> Result<AuditReport, ReadError> 
     walk.check_questions(&moment)?;
     walk.report.runs = walk.ids.len() as u64;
     walk.report.head = walk.chains.get(&0).map_or(ChainHash::START, |end| end.hash);
-    Ok(walk.report)
-}
-
-fn empty() -> AuditReport {
-    AuditReport { entries: 0, runs: 0, checkpoints: 0, head: ChainHash::START, faults: Vec::new() }
+    Ok(walk.finish())
 }
 
 /// A run whose id cannot be read is as good as missing.
@@ -126,6 +129,7 @@ struct Walk {
     places: HashMap<RunId, i64>,
     /// By run and call, the position of the question to people that nobody has answered so far.
     asked: HashMap<(i64, String), Position>,
+    heads: HeadWalk,
     report: AuditReport,
 }
 
@@ -157,6 +161,7 @@ impl Walk {
         if entry.kind == "run_anchored" {
             faults.extend(self.check_anchor(&entry.view));
         }
+        faults.extend(self.heads.follow(&entry.followed()));
         self.note_question(entry);
         let is_end = entry.kind == "run_finished";
         let ending: Option<Ending> =
@@ -175,6 +180,7 @@ impl Walk {
         let position = found.unwrap_or(expected);
         let run = row.get(1).ok().and_then(|place: i64| self.ids.get(&place).copied());
         let sequence = Sequence(row.get(2).unwrap_or(0));
+        self.heads.skip();
         let what = format!("was altered: it cannot be read: {error}");
         let fault = |what| AuditFault { position, run, sequence, what };
         self.report.faults.extend(gap.into_iter().chain([what]).map(fault));
@@ -185,7 +191,20 @@ impl Walk {
         let expected = self.report.entries + 1;
         // Go on from here, or every later entry would be reported too.
         self.report.entries = position.0;
+        if position.0 != expected {
+            self.heads.skip();
+        }
         (position.0 != expected).then(|| format!("entry {expected} of the journal is missing"))
+    }
+
+    /// The report, with what the heads say of the end.
+    fn finish(self) -> AuditReport {
+        let mut report = self.report;
+        let position = Position(report.entries);
+        let (signed, missing) = self.heads.finish(position);
+        let fault = |what| AuditFault { position, run: None, sequence: Sequence(0), what };
+        report.faults.extend(missing.into_iter().map(fault));
+        AuditReport { signed, ..report }
     }
 
     /// What an anchor says of a run must be what was walked.
@@ -318,6 +337,16 @@ impl Stored {
             previous: ChainHash(row.get(10)?),
             hash: ChainHash(row.get(11)?),
         })
+    }
+
+    fn followed(&self) -> Followed<'_> {
+        Followed {
+            position: self.position,
+            time: self.time,
+            kind: &self.kind,
+            view: &self.view,
+            hash: self.hash,
+        }
     }
 
     fn recomputed(&self, run: Option<RunId>) -> ChainHash {

@@ -5,6 +5,9 @@
 //! batch alone; and after any failure of the store nothing more is acknowledged.
 
 mod derived;
+mod heads;
+
+pub use heads::Signing;
 
 use std::{fmt, sync::Arc, thread};
 
@@ -17,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::{
     domain::{
         chain::{ChainHash, Linked},
-        ids::{Epoch, Position, RunId, Sequence},
+        ids::{Epoch, Position, RunId, Sequence, Timestamp},
         journal::{NewEntry, Record, RunAnchored, RunCreated},
         redact::Redactor,
         status::StateName,
@@ -27,6 +30,7 @@ use crate::{
     sqlite::{
         OpenError, Shared, rows,
         seal::{Place, Seal},
+        writer::heads::Heads,
     },
 };
 
@@ -55,6 +59,11 @@ enum Job {
         entry: Box<NewEntry>,
         reply: Reply<Sequence>,
     },
+    /// Signs for what no head signs for yet.
+    Sign {
+        time: Timestamp,
+        reply: Reply<()>,
+    },
     /// The last job: puts everything into the database file itself.
     Close {
         reply: Reply<()>,
@@ -77,6 +86,7 @@ impl Writer {
         seal: Arc<Seal>,
         redactor: Redactor,
         shared: Arc<Shared>,
+        signing: Option<Signing>,
     ) -> Result<Self, OpenError> {
         let (jobs, queue) = mpsc::channel(QUEUE);
         let heads = Heads::read(&connection).map_err(|source| OpenError::Database {
@@ -84,7 +94,8 @@ impl Writer {
             source,
         })?;
         shared.head.send_replace(heads.position);
-        let state = Thread { connection, epoch, seal, redactor, shared, heads, failed: None };
+        let state =
+            Thread { connection, epoch, seal, redactor, shared, signing, heads, failed: None };
         thread::Builder::new()
             .name("journal-writer".into())
             .spawn(move || state.work(queue))
@@ -120,6 +131,12 @@ impl Writer {
 }
 
 impl Writer {
+    pub(super) async fn sign(&self, time: Timestamp) -> Result<(), JournalError> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(Job::Sign { time, reply }).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
     /// Writes what waits, folds the log into the database file, and stops the thread.
     pub(super) async fn close(&self) -> Result<(), JournalError> {
         let (reply, answer) = oneshot::channel();
@@ -132,45 +149,13 @@ fn gone() -> JournalError {
     JournalError::Failed { message: "its writer has stopped".into() }
 }
 
-/// Ends of the chains that the writer itself continues.
-#[derive(Debug, Clone, Copy)]
-struct Heads {
-    position: Position,
-    daemon: Sequence,
-    daemon_hash: ChainHash,
-    /// Questions to people that may be open; never fewer than there are.
-    questions: u64,
-}
-
-impl Heads {
-    fn read(connection: &Connection) -> rusqlite::Result<Self> {
-        let position: u64 =
-            connection
-                .query_row("SELECT coalesce(max(position), 0) FROM entries", [], |r| r.get(0))?;
-        let daemon = connection
-            .query_row(
-                "SELECT sequence, hash FROM entries WHERE run = 0 ORDER BY sequence DESC LIMIT 1",
-                [],
-                |row| Ok((row.get::<_, u64>(0)?, row.get::<_, [u8; 32]>(1)?)),
-            )
-            .optional()?;
-        let (sequence, hash) = daemon.unwrap_or((0, ChainHash::START.0));
-        Ok(Self {
-            position: Position(position),
-            daemon: Sequence(sequence),
-            daemon_hash: ChainHash(hash),
-            questions: connection
-                .query_row("SELECT count(*) FROM approvals", [], |row| row.get(0))?,
-        })
-    }
-}
-
 struct Thread {
     connection: Connection,
     epoch: Epoch,
     seal: Arc<Seal>,
     redactor: Redactor,
     shared: Arc<Shared>,
+    signing: Option<Signing>,
     heads: Heads,
     failed: Option<String>,
 }
@@ -257,7 +242,9 @@ impl Thread {
             epoch: self.epoch,
             seal: &self.seal,
             redactor: &self.redactor,
+            signing: self.signing.as_ref(),
             heads: self.heads,
+            time: Timestamp(0),
             announced,
         };
         let mut broken = None;
@@ -276,10 +263,16 @@ impl Thread {
                     let done = batch.unless(&broken, |batch| batch.daemon(&entry));
                     answers.push(Answer::Noted(reply, keep(done, &mut broken)));
                 }
+                Job::Sign { time, reply } => {
+                    let done = batch.unless(&broken, |batch| batch.sign(time));
+                    answers.push(Answer::Done(reply, keep(done, &mut broken)));
+                }
                 // Taken out of the batch before it is written.
                 Job::Close { .. } => {}
             }
         }
+        let time = batch.time;
+        let _ = keep(batch.unless(&broken, |batch| batch.sign_if_due(time)), &mut broken);
         if let Some(error) = broken {
             return Err(error);
         }
@@ -332,7 +325,9 @@ impl Job {
         match self {
             Self::Create { reply, .. } => drop(reply.send(Err(error))),
             Self::Daemon { reply, .. } => drop(reply.send(Err(error))),
-            Self::Append { reply, .. } | Self::Close { reply } => drop(reply.send(Err(error))),
+            Self::Append { reply, .. } | Self::Sign { reply, .. } | Self::Close { reply } => {
+                drop(reply.send(Err(error)))
+            }
         }
     }
 }
@@ -363,7 +358,10 @@ struct Batch<'a> {
     epoch: Epoch,
     seal: &'a Seal,
     redactor: &'a Redactor,
+    signing: Option<&'a Signing>,
     heads: Heads,
+    /// Of the last entry.
+    time: Timestamp,
     announced: &'a mut Vec<(RunId, Progress)>,
 }
 
@@ -560,6 +558,8 @@ impl Batch<'_> {
         chain.head = sequence;
         chain.hash = hash;
         self.heads.position = position;
+        self.heads.digest = self.heads.digest.and(hash);
+        self.time = entry.time;
         Ok(())
     }
 }

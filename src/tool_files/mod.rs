@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     domain::{
         effect::Isolation,
+        hex::hex,
         ids::{RoleName, RuleId},
         policy::LimitsOver,
         tool::{Declaration, EffectClass, ToolSpec, Word, normalised},
@@ -256,10 +257,6 @@ impl From<LimitsShape> for LimitsOver {
             stderr_bytes: mib(shape.stderr_mib),
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -13,11 +13,11 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     domain::{
+        hex::hex,
         ids::Timestamp,
         tool::{RegisteredTool, ToolSpec},
     },
     private_file,
-    tool_files::hex,
 };
 
 /// Versions that are kept of each tool, the newest.

@@ -12,6 +12,7 @@ use std::{
 use agentd::{
     domain::journal::DaemonStopped,
     policy_files::{DEFAULT_PATHS, DEFAULT_TOOLS},
+    ports::EntryView,
     proto::{DESCRIPTORS, v1, v1::RunState},
     scripted::{Reply, Seen, Turn},
     sqlite,
@@ -70,6 +71,13 @@ async fn call(channel: &Channel, method: &str, authorization: Option<&str>) -> R
 }
 
 // Callers.
+
+/// What a daemon that stopped in order wrote last, before the head that signs it.
+fn last_words(daemon: &TestDaemon) -> EntryView {
+    let mut entries = sqlite::views_of_file(&daemon.database()).unwrap();
+    assert_eq!(entries.pop().unwrap().kind, "head_signed");
+    entries.pop().unwrap()
+}
 
 #[tokio::test]
 async fn over_tcp_no_method_answers_without_the_token() {
@@ -445,12 +453,12 @@ async fn sigterm_ends_streams_with_draining_and_leaves_the_journal_in_order() {
 
     assert_eq!(refusal(&status), (Code::Unavailable, "DRAINING".into()));
     assert_eq!(code, Some(0), "{}", daemon.log());
-    let last = sqlite::views_of_file(&daemon.database()).unwrap().pop().unwrap();
+    let last = last_words(&daemon);
     let stopped =
         serde_json::to_string(&DaemonStopped { why: "SIGTERM".into(), is_unexamined: false })
             .unwrap();
     assert_eq!((last.kind.as_str(), last.payload), ("daemon_stopped", stopped));
-    assert_eq!(sqlite::verify_file(&daemon.database()).unwrap().faults, []);
+    assert_eq!(sqlite::verify_file(&daemon.database(), Vec::new()).unwrap().faults, []);
     assert!(!daemon.state().join("agentd.sock").exists(), "nobody is behind it any more");
 }
 
@@ -482,7 +490,7 @@ async fn a_signal_to_interrupt_stops_it_as_well() {
     let mut daemon = TestDaemon::start(&backend.url());
     rustix::process::kill_process(daemon.pid(), rustix::process::Signal::INT).unwrap();
     assert_eq!(daemon.exit_code().await, Some(0));
-    let last = sqlite::views_of_file(&daemon.database()).unwrap().pop().unwrap();
+    let last = last_words(&daemon);
     assert_eq!(last.payload, r#"{"why":"SIGINT"}"#);
     wait_until("the socket is gone", || !daemon.state().join("agentd.sock").exists()).await;
 }

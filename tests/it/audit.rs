@@ -47,7 +47,7 @@ impl Closed {
         fs::copy(daemon.database(), &path).unwrap();
         let entries = views_of_file(&path).unwrap();
         let closed = Self { _home: home, path, entries, runs: vec![first, second] };
-        let report = verify_file(&closed.path).unwrap();
+        let report = verify_file(&closed.path, Vec::new()).unwrap();
         assert_eq!((report.faults.as_slice(), report.runs), (&[][..], 2), "control: it is intact");
         assert_eq!(report.entries, closed.entries.len() as u64);
         closed
@@ -68,7 +68,7 @@ impl Closed {
             .unwrap_or_else(|error| panic!("{sql}: {error}"));
         assert!(connection.changes() > 0, "control: something was altered by {sql}");
         connection.close().unwrap();
-        verify_file(&copy).unwrap_or_else(|error| panic!("{sql}: {error}"))
+        verify_file(&copy, Vec::new()).unwrap_or_else(|error| panic!("{sql}: {error}"))
     }
 
     /// The first place that is found after these statements.
@@ -171,7 +171,7 @@ async fn a_missing_entry_is_found_wherever_it_stood() {
     // Nothing follows the last one: only who kept the head elsewhere can tell.
     let report = closed.after(&format!("DELETE FROM entries WHERE position = {last}"));
     assert_eq!(report.faults, []);
-    assert_ne!(report.head, verify_file(&closed.path).unwrap().head);
+    assert_ne!(report.head, verify_file(&closed.path, Vec::new()).unwrap().head);
 }
 
 #[tokio::test]
@@ -291,7 +291,7 @@ async fn the_journal_refuses_to_be_changed_through_sqlite() {
         )
         .unwrap();
     connection.close().unwrap();
-    assert_eq!(verify_file(&closed.path).unwrap().faults[0].position, Position(3));
+    assert_eq!(verify_file(&closed.path, Vec::new()).unwrap().faults[0].position, Position(3));
 }
 
 #[tokio::test]

@@ -86,7 +86,7 @@ async fn bring_up(kept: &Path) {
         _ => Reply::Answer(Turn::say("done")),
     })
     .await;
-    let before = verify_file(&kept.join("agentd.db")).unwrap();
+    let before = verify_file(&kept.join("agentd.db"), Vec::new()).unwrap();
     assert_eq!(before.faults, [], "{}", kept.display());
     let daemon = TestDaemon::start_from(settings(&backend), kept);
 

@@ -29,6 +29,7 @@ mod drain;
 mod egress;
 mod forks;
 mod golden;
+mod heads;
 mod hosted;
 mod kills;
 mod launcher;

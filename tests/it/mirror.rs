@@ -61,7 +61,7 @@ async fn the_mirror_holds_every_entry_once_through_deaths_and_torn_lines() {
 
     assert_eq!(files(&daemon).len(), 2, "one for each daemon");
     assert_eq!(mirrored(&daemon), journal(&daemon), "to the byte, and nothing twice");
-    assert!(mirrored(&daemon).lines().last().unwrap().contains("daemon_stopped"));
+    assert!(mirrored(&daemon).lines().last().unwrap().contains("head_signed"), "the last words");
     let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&last).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o600);
     for file in files(&daemon) {

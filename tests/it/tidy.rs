@@ -13,7 +13,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// Every room, and the rooms it may use besides itself. A room is a folder or a file right under `src`.
-const ROOMS: [(&str, &[&str]); 30] = [
+const ROOMS: [(&str, &[&str]); 31] = [
     ("lib", &[]),
     ("domain", &[]),
     ("ports", &["domain"]),
@@ -22,7 +22,8 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ("engine", &["agents", "domain", "fail_point", "ports", "tasks", "telemetry", "tools"]),
     ("backend", &["domain", "ports", "secrets", "telemetry"]),
     ("sandbox", &["domain", "ports", "tasks"]),
-    ("sqlite", &["domain", "fail_point", "ports", "private_file", "telemetry"]),
+    ("sqlite", &["domain", "fail_point", "ports", "private_file", "signing", "telemetry"]),
+    ("signing", &["domain", "private_file"]),
     ("policy_files", &["domain", "ports", "tasks", "yaml"]),
     ("tool_files", &["domain", "private_file", "yaml"]),
     ("callers", &["domain", "secrets"]),
@@ -38,6 +39,7 @@ const ROOMS: [(&str, &[&str]); 30] = [
             "engine",
             "backend",
             "sandbox",
+            "signing",
             "sqlite",
             "mirror",
             "policy_files",
@@ -66,6 +68,7 @@ const ROOMS: [(&str, &[&str]); 30] = [
             "ports",
             "proto",
             "scripted",
+            "signing",
             "sqlite",
             "system",
             "tasks",
@@ -80,7 +83,7 @@ const ROOMS: [(&str, &[&str]); 30] = [
     ("secrets", &[]),
     ("proto", &[]),
     ("fail_point", &[]),
-    ("jsonl", &["domain", "ports"]),
+    ("jsonl", &["domain", "ports", "signing"]),
     ("mirror", &["domain", "fail_point", "jsonl", "ports", "tasks", "telemetry"]),
     ("tasks", &[]),
     ("telemetry", &[]),

@@ -38,7 +38,7 @@ pub(super) fn judge(project: &Project) -> Result<Vec<Finding>, Failure> {
     let unreadable = |error: crate::ports::JournalError| {
         Failure::new(Exit::Unsuccessful, format!("{}: {error}", database.display()))
     };
-    let report = sqlite::verify_file(&database).map_err(unreadable)?;
+    let report = sqlite::verify_file(&database, Vec::new()).map_err(unreadable)?;
     let entries = sqlite::views_of_file(&database).map_err(unreadable)?;
     let story = Story::of(&entries);
     let audit = match report.faults.first() {

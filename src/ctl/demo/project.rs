@@ -8,7 +8,8 @@ use std::{
 };
 
 use crate::{
-    ctl::{Exit, Failure, demo::Backend, output::hex},
+    ctl::{Exit, Failure, demo::Backend},
+    domain::hex::hex,
     policy_files,
     system::SystemChance,
 };

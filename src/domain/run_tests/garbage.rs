@@ -111,6 +111,13 @@ pub(super) fn records_of_the_daemon() -> Vec<Record> {
         DrainRequested { by: Caller::new("uid:0"), draining: true }.into(),
         BackupMade { by: Caller::new("uid:0"), bytes: 4096, entries: 7 }.into(),
         StoreRestored { at: Timestamp(9), runs: 2 }.into(),
+        HeadSigned {
+            entries: Position(11),
+            digest: "00".repeat(32),
+            key: "01".repeat(32),
+            signature: "02".repeat(64),
+        }
+        .into(),
         DaemonStopped { why: "asked to".into(), is_unexamined: false }.into(),
     ]
 }

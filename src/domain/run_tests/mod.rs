@@ -27,8 +27,9 @@ use crate::domain::{
     approval::{Leave, RunGrant},
     budget::TokenCount,
     effect::Isolation,
+    head::HeadSigned,
     host::Host,
-    ids::{CallId, Caller, Epoch, PolicyRevision, RuleId, ToolName, TreeId},
+    ids::{CallId, Caller, Epoch, PolicyRevision, Position, RuleId, ToolName, TreeId},
     item::{Paired, RawJson, check_pairing},
     journal::{
         AnsweredItem, ApprovalDecided, ApprovalDecision, ApprovalRequested, AskedCall,

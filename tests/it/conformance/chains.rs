@@ -3,11 +3,12 @@
 use agentd::{
     domain::{
         chain::{ChainHash, Linked},
-        ids::{RunId, Sequence},
+        head::{JournalDigest, KeptHead},
+        ids::{Position, RunId, Sequence},
         journal::{Entry, Record, RunAnchored, RunCreated},
         status::StateName,
     },
-    ports::{EntryView, Journal, RunFilter, RunSummary},
+    ports::{AuditFilter, EntryView, Journal, RunFilter, RunSummary},
 };
 
 use super::{
@@ -43,7 +44,7 @@ pub(super) async fn check(journal: &dyn Journal) {
     positions.sort_unstable();
     assert!(positions.iter().copied().eq(1..=positions.len() as u64), "gaps: {positions:?}");
 
-    let report = journal.verify().await.unwrap();
+    let report = journal.verify(Vec::new()).await.unwrap();
     assert_eq!(report.faults, []);
     assert_eq!((report.entries, report.runs), (positions.len() as u64, runs.len() as u64));
     assert_eq!(report.head, notes.last().map_or(ChainHash::START, |view| view.hash));
@@ -199,7 +200,7 @@ pub(super) async fn lists_hide_secrets_also_where_they_shorten_a_text<S: Store>(
 
 pub(super) async fn verifying_counts_everything_and_finds_nothing_wrong<S: Store>() {
     let store = S::new().await;
-    let empty = store.journal().verify().await.unwrap();
+    let empty = store.journal().verify(Vec::new()).await.unwrap();
     assert_eq!((empty.entries, empty.runs, empty.head), (0, 0, ChainHash::START));
     assert_eq!(empty.faults, []);
 
@@ -210,10 +211,36 @@ pub(super) async fn verifying_counts_everything_and_finds_nothing_wrong<S: Store
     store.journal().append_daemon(Noted::Stopped.entry(1)).await.unwrap();
     let stopped = store.journal().append_daemon(Noted::Started.entry(2)).await.unwrap();
 
-    let report = store.journal().verify().await.unwrap();
+    let report = store.journal().verify(Vec::new()).await.unwrap();
     // Two creations, two entries each after them, one anchor, two of the daemon.
     assert_eq!((report.entries, report.runs), (9, 2));
     assert_eq!(report.faults, []);
     let last = daemon(store.journal()).await.remove(0);
     assert_eq!((last.sequence, last.hash), (stopped, report.head));
+}
+
+pub(super) async fn a_head_that_was_kept_fits_the_journal_it_was_kept_of_and_no_other<S: Store>() {
+    let store = S::new().await;
+    store.make(run_id(1), &Submission::default()).await;
+    store.write(run_id(1), &[Said::Answer, Said::Ended(How::Succeeded)]).await;
+    let page = store.journal().audit(AuditFilter::default(), Position(0), 100).await.unwrap();
+    let mut digest = JournalDigest::START;
+    let heads = page.entries.iter().map(|entry| {
+        digest = digest.and(entry.hash);
+        KeptHead { entries: entry.position, digest }
+    });
+    let heads: Vec<KeptHead> = heads.collect();
+    assert_eq!(store.journal().verify(heads.clone()).await.unwrap().faults, []);
+
+    let last = *heads.last().unwrap();
+    let others = [
+        KeptHead { digest: heads[0].digest, ..last },
+        KeptHead { entries: Position(last.entries.0 - 1), ..last },
+        KeptHead { entries: Position(last.entries.0 + 1), ..last },
+    ];
+    for other in others {
+        let report = store.journal().verify(vec![other]).await.unwrap();
+        assert_eq!(report.faults.len(), 1, "{other:?}: {report:?}");
+    }
+    assert!(heads.len() > 3, "control: there is something to sign");
 }

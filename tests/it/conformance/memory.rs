@@ -9,6 +9,7 @@ use std::{
 use agentd::{
     domain::{
         chain::{ChainHash, Linked},
+        head::{JournalDigest, KeptHead},
         ids::{CallKey, Epoch, Position, RunId, Sequence, Timestamp},
         journal::{Entry, NewEntry, Record, RunAnchored, RunCreated},
         redact::Redactor,
@@ -430,7 +431,7 @@ impl Journal for MemoryStore {
         Ok(going.map(|run| run.id).collect())
     }
 
-    async fn verify(&self) -> Result<AuditReport, JournalError> {
+    async fn verify(&self, wanted: Vec<KeptHead>) -> Result<AuditReport, JournalError> {
         let kept = self.kept();
         let mut ends: HashMap<Option<RunId>, ChainHash> = HashMap::new();
         let mut faults = Vec::new();
@@ -442,7 +443,17 @@ impl Journal for MemoryStore {
             }
         }
         let (entries, runs) = (kept.lines.len() as u64, kept.runs.len() as u64);
-        Ok(AuditReport { entries, runs, checkpoints: 0, head: kept.end(None).1, faults })
+        for head in wanted {
+            let before = kept.lines.iter().filter(|line| line.view.position <= head.entries);
+            let sum = before.fold(JournalDigest::START, |sum, line| sum.and(line.view.hash));
+            if sum != head.digest || head.entries.0 > entries {
+                let what = format!("a head of {} entries was kept", head.entries);
+                let (run, sequence) = (None, Sequence(0));
+                faults.push(AuditFault { position: head.entries, run, sequence, what });
+            }
+        }
+        let head = kept.end(None).1;
+        Ok(AuditReport { entries, runs, head, faults, ..AuditReport::default() })
     }
 
     fn watch(&self, run: RunId) -> watch::Receiver<Progress> {

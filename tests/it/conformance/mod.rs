@@ -93,6 +93,7 @@ macro_rules! suite {
             chains::views_hide_secrets_and_entries_do_not,
             chains::lists_hide_secrets_also_where_they_shorten_a_text,
             chains::verifying_counts_everything_and_finds_nothing_wrong,
+            chains::a_head_that_was_kept_fits_the_journal_it_was_kept_of_and_no_other,
             daemon::entries_of_the_daemon_have_a_chain_of_their_own,
             daemon::entries_of_the_daemon_are_listed_newest_first_by_kind_page_by_page,
             lists::a_run_stands_as_its_last_append_says,

@@ -118,7 +118,7 @@ impl Question {
             }
             Self::Unended => text(journal.unended().await),
             Self::Verification => {
-                let report = journal.verify().await.map(|mut report| {
+                let report = journal.verify(Vec::new()).await.map(|mut report| {
                     if hashes == Hashes::Hidden {
                         report.head = ChainHash::START;
                     }

@@ -17,7 +17,7 @@ pub(super) struct SqliteStore {
 }
 
 fn open(home: &Path) -> SqliteJournal {
-    sqlite::take(home).unwrap().open(redactor()).unwrap()
+    sqlite::take(home).unwrap().open(redactor(), None).unwrap()
 }
 
 impl Store for SqliteStore {

@@ -108,6 +108,6 @@ pub(super) async fn a_run_that_does_not_begin_with_its_creation_is_refused<S: St
     }
 
     assert_eq!(known(&store, &submission).await.unwrap(), None);
-    assert_eq!(store.journal().verify().await.unwrap().entries, 0);
+    assert_eq!(store.journal().verify(Vec::new()).await.unwrap().entries, 0);
     store.make(run, &submission).await;
 }

@@ -135,6 +135,11 @@ impl Lab {
         self.power.as_ref().map_or(0, |power| power.cuts)
     }
 
+    /// Deaths that fell into a run so far.
+    pub(crate) fn in_the_middle(&self) -> usize {
+        self.gaps.values().sum()
+    }
+
     /// New runs, a death in the middle of them, and daemons until all have come to their end.
     pub(crate) async fn round(&mut self, number: usize, death: &Death) {
         self.die();
@@ -233,7 +238,7 @@ impl Lab {
             let whole = content.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
             lines.extend_from_slice(&content[..whole]);
         }
-        let report = jsonl::verify(lines.as_slice()).unwrap();
+        let report = jsonl::verify(lines.as_slice(), Vec::new()).unwrap();
         assert!(report.faults.is_empty(), "{:?}", report.faults);
         assert!(report.entries >= entries, "{} of {entries}", report.entries);
     }
@@ -245,7 +250,7 @@ impl Lab {
         assert!(audit.intact, "{audit:?}");
         assert_eq!(audit.runs as usize, self.jobs.len(), "one run for each request id");
         self.backend.assert_paired();
-        let in_the_middle: usize = self.gaps.values().sum();
+        let in_the_middle = self.in_the_middle();
         println!(
             "{what}: {} kills, {} runs, {in_the_middle} taken over",
             self.deaths,

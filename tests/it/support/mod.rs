@@ -410,7 +410,7 @@ impl TestDaemon {
     }
 
     pub(crate) async fn audit(&self) -> v1::VerifyAuditResponse {
-        let request = v1::VerifyAuditRequest { deep: true };
+        let request = v1::VerifyAuditRequest { deep: true, ..Default::default() };
         self.client().await.audit().verify_audit(request).await.unwrap().into_inner()
     }
 }

@@ -29,3 +29,31 @@ CREATE UNIQUE INDEX checkpoint_items_by_run ON checkpoint_items (run, first);
 
 -- When the store was restored from a backup, until a daemon has made its runs stand still; microseconds since 1970, UTC.
 ALTER TABLE owner ADD COLUMN restored_us INTEGER;
+
+-- What is left of entries whose run was pruned: enough to follow the chains, and the digest of the whole journal, past them.
+CREATE TABLE pruned_entries (
+    position INTEGER PRIMARY KEY,
+    run      INTEGER NOT NULL,               -- runs.place
+    sequence INTEGER NOT NULL,
+    hash     BLOB    NOT NULL
+) STRICT;
+
+CREATE TRIGGER pruned_entries_are_not_updated BEFORE UPDATE ON pruned_entries
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+
+CREATE TRIGGER pruned_entries_are_not_deleted BEFORE DELETE ON pruned_entries
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+
+DROP TRIGGER entries_are_not_deleted;
+
+CREATE TRIGGER entries_are_not_deleted BEFORE DELETE ON entries
+WHEN NOT EXISTS (SELECT 1 FROM pruned_entries WHERE position = OLD.position AND hash = OLD.hash)
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+
+-- When what the run held was pruned; microseconds since 1970, UTC. And whether that is still under way.
+ALTER TABLE runs ADD COLUMN pruned_us INTEGER;
+ALTER TABLE runs ADD COLUMN is_pruning INTEGER NOT NULL DEFAULT 0;
+
+CREATE INDEX runs_ended ON runs (updated_us)
+WHERE state IN ('SUCCEEDED', 'FAILED', 'CANCELLED') AND pruned_us IS NULL;
+CREATE INDEX runs_pruning ON runs (place) WHERE is_pruning = 1;

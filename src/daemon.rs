@@ -238,6 +238,7 @@ async fn assemble(
         sandbox,
         journal: journal.clone(),
         backups: journal.clone(),
+        retention: journal.clone(),
         disk: Arc::new(SystemDisk { directory: state.clone() }),
         clock: clock.clone(),
         chance,

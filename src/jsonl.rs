@@ -1,7 +1,10 @@
 //! The journal as lines of JSON: one entry a line, with all that its hash covers, so that whoever holds the lines can
 //! recompute the chains without the database. Opens no file: see `mirror`.
 
-use std::{collections::HashMap, io::BufRead};
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::BufRead,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -12,6 +15,8 @@ use crate::{
         head::KeptHead,
         hex::unhex,
         ids::{Position, RunId, Sequence, Timestamp},
+        journal::RunPruned,
+        ranges::Ranges,
     },
     ports::{AuditFault, AuditReport, EntryView},
     signing::{Followed, HeadWalk},
@@ -19,6 +24,8 @@ use crate::{
 
 /// Faults that are told; more are not looked for.
 const MOST_FAULTS: usize = 100;
+/// Gaps between lines that are remembered until it is known whether entries were pruned there.
+const MOST_GAPS: usize = 100_000;
 
 /// One line, in the order in which it is written.
 #[derive(Serialize, Deserialize)]
@@ -108,6 +115,7 @@ pub fn verify(lines: impl BufRead, kept: Vec<KeptHead>) -> std::io::Result<Audit
         ends: HashMap::new(),
         last: None,
         gaps: Vec::new(),
+        pruned: BTreeMap::new(),
         heads: HeadWalk::new(kept),
         report: AuditReport::default(),
     };
@@ -119,7 +127,8 @@ pub fn verify(lines: impl BufRead, kept: Vec<KeptHead>) -> std::io::Result<Audit
     }
     // Of one chain alone it is no wonder that others lie between.
     if walk.ends.len() > 1 {
-        walk.report.faults.extend(walk.gaps);
+        let unsaid = walk.gaps.into_iter().filter(|gap| !gap.is_within(&walk.pruned));
+        walk.report.faults.extend(unsaid.map(|gap| gap.fault));
         walk.report.faults.sort_by_key(|fault| fault.position);
         walk.report.faults.truncate(MOST_FAULTS);
     }
@@ -138,12 +147,43 @@ struct Walk {
     ends: HashMap<Option<RunId>, (Sequence, ChainHash)>,
     last: Option<Position>,
     /// Lines that do not follow by position.
-    gaps: Vec<AuditFault>,
+    gaps: Vec<Gap>,
+    /// Positions of entries that were pruned, as lines say: first and last of each range.
+    pruned: BTreeMap<u64, u64>,
     heads: HeadWalk,
     report: AuditReport,
 }
 
+/// Positions that are missing before a line.
+struct Gap {
+    first: u64,
+    last: u64,
+    fault: AuditFault,
+}
+
+impl Gap {
+    /// Whether each of them is in one of these ranges.
+    fn is_within(&self, ranges: &BTreeMap<u64, u64>) -> bool {
+        let mut next = self.first;
+        while next <= self.last {
+            match ranges.range(..=next).next_back() {
+                Some((_, last)) if *last >= next => next = last + 1,
+                _ => return false,
+            }
+        }
+        true
+    }
+}
+
 impl Walk {
+    fn note_pruned(&mut self, view: &EntryView) {
+        if let Ok(said) = serde_json::from_str::<RunPruned>(&view.payload)
+            && let Ok(ranges) = said.positions.parse::<Ranges>()
+        {
+            self.pruned.extend(ranges.iter());
+        }
+    }
+
     fn step(&mut self, number: u64, text: &[u8]) {
         self.report.entries += 1;
         let expected = self.last.map(|last| Position(last.0 + 1));
@@ -160,19 +200,25 @@ impl Walk {
             return self.report.faults.push(fault(what));
         };
         let mut faults: Vec<String> = Vec::new();
-        if expected.is_some_and(|expected| expected != view.position)
-            && self.gaps.len() < MOST_FAULTS
+        if expected.is_some_and(|expected| expected != view.position) && self.gaps.len() < MOST_GAPS
         {
             let what = format!(
                 "line {number}: the line before it is not the one before it in the journal"
             );
             let (position, run, sequence) = (view.position, view.run, view.sequence);
-            self.gaps.push(AuditFault { position, run, sequence, what });
+            let fault = AuditFault { position, run, sequence, what };
+            let first = expected.unwrap_or_default().0;
+            // Backwards, nothing is missing, and nothing explains it.
+            let last = if first < position.0 { position.0 - 1 } else { u64::MAX };
+            self.gaps.push(Gap { first, last, fault });
         }
         match expected {
             None if view.position > Position(1) => self.heads.begin_at(view.position),
             Some(expected) if expected != view.position => self.heads.skip(),
             None | Some(_) => {}
+        }
+        if view.kind == "run_pruned" {
+            self.note_pruned(&view);
         }
         let linked = Linked {
             run: view.run,

@@ -5,8 +5,9 @@ mod journal;
 
 pub use journal::{
     Admission, Append, Approvals, AuditFault, AuditFilter, AuditPage, AuditReport, Backups,
-    Checkpoint, Created, EntryView, Journal, JournalError, NewCheckpoint, PendingApproval, Piece,
-    Progress, RunFilter, RunPlace, RunStatus, RunSummary, StoreCopy,
+    Checkpoint, Created, EndedRun, EntryView, Journal, JournalError, NewCheckpoint,
+    PendingApproval, Piece, Progress, Prunable, PruneOrder, Pruning, Retention, RunFilter,
+    RunPlace, RunStatus, RunSummary, StoreCopy,
 };
 
 use std::{any::Any, collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, time::Duration};

@@ -29,7 +29,7 @@ use crate::{
         budget::Prices,
         policy::{Gate, HostedTool},
     },
-    engine::Limits,
+    engine::{Keep, Limits},
     secrets::Secret,
     telemetry::LogFormat,
     yaml,
@@ -112,6 +112,8 @@ pub struct Config {
     pub grace: Duration,
     /// How the journal's head is signed.
     pub heads: HeadSettings,
+    /// How long ended runs hold what they held.
+    pub keep: Keep,
     /// Who may call besides the owner.
     pub callers: Vec<CallerSettings>,
     pub log: String,
@@ -196,6 +198,9 @@ mod names {
     pub(super) const HEAD_ENTRIES: Setting = setting("audit.head_entries", None, None);
     pub(super) const HEAD_MINUTES: Setting = setting("audit.head_minutes", None, None);
     pub(super) const SIGNING_KEY: Setting = setting("audit.signing_key", None, None);
+    pub(super) const KEEP_SUCCEEDED: Setting = setting("retention.succeeded_days", None, None);
+    pub(super) const KEEP_FAILED: Setting = setting("retention.failed_days", None, None);
+    pub(super) const KEEP_CANCELLED: Setting = setting("retention.cancelled_days", None, None);
     pub(super) const LOG: Setting = setting("log", Some("AGENTD_LOG"), Some("--log"));
     pub(super) const LOG_FORMAT: Setting =
         setting("log_format", Some("AGENTD_LOG_FORMAT"), Some("--log-format"));
@@ -258,6 +263,7 @@ impl Config {
         let ready = reader.take(names::READY_LAUNCHERS, None, || Some(Spare(2)));
         let grace = reader.take(names::GRACE, None, || Some(Count(10)));
         let heads = audit::heads(reader);
+        let keep = audit::keep(reader);
         let callers = callers::callers(reader);
         let prices = prices::prices(reader);
         let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
@@ -281,6 +287,7 @@ impl Config {
             ready_launchers: ready?.0,
             grace: Duration::from_secs(grace?.0),
             heads: heads?,
+            keep,
             callers,
             log: log?,
             log_format: log_format?,

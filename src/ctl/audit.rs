@@ -13,6 +13,7 @@ use crate::{
     ctl::{
         Exit, Failure, Global, connect,
         output::{self, Colour, Format, Paint},
+        prune,
         timeline::printable,
     },
     domain::{
@@ -52,6 +53,9 @@ pub(super) enum Verb {
         #[arg(long, value_name = "FILE")]
         to: Option<PathBuf>,
     },
+    /// Removes what ended runs held: entries but for their hashes, tasks, answers. Says what that is, unless --yes is given
+    #[command(after_help = prune::EXAMPLES)]
+    Prune(prune::Which),
     /// Recomputes every hash and says where the journal was altered, if it was
     Verify {
         /// A database file, a copy of agentd.db for example, or a mirror (.jsonl); needs no daemon
@@ -129,6 +133,7 @@ pub(super) async fn run(global: &Global, verb: Verb) -> Result<Exit, Failure> {
             let kept = heads.as_deref().map(kept_heads).transpose()?.unwrap_or_default();
             verify(global, file, deep, kept).await
         }
+        Verb::Prune(which) => prune::run(global, which).await,
         Verb::List { filter, limit } => list(global, filter, limit).await,
         Verb::Tail { filter, after } => tail(global, filter, after).await,
         Verb::Export { filter, to } => export(global, filter, to).await,

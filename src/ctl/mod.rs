@@ -18,6 +18,7 @@ mod health;
 mod manual;
 mod output;
 mod policy;
+mod prune;
 mod resolve;
 mod revisions;
 mod runs;

@@ -115,7 +115,11 @@ pub(crate) fn table(rows: &[Vec<String>]) -> io::Result<()> {
 
 /// A state's name as the contract writes it.
 pub(crate) fn state_name(run: &v1::Run) -> &'static str {
-    run.state().as_str_name().trim_start_matches("RUN_STATE_")
+    short_state(run.state())
+}
+
+pub(crate) fn short_state(state: v1::RunState) -> &'static str {
+    state.as_str_name().trim_start_matches("RUN_STATE_")
 }
 
 /// A run as one JSON object.
@@ -145,6 +149,7 @@ pub(crate) fn run_json(run: &v1::Run) -> Value {
         "head_sequence": run.head_sequence,
         "create_time": run.create_time.map(time),
         "update_time": run.update_time.map(time),
+        "prune_time": run.prune_time.map(time),
         "submitter": run.submitter,
         "forked_from": run.forked_from.as_ref().map(|from| json!({"run_id": from.run_id, "sequence": from.sequence})),
         "labels": run.labels.iter().collect::<std::collections::BTreeMap<_, _>>(),

@@ -409,7 +409,7 @@ fn row(run: &v1::Run) -> Vec<String> {
     ]
 }
 
-fn state(name: &str) -> Result<i32, Failure> {
+pub(super) fn state(name: &str) -> Result<i32, Failure> {
     let full = format!("RUN_STATE_{}", name.to_uppercase().replace('-', "_"));
     RunState::from_str_name(&full)
         .map(i32::from)

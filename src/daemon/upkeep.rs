@@ -19,13 +19,16 @@ use crate::{
     config::Config,
     daemon::{DaemonError, Parts, Servers},
     domain::{ids::Caller, journal::DaemonStopped, redact::Redactor},
-    engine::{self, Engine, EngineError, Intake},
+    engine::{self, Engine, EngineError, Intake, Keep},
     grpc::HEALTH_NAMES,
     ports::{Clock as _, Journal, JournalError},
     signing::{self, Signer},
     sqlite,
     system::SystemClock,
 };
+
+/// Time between two looks at what is kept for too long.
+const RETENTION: Duration = Duration::from_secs(60 * 60);
 
 /// How the last daemon on this store ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,8 +100,20 @@ pub(super) fn start(config: &Config, parts: &Parts, servers: &Servers, wanted: m
     }
     tasks.spawn("mirror", parts.mirror.clone().follow(tasks.token()));
     tasks.spawn("reloads", reloads(engine.clone(), wanted, tasks.token()));
+    tasks.spawn("retention", retention(engine.clone(), config.keep.clone(), tasks.token()));
     let clock = parts.clock.clone();
     tasks.spawn("heads", heads(journal.clone(), clock, config.heads.every, tasks.token()));
+}
+
+/// Prunes ended runs that were kept for long enough, and what a daemon that died left half pruned.
+async fn retention(engine: Engine, keep: Keep, stopping: CancellationToken) {
+    let mut ticks = tokio::time::interval(RETENTION);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
+        if let Err(error) = engine.prune_expired(&keep).await {
+            tracing::warn!(%error, "ended runs could not be pruned; the next hour tries again");
+        }
+    }
 }
 
 /// Signs the journal's head from time to time, if anything was written. What the journal cannot do, it tells by itself.

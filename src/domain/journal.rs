@@ -6,12 +6,16 @@
 
 mod approvals;
 mod calls;
+mod daemon;
 mod steering;
 
 pub use approvals::{ApprovalDecided, ApprovalDecision, ApprovalRequested};
 pub use calls::{
     CallResolved, Connection, Decided, NetworkUsed, Resolution, ToolCalled, ToolOutput,
     ToolResumed, Used, Verdict,
+};
+pub use daemon::{
+    BackupMade, DaemonStarted, DaemonStopped, DrainRequested, RunAnchored, RunPruned, StoreRestored,
 };
 pub use steering::{CancelRequested, InputReceived, LostRequest, PauseRequested, RunResumed};
 
@@ -129,6 +133,7 @@ records! {
     "backup_made" 1 => BackupMade,
     "store_restored" 1 => StoreRestored,
     "head_signed" 1 => HeadSigned,
+    "run_pruned" 1 => RunPruned,
     "daemon_stopped" 1 => DaemonStopped,
 }
 
@@ -390,58 +395,6 @@ pub struct RunSuspended {
 pub struct RunFinished {
     #[serde(flatten)]
     pub ending: Ending,
-}
-
-/// The daemon took the store over.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DaemonStarted {
-    pub version: String,
-    pub epoch: Epoch,
-    pub sqlite: String,
-    pub policy_revision: PolicyRevision,
-}
-
-/// The head of a run's chain at this moment, held fast in the daemon's chain.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunAnchored {
-    pub run_id: RunId,
-    pub sequence: Sequence,
-    /// 64 hexadecimal digits.
-    pub hash: String,
-}
-
-/// Somebody wants no more runs to be taken, or wants them to be taken again.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DrainRequested {
-    pub by: Caller,
-    pub draining: bool,
-}
-
-/// Somebody was given a copy of the whole store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackupMade {
-    pub by: Caller,
-    pub bytes: u64,
-    /// Entries that are in it.
-    pub entries: u64,
-}
-
-/// The store was restored from a backup, and every run in it that had not ended stands still by now.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct StoreRestored {
-    /// When it was put in place.
-    pub at: Timestamp,
-    /// Runs that were made to stand still.
-    pub runs: usize,
-}
-
-/// The daemon gave the store back in order.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DaemonStopped {
-    pub why: String,
-    /// The stop before was not in order, and this daemon has not come to examining what that left.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub is_unexamined: bool,
 }
 
 /// Longest view that is stored as it is, in bytes: clients accept messages of 4 MiB. In a longer one,

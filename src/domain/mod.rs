@@ -16,6 +16,7 @@ pub mod item;
 pub mod journal;
 pub mod origin;
 pub mod policy;
+pub mod ranges;
 pub mod redact;
 pub mod retry;
 pub mod run;

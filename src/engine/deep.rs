@@ -38,7 +38,8 @@ impl Engine {
             let page = self.runs(RunFilter::default(), before, PAGE).await?;
             let Some((last, _)) = page.last() else { return Ok(report) };
             before = Some(*last);
-            for (_, run) in &page {
+            // Of a pruned run there is nothing to fold.
+            for (_, run) in page.iter().filter(|(_, run)| run.pruned.is_none()) {
                 if report.faults.len() >= MOST_FAULTS {
                     return Ok(report);
                 }

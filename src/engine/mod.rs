@@ -19,6 +19,7 @@ mod live;
 mod policies;
 mod recovery;
 mod resolution;
+mod retention;
 mod revisions;
 mod run_log;
 mod runs;
@@ -33,6 +34,7 @@ pub use fork::{Checkpoint, Fork, LastWord};
 pub use live::{LiveEvent, OutputDelta, TextDelta};
 pub use policies::{Policies, Reload, Standing};
 pub use resolution::CallResolution;
+pub use retention::{Keep, PruneMode, Pruned};
 pub use revisions::{PolicyRead, ReadBecause, SIGHUP};
 pub use runs::{Engine, EngineError, Limits};
 pub use steering::{Input, Resume};
@@ -43,7 +45,7 @@ use std::sync::Arc;
 
 use crate::{
     domain::{budget::Prices, ids::Epoch, redact::Redactor},
-    ports::{Backups, Chance, Clock, Disk, Journal, Model, Sandbox},
+    ports::{Backups, Chance, Clock, Disk, Journal, Model, Retention, Sandbox},
     tools::Toolbox,
 };
 
@@ -57,6 +59,7 @@ pub struct World {
     pub sandbox: Arc<dyn Sandbox>,
     pub journal: Arc<dyn Journal>,
     pub backups: Arc<dyn Backups>,
+    pub retention: Arc<dyn Retention>,
     pub disk: Arc<dyn Disk>,
     pub clock: Arc<dyn Clock>,
     pub chance: Arc<dyn Chance>,

@@ -542,6 +542,8 @@ impl Engine {
             }
             JournalError::RequestIdReused { .. }
             | JournalError::Busy
+            | JournalError::Pruned { .. }
+            | JournalError::NotPrunable { .. }
             | JournalError::Unreadable { .. } => {}
         }
     }

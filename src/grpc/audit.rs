@@ -11,12 +11,13 @@ use crate::{
     domain::{
         head::{JournalDigest, KeptHead},
         hex::unhex,
-        ids::{Position, Timestamp},
+        ids::Position,
     },
     engine::{Engine, EngineError},
     grpc::{
         caller, convert,
         page::{self, List},
+        prune,
     },
     jsonl,
     ports::{AuditFilter, EntryView, JournalError},
@@ -62,11 +63,6 @@ fn filter(wanted: Option<v1::AuditFilter>) -> Result<AuditFilter, Status> {
         return Err(convert::invalid("filter", message));
     }
     let given = |text: String| Some(text).filter(|text| !text.is_empty());
-    let micros = |time: prost_types::Timestamp| {
-        Timestamp(
-            time.seconds.saturating_mul(1_000_000).saturating_add(i64::from(time.nanos) / 1000),
-        )
-    };
     Ok(AuditFilter {
         run: match wanted.run_id.as_str() {
             "" => None,
@@ -77,8 +73,8 @@ fn filter(wanted: Option<v1::AuditFilter>) -> Result<AuditFilter, Status> {
         decision: given(wanted.decision),
         rule: given(wanted.rule),
         caller: given(wanted.caller),
-        since: wanted.since_time.map(micros),
-        until: wanted.until_time.map(micros),
+        since: wanted.since_time.map(convert::from_timestamp),
+        until: wanted.until_time.map(convert::from_timestamp),
     })
 }
 
@@ -236,6 +232,16 @@ impl AuditService for Audit {
         };
         self.engine.spawn_stream(feed.send(lines)).map_err(convert::status)?;
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn prune_runs(
+        &self,
+        request: Request<v1::PruneRunsRequest>,
+    ) -> Result<Response<v1::PruneRunsResponse>, Status> {
+        let by = caller::of(&request)?.caller;
+        let (wanted, mode) = prune::wanted(request.get_ref())?;
+        let pruned = self.engine.prune(by, wanted, mode).await.map_err(convert::status)?;
+        Ok(Response::new(prune::answer(pruned)))
     }
 
     async fn verify_audit(

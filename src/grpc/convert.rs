@@ -124,6 +124,18 @@ fn with_reason(code: Code, reason: &str, message: String, mut details: ErrorDeta
     Status::with_error_details(code, message, details)
 }
 
+/// With what a program needs to go on.
+fn with_metadata<const N: usize>(
+    code: Code,
+    reason: &str,
+    message: String,
+    metadata: [(&str, String); N],
+) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, DOMAIN, metadata.map(|(key, value)| (key.to_owned(), value)));
+    Status::with_error_details(code, message, details)
+}
+
 fn with_retry() -> ErrorDetails {
     let mut details = ErrorDetails::new();
     details.set_retry_info(Some(RETRY));
@@ -219,6 +231,13 @@ fn journal(error: &JournalError) -> Status {
         JournalError::Busy => {
             with_reason(Code::ResourceExhausted, "STORE_BUSY", message, with_retry())
         }
+        JournalError::Pruned { head, .. } => {
+            let oldest = [("oldest_sequence", (head.0 + 1).to_string())];
+            with_metadata(Code::OutOfRange, "RUN_PRUNED", message, oldest)
+        }
+        JournalError::NotPrunable { .. } => {
+            with_reason(Code::FailedPrecondition, "NOT_PRUNABLE", message, plain())
+        }
         JournalError::Failed { .. } => {
             with_reason(Code::Unavailable, "STORE_FAILED", message, with_retry())
         }
@@ -251,6 +270,11 @@ pub(super) fn resolution(wanted: v1::CallResolution) -> Result<Resolution, Statu
 pub(super) fn timestamp(at: ids::Timestamp) -> Timestamp {
     let nanos = at.0.rem_euclid(1_000_000) * 1000;
     Timestamp { seconds: at.0.div_euclid(1_000_000), nanos: i32::try_from(nanos).unwrap_or(0) }
+}
+
+pub(super) fn from_timestamp(at: Timestamp) -> ids::Timestamp {
+    let micros = at.seconds.saturating_mul(1_000_000).saturating_add(i64::from(at.nanos) / 1000);
+    ids::Timestamp(micros)
 }
 
 pub(super) fn state(state: StateName) -> v1::RunState {
@@ -307,6 +331,7 @@ pub(super) fn run(summary: RunSummary) -> v1::Run {
         head_sequence: summary.head.0,
         create_time: Some(timestamp(summary.created)),
         update_time: Some(timestamp(summary.updated)),
+        prune_time: summary.pruned.map(timestamp),
         submitter: summary.submitter.to_string(),
         labels: summary.labels.into_iter().collect(),
         forked_from: summary.forked.map(|(run, sequence)| v1::ForkedFrom {

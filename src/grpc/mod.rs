@@ -9,6 +9,7 @@ mod convert;
 mod forks;
 mod page;
 mod policy;
+mod prune;
 mod reflection;
 mod roles;
 mod runs;

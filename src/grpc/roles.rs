@@ -21,6 +21,7 @@ const TABLE: &[(&str, &[Role])] = &[
     ("/agentd.v1.AdminService/ListAgents", ALL),
     ("/agentd.v1.AuditService/ExportAudit", READ_EVERYTHING),
     ("/agentd.v1.AuditService/ListAuditEntries", READ_EVERYTHING),
+    ("/agentd.v1.AuditService/PruneRuns", ADMIN),
     ("/agentd.v1.AuditService/StreamAuditEntries", READ_EVERYTHING),
     ("/agentd.v1.AuditService/VerifyAudit", READ_EVERYTHING),
     ("/agentd.v1.PolicyService/ExplainDecision", ALL),

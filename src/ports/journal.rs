@@ -108,6 +108,55 @@ pub trait Journal: Send + Sync {
     fn watch(&self, run: RunId) -> watch::Receiver<Progress>;
 }
 
+/// Removes what ended runs held, while the store is used.
+#[async_trait]
+pub trait Retention: Send + Sync {
+    /// Ended runs that still hold what they held, those first that ended first.
+    async fn prunable(&self, wanted: Prunable) -> Result<Vec<EndedRun>, JournalError>;
+
+    /// Removes a part of what an ended run held: its entries but for their hashes, its task and its answer. The first
+    /// time, a `run_pruned` entry says so.
+    ///
+    /// Errors: the run is unknown, has not ended, or nobody signs the journal.
+    async fn prune(&self, order: PruneOrder) -> Result<Pruning, JournalError>;
+
+    /// Runs whose pruning was begun, and not finished.
+    async fn half_pruned(&self) -> Result<Vec<RunId>, JournalError>;
+}
+
+/// Which ended runs are to be pruned.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prunable {
+    /// Runs that ended in one of these; empty: in any.
+    pub states: Vec<StateName>,
+    pub ended_before: Timestamp,
+    pub limit: usize,
+}
+
+/// A run that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EndedRun {
+    pub run: RunId,
+    pub state: StateName,
+    pub ended: Timestamp,
+    pub entries: Sequence,
+}
+
+/// Who wants a run pruned, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PruneOrder {
+    pub run: RunId,
+    pub by: Caller,
+    pub time: Timestamp,
+}
+
+/// How far the pruning of a run has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pruning {
+    UnderWay,
+    Done,
+}
+
 /// Copies everything that is remembered, while it is used.
 #[async_trait]
 pub trait Backups: Send + Sync {
@@ -218,6 +267,8 @@ pub struct RunSummary {
     pub head: Sequence,
     pub created: Timestamp,
     pub updated: Timestamp,
+    /// When what it held was removed; none: it is there.
+    pub pruned: Option<Timestamp>,
 }
 
 /// Which runs a list is about.
@@ -343,6 +394,14 @@ pub enum JournalError {
     /// More is waiting to be written than is kept: nothing was written.
     #[error("the journal's queue is full; try again")]
     Busy,
+    /// What the run held was removed; its head is the last entry that it had.
+    #[error(
+        "what run {run} held was pruned; agentctl audit list --kind run_pruned says when, and by whom"
+    )]
+    Pruned { run: RunId, head: Sequence },
+    /// Nothing was removed.
+    #[error("run {run} cannot be pruned: {what}")]
+    NotPrunable { run: RunId, what: String },
     /// The store failed, and nothing more is acknowledged.
     #[error("the journal cannot be written, and the daemon stops: {message}")]
     Failed { message: String },

@@ -4,6 +4,7 @@
 mod backup;
 mod migrate;
 mod readers;
+mod retention;
 mod rows;
 mod seal;
 mod verify;
@@ -35,8 +36,8 @@ use crate::{
     },
     ports::{
         Admission, Append, Approvals, AuditFilter, AuditPage, AuditReport, Backups, Checkpoint,
-        Created, EntryView, Journal, JournalError, PendingApproval, Progress, RunFilter, RunPlace,
-        RunSummary, StoreCopy,
+        Created, EndedRun, EntryView, Journal, JournalError, PendingApproval, Progress, Prunable,
+        PruneOrder, Pruning, Retention, RunFilter, RunPlace, RunSummary, StoreCopy,
     },
 };
 
@@ -196,6 +197,21 @@ impl Shared {
             watchers.retain(|_, watcher| !watcher.is_closed());
         }
         watchers.entry(run).or_insert_with(|| watch::Sender::new(Progress::default())).subscribe()
+    }
+}
+
+#[async_trait]
+impl Retention for SqliteJournal {
+    async fn prunable(&self, wanted: Prunable) -> Result<Vec<EndedRun>, JournalError> {
+        self.readers.ask(move |reader| retention::prunable(&reader.connection, &wanted)).await
+    }
+
+    async fn prune(&self, order: PruneOrder) -> Result<Pruning, JournalError> {
+        self.writer.prune(order).await
+    }
+
+    async fn half_pruned(&self) -> Result<Vec<RunId>, JournalError> {
+        self.readers.ask(|reader| retention::half_pruned(&reader.connection)).await
     }
 }
 

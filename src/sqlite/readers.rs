@@ -94,7 +94,10 @@ impl Readers {
 }
 
 fn unreadable(error: ReadError) -> JournalError {
-    JournalError::Unreadable { what: error.to_string() }
+    match error {
+        ReadError::Pruned { run, head } => JournalError::Pruned { run, head },
+        error => JournalError::Unreadable { what: error.to_string() },
+    }
 }
 
 fn next(queue: &Mutex<mpsc::Receiver<Job>>) -> Option<Job> {

@@ -30,6 +30,8 @@ pub(super) enum ReadError {
     Decode(#[from] DecodeError),
     #[error(transparent)]
     Seal(#[from] Broken),
+    #[error("what run {run} held was pruned")]
+    Pruned { run: RunId, head: Sequence },
     #[error(
         "its pages are damaged ({0}); stop the daemon, and restore a backup (agentctl restore)"
     )]
@@ -111,7 +113,7 @@ pub(super) fn entries(
 ) -> Result<Vec<Entry>, ReadError> {
     let mut statement = connection.prepare_cached(
         "SELECT sequence, time_us, kind, version, view, body FROM entries
-         WHERE run = (SELECT place FROM runs WHERE id = ?1) AND sequence > ?2
+         WHERE run = (SELECT place FROM runs WHERE id = ?1 AND pruned_us IS NULL) AND sequence > ?2
          ORDER BY sequence LIMIT ?3",
     )?;
     let mut found = statement.query(params![run.to_string(), after.0, bound(limit)])?;
@@ -133,7 +135,22 @@ pub(super) fn entries(
             record: Record::decode(&kind, row.get(3)?, &whole)?,
         });
     }
+    if entries.is_empty() {
+        check_unpruned(connection, run, after)?;
+    }
     Ok(entries)
+}
+
+/// Whether entries that follow were there, and are no more.
+fn check_unpruned(connection: &Connection, run: RunId, after: Sequence) -> Result<(), ReadError> {
+    let mut statement = connection.prepare_cached(
+        "SELECT head FROM runs WHERE id = ?1 AND head > ?2 AND pruned_us IS NOT NULL",
+    )?;
+    let found = statement.query_row(params![run.to_string(), after.0], |row| row.get(0));
+    match found.optional()? {
+        Some(head) => Err(ReadError::Pruned { run, head: Sequence(head) }),
+        None => Ok(()),
+    }
 }
 
 /// How a run stood at the last checkpoint of it.
@@ -196,12 +213,16 @@ pub(super) fn views(
 ) -> Result<Vec<EntryView>, ReadError> {
     let mut statement = connection.prepare_cached(&format!(
         "{VIEW} FROM entries
-         WHERE run = (SELECT place FROM runs WHERE id = ?1) AND sequence > ?2
+         WHERE run = (SELECT place FROM runs WHERE id = ?1 AND pruned_us IS NULL) AND sequence > ?2
          ORDER BY sequence LIMIT ?3"
     ))?;
     let parameters = params![run.to_string(), after.0, bound(limit)];
     let found = statement.query_map(parameters, |row| view(row, Some(run)))?;
-    Ok(found.collect::<rusqlite::Result<_>>()?)
+    let views = found.collect::<rusqlite::Result<Vec<_>>>()?;
+    if views.is_empty() {
+        check_unpruned(connection, run, after)?;
+    }
+    Ok(views)
 }
 
 /// The daemon's own entries of these kinds, newest first.
@@ -297,7 +318,7 @@ pub(super) fn audit(
 }
 
 const SUMMARY: &str =
-    "SELECT place, id, spec, state, status, head, created_us, updated_us FROM runs";
+    "SELECT place, id, spec, state, status, head, created_us, updated_us, pruned_us FROM runs";
 
 fn summary(row: &Row<'_>) -> rusqlite::Result<(RunPlace, RunSummary)> {
     let spec: SpecRow = json(row, 2)?;
@@ -324,6 +345,7 @@ fn summary(row: &Row<'_>) -> rusqlite::Result<(RunPlace, RunSummary)> {
         head: Sequence(row.get(5)?),
         created: Timestamp(row.get(6)?),
         updated: Timestamp(row.get(7)?),
+        pruned: row.get::<_, Option<i64>>(8)?.map(Timestamp),
     };
     Ok((RunPlace(row.get(0)?), summary))
 }

@@ -3,7 +3,7 @@
 
 use std::{collections::HashMap, path::Path};
 
-use rusqlite::{Connection, Row};
+use rusqlite::{Connection, Row, types::ValueRef};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
@@ -12,7 +12,7 @@ use crate::{
         chain::{ChainHash, Linked},
         head::KeptHead,
         ids::{Position, RunId, Sequence, Timestamp},
-        journal::RunAnchored,
+        journal::{RunAnchored, RunPruned},
         status::StateName,
     },
     ports::{AuditFault, AuditReport, EntryView, JournalError},
@@ -51,17 +51,15 @@ pub(super) fn verify(
     let asked = HashMap::new();
     let heads = HeadWalk::new(kept);
     let report = AuditReport::default();
-    let mut walk = Walk { chains: HashMap::new(), ids, places, asked, heads, report };
-    let mut statement = moment.prepare(
-        "SELECT position, run, sequence, time_us, kind, version, view, body, body_digest,
-                policy_revision, previous, hash
-         FROM entries ORDER BY position",
-    )?;
+    let (chains, pruned) = (HashMap::new(), HashMap::new());
+    let mut walk = Walk { chains, ids, places, asked, heads, pruned, report };
+    let mut statement = moment.prepare(&entries_and_what_is_left(&moment)?)?;
     let mut found = statement.query([])?;
     while let Some(row) = found.next()? {
-        match Stored::read(row) {
-            Ok(entry) => walk.step(&entry),
-            Err(error) => walk.unreadable(row, &error),
+        match (Pruned::read(row), Stored::read(row)) {
+            (Some(pruned), _) => walk.step_past(&pruned),
+            (None, Ok(entry)) => walk.step(&entry),
+            (None, Err(error)) => walk.unreadable(row, &error),
         }
         if walk.report.faults.len() >= MOST_FAULTS {
             return Ok(walk.report);
@@ -69,9 +67,28 @@ pub(super) fn verify(
     }
     walk.check_heads(&moment)?;
     walk.check_questions(&moment)?;
+    walk.check_pruned();
     walk.report.runs = walk.ids.len() as u64;
     walk.report.head = walk.chains.get(&0).map_or(ChainHash::START, |end| end.hash);
     Ok(walk.finish())
+}
+
+/// All entries in the order of position, and what is left of pruned ones between them, which have no kind.
+fn entries_and_what_is_left(connection: &Connection) -> Result<String, ReadError> {
+    const ENTRIES: &str = "SELECT position, run, sequence, time_us, kind, version, view, body,
+                                  body_digest, policy_revision, previous, hash FROM entries";
+    const LEFT: &str = "SELECT position, run, sequence, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                               NULL, hash FROM pruned_entries";
+    Ok(match has_table(connection, "pruned_entries")? {
+        true => format!("{ENTRIES} UNION ALL {LEFT} ORDER BY position"),
+        false => format!("{ENTRIES} ORDER BY position"),
+    })
+}
+
+/// A copy of before the table has none.
+fn has_table(connection: &Connection, name: &str) -> Result<bool, ReadError> {
+    let mut statement = connection.prepare("SELECT 1 FROM sqlite_schema WHERE name = ?1")?;
+    Ok(statement.exists([name])?)
 }
 
 /// A run whose id cannot be read is as good as missing.
@@ -89,6 +106,8 @@ struct End {
     hash: ChainHash,
     /// What the chain's last entry says of the run, where it ends it.
     ending: Option<Ending>,
+    /// What it held is removed.
+    is_pruned: bool,
 }
 
 /// How a run ended, as everyone may see it: in its last entry, and in the table of runs.
@@ -119,7 +138,8 @@ fn listed_ending(row: &Row<'_>) -> Option<Ending> {
 }
 
 impl End {
-    const START: Self = Self { sequence: Sequence(0), hash: ChainHash::START, ending: None };
+    const START: Self =
+        Self { sequence: Sequence(0), hash: ChainHash::START, ending: None, is_pruned: false };
 }
 
 struct Walk {
@@ -130,6 +150,8 @@ struct Walk {
     /// By run and call, the position of the question to people that nobody has answered so far.
     asked: HashMap<(i64, String), Position>,
     heads: HeadWalk,
+    /// The ends of runs that were pruned, as the journal says.
+    pruned: HashMap<RunId, (Sequence, String)>,
     report: AuditReport,
 }
 
@@ -161,15 +183,59 @@ impl Walk {
         if entry.kind == "run_anchored" {
             faults.extend(self.check_anchor(&entry.view));
         }
+        if entry.kind == "run_pruned"
+            && let Ok(said) = serde_json::from_str::<RunPruned>(&entry.view)
+        {
+            self.pruned.insert(said.run_id, (said.entries, said.hash));
+        }
         faults.extend(self.heads.follow(&entry.followed()));
         self.note_question(entry);
         let is_end = entry.kind == "run_finished";
         let ending: Option<Ending> =
             is_end.then(|| serde_json::from_str(&entry.view).ok()).flatten();
         let ending = ending.map(Ending::compared);
-        self.chains.insert(place, End { sequence, hash: entry.hash, ending });
+        let is_pruned = end.is_pruned;
+        self.chains.insert(place, End { sequence, hash: entry.hash, ending, is_pruned });
         let fault = |what| AuditFault { position, run, sequence, what };
         self.report.faults.extend(faults.into_iter().map(fault));
+    }
+
+    /// What is left of an entry is taken as it stands: the next signed head says whether it fits.
+    fn step_past(&mut self, left: &Pruned) {
+        let Pruned { position, place, sequence, hash } = *left;
+        let run = self.ids.get(&place).copied();
+        let end = self.chains.get(&place).cloned().unwrap_or(End::START);
+        let mut faults: Vec<String> = self.gap_before(position).into_iter().collect();
+        if sequence != end.sequence.next() {
+            faults.push(format!("follows sequence {} of its chain", end.sequence));
+        }
+        let time = Timestamp(0);
+        faults.extend(self.heads.follow(&Followed { position, time, kind: "", view: "", hash }));
+        self.chains.insert(place, End { sequence, hash, ending: None, is_pruned: true });
+        let fault = |what| AuditFault { position, run, sequence, what };
+        self.report.faults.extend(faults.into_iter().map(fault));
+    }
+
+    /// What is left of entries must be of runs that the journal says were pruned, up to where it says.
+    fn check_pruned(&mut self) {
+        let is_said = |end: &End, run: Option<&RunId>| {
+            let said = run.and_then(|run| self.pruned.get(run));
+            said.is_some_and(|(sequence, hash)| {
+                *sequence == end.sequence && *hash == end.hash.to_string()
+            })
+        };
+        let removed = self.chains.iter().filter(|(_, end)| end.is_pruned);
+        let unsaid = removed.filter(|(place, end)| !is_said(end, self.ids.get(place)));
+        let faults: Vec<AuditFault> = unsaid
+            .map(|(place, end)| AuditFault {
+                position: Position(0),
+                run: self.ids.get(place).copied(),
+                sequence: end.sequence,
+                what: "its entries are removed, and the journal does not say that it was pruned"
+                    .into(),
+            })
+            .collect();
+        self.report.faults.extend(faults);
     }
 
     /// An entry that holds what no daemon wrote. Its chain goes on after it, and will not fit.
@@ -246,9 +312,7 @@ impl Walk {
 
     /// The table of questions must hold those that nobody has answered, and no others.
     fn check_questions(&mut self, connection: &Connection) -> Result<(), ReadError> {
-        // A copy of before that table has none to check.
-        let table = "SELECT 1 FROM sqlite_schema WHERE name = 'approvals'";
-        if !connection.prepare(table)?.exists([])? {
+        if !has_table(connection, "approvals")? {
             return Ok(());
         }
         let mut statement = connection.prepare("SELECT run, call, position FROM approvals")?;
@@ -287,6 +351,7 @@ impl Walk {
             let fits = end.is_some_and(|end| Some(end.sequence) == head && Some(end.hash) == hash);
             let listed = listed_ending(row);
             let what = match end.map(|end| &end.ending) {
+                Some(_) if fits && end.is_some_and(|end| end.is_pruned) => continue,
                 _ if !fits => "the run's chain does not end where the run says it does",
                 Some(ending) if *ending != listed => {
                     "the run's list does not say how its chain ends"
@@ -318,6 +383,29 @@ struct Stored {
     policy_revision: Option<String>,
     previous: ChainHash,
     hash: ChainHash,
+}
+
+/// What is left of an entry whose run was pruned.
+struct Pruned {
+    position: Position,
+    place: i64,
+    sequence: Sequence,
+    hash: ChainHash,
+}
+
+impl Pruned {
+    /// None: it is a whole entry.
+    fn read(row: &Row<'_>) -> Option<Self> {
+        if row.get_ref(4).ok()? != ValueRef::Null {
+            return None;
+        }
+        Some(Self {
+            position: Position(row.get(0).ok()?),
+            place: row.get(1).ok()?,
+            sequence: Sequence(row.get(2).ok()?),
+            hash: ChainHash(row.get(11).ok()?),
+        })
+    }
 }
 
 impl Stored {

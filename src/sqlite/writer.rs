@@ -6,6 +6,7 @@
 
 mod derived;
 mod heads;
+mod pruning;
 
 pub use heads::Signing;
 
@@ -26,7 +27,7 @@ use crate::{
         status::StateName,
     },
     fail_point,
-    ports::{Admission, Append, Created, JournalError, Progress},
+    ports::{Admission, Append, Created, JournalError, Progress, PruneOrder, Pruning},
     sqlite::{
         OpenError, Shared, rows,
         seal::{Place, Seal},
@@ -59,6 +60,11 @@ enum Job {
         entry: Box<NewEntry>,
         reply: Reply<Sequence>,
     },
+    /// Removes a part of what a run held.
+    Prune {
+        order: PruneOrder,
+        reply: Reply<Pruning>,
+    },
     /// Signs for what no head signs for yet.
     Sign {
         time: Timestamp,
@@ -76,6 +82,7 @@ type Reply<T> = oneshot::Sender<Result<T, JournalError>>;
 enum Answer {
     Created(Reply<Created>, Result<Created, JournalError>),
     Done(Reply<()>, Result<(), JournalError>),
+    Pruned(Reply<Pruning>, Result<Pruning, JournalError>),
     Noted(Reply<Sequence>, Result<Sequence, JournalError>),
 }
 
@@ -131,6 +138,12 @@ impl Writer {
 }
 
 impl Writer {
+    pub(super) async fn prune(&self, order: PruneOrder) -> Result<Pruning, JournalError> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(Job::Prune { order, reply }).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
     pub(super) async fn sign(&self, time: Timestamp) -> Result<(), JournalError> {
         let (reply, answer) = oneshot::channel();
         self.jobs.send(Job::Sign { time, reply }).await.map_err(|_| gone())?;
@@ -263,6 +276,10 @@ impl Thread {
                     let done = batch.unless(&broken, |batch| batch.daemon(&entry));
                     answers.push(Answer::Noted(reply, keep(done, &mut broken)));
                 }
+                Job::Prune { order, reply } => {
+                    let done = batch.unless(&broken, |batch| batch.prune(&order));
+                    answers.push(Answer::Pruned(reply, keep(done, &mut broken)));
+                }
                 Job::Sign { time, reply } => {
                     let done = batch.unless(&broken, |batch| batch.sign(time));
                     answers.push(Answer::Done(reply, keep(done, &mut broken)));
@@ -325,6 +342,7 @@ impl Job {
         match self {
             Self::Create { reply, .. } => drop(reply.send(Err(error))),
             Self::Daemon { reply, .. } => drop(reply.send(Err(error))),
+            Self::Prune { reply, .. } => drop(reply.send(Err(error))),
             Self::Append { reply, .. } | Self::Sign { reply, .. } | Self::Close { reply } => {
                 drop(reply.send(Err(error)))
             }
@@ -339,6 +357,7 @@ impl Answer {
             Self::Created(reply, answer) => drop(reply.send(answer)),
             Self::Done(reply, answer) => drop(reply.send(answer)),
             Self::Noted(reply, answer) => drop(reply.send(answer)),
+            Self::Pruned(reply, answer) => drop(reply.send(answer)),
         }
     }
 
@@ -348,6 +367,7 @@ impl Answer {
             Self::Created(reply, _) => drop(reply.send(Err(error))),
             Self::Done(reply, _) => drop(reply.send(Err(error))),
             Self::Noted(reply, _) => drop(reply.send(Err(error))),
+            Self::Pruned(reply, _) => drop(reply.send(Err(error))),
         }
     }
 }

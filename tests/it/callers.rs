@@ -157,7 +157,7 @@ fn message(field: Option<i32>, text: &str) -> Vec<u8> {
 }
 
 /// What submitters do, and what is for admins alone.
-const STEERING: [&str; 9] = [
+const STEERING: [&str; 10] = [
     "CreateRun",
     "ForkRun",
     "CancelRun",
@@ -167,6 +167,7 @@ const STEERING: [&str; 9] = [
     "ReloadPolicy",
     "Drain",
     "BackupDatabase",
+    "PruneRuns",
 ];
 
 /// What approvers do.
@@ -190,6 +191,7 @@ async fn each_role_may_call_what_is_its_and_is_told_which_roles_may_call_the_res
             "ReloadPolicy",
             "Drain",
             "BackupDatabase",
+            "PruneRuns",
             "ListPolicyRevisions",
         ]
         .iter()

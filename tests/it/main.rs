@@ -39,6 +39,7 @@ mod loops;
 mod mirror;
 mod policy;
 mod power_loss;
+mod pruning;
 mod ready;
 mod real_parts;
 mod refusals;

@@ -118,6 +118,15 @@ pub(super) fn records_of_the_daemon() -> Vec<Record> {
             signature: "02".repeat(64),
         }
         .into(),
+        RunPruned {
+            run_id: run_id(),
+            by: Caller::new("uid:0"),
+            ended: Timestamp(5),
+            entries: Sequence(7),
+            hash: "00".repeat(32),
+            positions: "2-8".into(),
+        }
+        .into(),
         DaemonStopped { why: "asked to".into(), is_unexamined: false }.into(),
     ]
 }

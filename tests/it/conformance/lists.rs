@@ -46,6 +46,7 @@ pub(super) async fn a_run_stands_as_its_last_append_says<S: Store>() {
         head: Sequence(1),
         created: Timestamp(1000),
         updated: Timestamp(1000),
+        pruned: None,
     };
     assert_eq!(journal.run(run).await.unwrap().unwrap(), first);
 

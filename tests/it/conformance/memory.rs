@@ -182,6 +182,7 @@ impl Kept {
             head: last.view.sequence,
             created: first.view.time,
             updated: last.view.time,
+            pruned: None,
         }
     }
 

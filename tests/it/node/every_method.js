@@ -133,6 +133,10 @@ const EXERCISES = {
     const content = Buffer.concat(answers.slice(0, -1).map((answer) => answer.chunk));
     assert.equal(Number(answers.at(-1).summary.bytes), content.length);
   },
+  async 'AuditService/PruneRuns'(daemon) {
+    const page = await daemon.call('AuditService/PruneRuns', { ended_before: { seconds: 1 }, dry_run: true });
+    assert.ok(page.runs.length === 0 && !page.has_more);
+  },
   async 'AuditService/VerifyAudit'(daemon) {
     const report = await daemon.call('AuditService/VerifyAudit', { deep: true });
     assert.ok(report.intact && Number(report.entries) > 0 && report.head_hash.length === 32);

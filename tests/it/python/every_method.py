@@ -14,7 +14,7 @@ import tempfile
 
 import grpc
 import grpc_tools
-from google.protobuf import duration_pb2
+from google.protobuf import duration_pb2, timestamp_pb2
 from grpc_tools import protoc
 
 # Longest that any one call may take, in seconds; reaching it is an error, not a measurement.
@@ -188,6 +188,13 @@ def verify_audit(daemon):
     assert report.intact and report.entries > 0 and len(report.head_hash) == 32, report
 
 
+def prune_runs(daemon):
+    # Whether it may go is not asked of a run that others look at: nothing ended that long ago.
+    long_ago = timestamp_pb2.Timestamp(seconds=1)
+    page = daemon.call("AuditService", "PruneRuns", ended_before=long_ago, dry_run=True)
+    assert not page.runs and not page.has_more, page
+
+
 def list_audit_entries(daemon):
     page = daemon.call("AuditService", "ListAuditEntries", filter={"kinds": ["run_created"]})
     assert daemon.run in [entry.run_id for entry in page.entries], page
@@ -279,6 +286,7 @@ EXERCISES = {
     "AuditService/ListAuditEntries": list_audit_entries,
     "AuditService/StreamAuditEntries": stream_audit_entries,
     "AuditService/ExportAudit": export_audit,
+    "AuditService/PruneRuns": prune_runs,
     "AuditService/VerifyAudit": verify_audit,
     "PolicyService/GetPolicy": get_policy,
     "PolicyService/ValidatePolicy": validate_policy,

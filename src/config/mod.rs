@@ -26,7 +26,7 @@ use crate::{
     backend::{self, Streaming},
     callers::CallerSettings,
     domain::{
-        budget::Prices,
+        budget::{PerDay, Prices},
         policy::{Gate, HostedTool},
     },
     engine::{Keep, Limits},
@@ -201,6 +201,10 @@ mod names {
     pub(super) const KEEP_SUCCEEDED: Setting = setting("retention.succeeded_days", None, None);
     pub(super) const KEEP_FAILED: Setting = setting("retention.failed_days", None, None);
     pub(super) const KEEP_CANCELLED: Setting = setting("retention.cancelled_days", None, None);
+    pub(super) const DAILY_TURNS: Setting = setting("daily.turns", None, None);
+    pub(super) const DAILY_TOOL_CALLS: Setting = setting("daily.tool_calls", None, None);
+    pub(super) const DAILY_TOKENS: Setting = setting("daily.tokens", None, None);
+    pub(super) const DAILY_COST: Setting = setting("daily.cost_dollars", None, None);
     pub(super) const LOG: Setting = setting("log", Some("AGENTD_LOG"), Some("--log"));
     pub(super) const LOG_FORMAT: Setting =
         setting("log_format", Some("AGENTD_LOG_FORMAT"), Some("--log-format"));
@@ -298,6 +302,17 @@ impl Config {
     }
 }
 
+/// What the runs of one submitter may use on one day; by default anything.
+fn daily(reader: &mut Reader<'_>) -> PerDay {
+    let mut limit = |setting| reader.take(setting, None, || None).map_or(0, |count: Count| count.0);
+    PerDay {
+        turns: limit(names::DAILY_TURNS),
+        tool_calls: limit(names::DAILY_TOOL_CALLS),
+        tokens: limit(names::DAILY_TOKENS),
+        cost_micros: limit(names::DAILY_COST).saturating_mul(1_000_000),
+    }
+}
+
 fn backend(
     reader: &mut Reader<'_>,
     flag: Option<String>,
@@ -332,6 +347,7 @@ fn limits(reader: &mut Reader<'_>) -> Option<Limits> {
         running_runs_per_submitter: count(of_one?),
         queued_runs: count(queued?),
         checkpoint_entries: checkpoints?.0,
+        daily: daily(reader),
         free_disk_bytes: free_disk?.0.saturating_mul(1 << 20),
     })
 }

@@ -69,6 +69,42 @@ impl Default for Budget {
     }
 }
 
+/// What the runs of one submitter use on one day. As limits, zero is any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PerDay {
+    /// Answers of the model.
+    pub turns: u64,
+    /// Tool calls that were begun.
+    pub tool_calls: u64,
+    /// Input and output tokens together, as the backend counts them.
+    pub tokens: u64,
+    /// What answers cost by the price table, in millionths of a dollar.
+    pub cost_micros: u64,
+}
+
+impl PerDay {
+    #[must_use]
+    pub fn plus(self, more: Self) -> Self {
+        Self {
+            turns: self.turns.saturating_add(more.turns),
+            tool_calls: self.tool_calls.saturating_add(more.tool_calls),
+            tokens: self.tokens.saturating_add(more.tokens),
+            cost_micros: self.cost_micros.saturating_add(more.cost_micros),
+        }
+    }
+
+    /// What is limited: its name, what is used of it, and the limit.
+    pub fn against(&self, limits: &Self) -> Vec<(&'static str, u64, u64)> {
+        let all = [
+            ("turns a day", self.turns, limits.turns),
+            ("tool calls a day", self.tool_calls, limits.tool_calls),
+            ("tokens a day", self.tokens, limits.tokens),
+            ("millionths of a dollar a day", self.cost_micros, limits.cost_micros),
+        ];
+        all.into_iter().filter(|(_, _, limit)| *limit > 0).collect()
+    }
+}
+
 /// What a run has used so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Usage {

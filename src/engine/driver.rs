@@ -12,11 +12,11 @@ use crate::{
     domain::{
         ids::Timestamp,
         journal::{
-            BackendError, ModelNudged, ModelResponse, Moment, RunFinished, RunSuspended, Taken,
-            WorkspaceSnapshot,
+            BackendError, BudgetWarning, ModelNudged, ModelResponse, Moment, RunFinished,
+            RunSuspended, Taken, WorkspaceSnapshot,
         },
         retry,
-        run::{Command, Ending, Failure, Invocation, Wish, decide},
+        run::{Command, Ending, Failure, Invocation, Suspension, Wish, decide},
     },
     engine::{
         World,
@@ -26,6 +26,7 @@ use crate::{
         hosted,
         inbox::Message,
         invoker,
+        ledger::Standing,
         live::{Live, Words},
         run_log::{Noted, Recorded, RunLog},
     },
@@ -75,27 +76,35 @@ impl Driver {
                 return Ok(Left { inbox: self.inbox, goes_on: command != Command::Rest });
             }
             match command {
-                Command::AskModel { turn, attempt, at } => {
-                    if self.wait_until(at).await? {
-                        self.ask(turn, attempt).await?;
+                Command::AskModel { turn, attempt, at } => match self.log.standing() {
+                    Standing::Out(why) => self.suspend(why).await?,
+                    Standing::NearlyOut(warning) => self.warn(warning),
+                    Standing::Well => {
+                        if self.wait_until(at).await? {
+                            self.ask(turn, attempt).await?;
+                        }
                     }
-                }
+                },
                 Command::Invoke(calls) => self.invoke(calls).await?,
                 Command::Nudge { turn } => {
                     self.log.stage(ModelNudged { turn, text: executor::NUDGE.into() });
                 }
-                Command::Warn(warning) => {
-                    tracing::info!(run = %self.log.state().id, ?warning, "most of a limit is used up");
-                    self.log.stage(warning);
-                }
-                Command::Suspend(why) => {
-                    tracing::info!(run = %self.log.state().id, ?why, "the run stands still");
-                    self.log.append([RunSuspended { why }.into()]).await?;
-                }
+                Command::Warn(warning) => self.warn(warning),
+                Command::Suspend(why) => self.suspend(why).await?,
                 Command::Finish(ending) => self.finish(ending).await?,
                 Command::Rest => return Ok(Left { inbox: self.inbox, goes_on: false }),
             }
         }
+    }
+
+    fn warn(&mut self, warning: BudgetWarning) {
+        tracing::info!(run = %self.log.state().id, ?warning, "most of a limit is used up");
+        self.log.stage(warning);
+    }
+
+    async fn suspend(&mut self, why: Suspension) -> Result<(), JournalError> {
+        tracing::info!(run = %self.log.state().id, ?why, "the run stands still");
+        self.log.append([RunSuspended { why }.into()]).await
     }
 
     async fn finish(&mut self, ending: Ending) -> Result<(), JournalError> {

@@ -106,8 +106,8 @@ impl Engine {
                 self.read(run).await?.ok_or_else(unknown)?
             }
         };
-        let opened = (opened, self.inner.limits.checkpoint_entries);
-        let mut log = RunLog::new(world.journal.clone(), world.clock.clone(), world.epoch, opened);
+        let entries = self.inner.limits.checkpoint_entries;
+        let mut log = RunLog::new(&world, opened, entries, self.inner.ledger.clone());
         recovery::take_over(&world, &mut log).await?;
         let stopping = self.inner.drivers.token();
         let live = self.inner.live.clone();

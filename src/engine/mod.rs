@@ -15,6 +15,7 @@ mod fork;
 mod hosted;
 mod inbox;
 mod invoker;
+mod ledger;
 mod live;
 mod policies;
 mod recovery;

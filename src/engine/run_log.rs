@@ -4,9 +4,14 @@ use std::sync::Arc;
 
 use crate::{
     domain::{
+        budget::PerDay,
         ids::{Epoch, PolicyRevision, RunId, Sequence, Timestamp},
         journal::{CheckpointSaved, Entry, NewEntry, Record},
         run::{RunState, StoredFault, encode_items, fold_into},
+    },
+    engine::{
+        World,
+        ledger::{Ledger, Standing, used_by},
     },
     fail_point,
     ports::{Append, Checkpoint, Clock, Journal, JournalError, NewCheckpoint, Piece, RunStatus},
@@ -24,6 +29,7 @@ pub(super) struct RunLog {
     saved: Saved,
     /// Entries after which the state is kept again.
     checkpoint_entries: u64,
+    ledger: Arc<Ledger>,
     /// Folded, but not yet on disk: nothing may be done on the strength of them.
     staged: Vec<NewEntry>,
 }
@@ -85,13 +91,21 @@ impl<R: Into<Record>> From<R> for Noted {
 impl RunLog {
     /// Takes a run whose state is known, to be kept again after so many entries.
     pub(super) fn new(
-        journal: Arc<dyn Journal>,
-        clock: Arc<dyn Clock>,
-        epoch: Epoch,
-        (opened, checkpoint_entries): (Opened, u64),
+        world: &World,
+        opened: Opened,
+        checkpoint_entries: u64,
+        ledger: Arc<Ledger>,
     ) -> Self {
         let Opened { state, saved } = opened;
-        Self { journal, clock, epoch, state, saved, checkpoint_entries, staged: Vec::new() }
+        let (journal, clock) = (world.journal.clone(), world.clock.clone());
+        let (epoch, staged) = (world.epoch, Vec::new());
+        Self { journal, clock, epoch, state, saved, checkpoint_entries, ledger, staged }
+    }
+
+    /// How the run's submitter stands on this day.
+    pub(super) fn standing(&self) -> Standing {
+        let RunState { spec, warned, .. } = &self.state;
+        self.ledger.standing(&spec.submitter, self.clock.now(), warned)
     }
 
     /// The state of a run: that of its last checkpoint, gone on from there; none if there is no such run.
@@ -206,7 +220,13 @@ impl RunLog {
         let entries = std::mem::take(&mut self.staged);
         let after = Sequence(self.state.head.0 - entries.len() as u64);
         let (run, epoch, status) = (self.state.id, self.epoch, status_of(&self.state));
-        self.journal.append(Append { run, epoch, after, entries, status, checkpoint }).await
+        let used = entries.iter().filter_map(|entry| Some((entry.time, used_by(&entry.record)?)));
+        let used: Vec<(Timestamp, PerDay)> = used.collect();
+        self.journal.append(Append { run, epoch, after, entries, status, checkpoint }).await?;
+        for (time, used) in used {
+            self.ledger.add(&self.state.spec.submitter, time, used);
+        }
+        Ok(())
     }
 
     /// The state with all that is staged, where it is time to keep it. Nothing follows the end of a run, and nobody goes on

@@ -14,6 +14,7 @@ use crate::{
     agents::executor,
     domain::{
         access::{Access, Reach},
+        budget::PerDay,
         ids::{CallKey, PolicyRevision, Position, RunId, Sequence, Timestamp},
         journal::{ApprovalDecision, NewEntry, Record, Resolution, RunCreated},
         redact,
@@ -22,6 +23,7 @@ use crate::{
     },
     engine::{
         Intake, LiveEvent, World, diff,
+        ledger::Ledger,
         live::Live,
         run_log::status_of,
         schedule::{Claim, Origin, Schedule, Waiting},
@@ -54,6 +56,8 @@ pub struct Limits {
     pub queued_runs: usize,
     /// Entries of a run after which its state is kept whole again.
     pub checkpoint_entries: u64,
+    /// What the runs of one submitter may use on one day.
+    pub daily: PerDay,
     /// Room on the disk of the state directory with less of which no new run is taken.
     pub free_disk_bytes: u64,
 }
@@ -132,6 +136,7 @@ pub(super) struct Inner {
     pub(super) world: World,
     pub(super) limits: Limits,
     pub(super) live: Arc<Live>,
+    pub(super) ledger: Arc<Ledger>,
     /// What callers wait for: it must not wait behind the runs themselves.
     pub(super) tasks: Tasks,
     /// The runs' drivers.
@@ -165,6 +170,7 @@ impl Engine {
                 world,
                 limits,
                 live: Arc::default(),
+                ledger: Arc::new(Ledger::new(limits.daily)),
                 tasks: Tasks::default(),
                 drivers,
                 schedule: Mutex::default(),
@@ -192,6 +198,8 @@ impl Engine {
         if let Some(at) = restored {
             self.settle_restored(at).await?;
         }
+        let world = &self.inner.world;
+        self.inner.ledger.load(&*world.journal, world.clock.now()).await?;
         let mut runs = Vec::new();
         for run in self.inner.world.journal.unended().await? {
             if let Some(summary) = self.inner.world.journal.run(run).await?

@@ -162,12 +162,14 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::budget::PerDay;
 
     const LIMITS: Limits = Limits {
         running_runs: 4,
         running_runs_per_submitter: 3,
         queued_runs: 100,
         checkpoint_entries: 256,
+        daily: PerDay { turns: 0, tool_calls: 0, tokens: 0, cost_micros: 0 },
         free_disk_bytes: 0,
     };
 

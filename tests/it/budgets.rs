@@ -133,3 +133,42 @@ async fn a_price_table_that_cannot_be_read_is_refused_with_its_places() {
         assert!(said.contains(fault), "{fault}: {said}");
     }
 }
+
+/// All runs of one submitter count together, also those of a daemon that died, and a run that stands still for that has
+/// lost nothing.
+#[tokio::test]
+async fn a_submitter_s_runs_stand_still_once_they_have_used_up_the_day_also_after_a_death() {
+    let backend = Backend::start(reply).await;
+    let configuration = "daily: {turns: 5, tool_calls: 100}\n".to_owned();
+    let settings = Settings { base_url: backend.url(), configuration, ..Settings::default() };
+    let mut daemon = TestDaemon::start_with(settings);
+    daemon.put("script.sh", "echo ran >>ran\n");
+    for task in ["first", "second"] {
+        assert_eq!(daemon.carry_out(task).await.state(), RunState::Succeeded);
+    }
+
+    let third = daemon.carry_out("third").await;
+    assert_eq!(third.state(), RunState::OutOfBudget);
+    let warned = third.payloads("budget_warning");
+    assert_eq!(
+        (warned.len(), &warned[0]["limit"], &warned[0]["used"]),
+        (1, &json!("turns a day"), &json!(4))
+    );
+    let said = third.run.error.as_ref().unwrap().message.clone();
+    assert!(said.contains("has used up its 5 turns a day"), "{said}");
+    resume(&daemon, &third.run.id, v1::Budget::default()).await;
+    assert_eq!(daemon.story(&third.run.id).await.state(), RunState::OutOfBudget, "the same day");
+
+    daemon.kill();
+    daemon.restart();
+    assert_eq!(daemon.carry_out("fourth").await.state(), RunState::OutOfBudget, "still the day");
+    let file = daemon.home().join("agentd.yaml");
+    let higher = std::fs::read_to_string(&file).unwrap().replace("turns: 5,", "turns: 50,");
+    std::fs::write(&file, higher).unwrap();
+    daemon.restart();
+    resume(&daemon, &third.run.id, v1::Budget::default()).await;
+    let story = daemon.story(&third.run.id).await;
+    assert_eq!(story.state(), RunState::Succeeded);
+    assert_eq!(daemon.read("ran").unwrap(), "ran\n".repeat(3), "each once");
+    assert!(daemon.audit().await.intact);
+}

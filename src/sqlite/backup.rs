@@ -56,9 +56,19 @@ fn fill(connection: &Connection, path: &Path) -> Result<(), CopyError> {
     Ok(())
 }
 
+/// Copies what a connection sees into a file that stays, and is on disk by then.
+pub(super) fn keep(connection: &Connection, path: &Path) -> Result<(), CopyError> {
+    fill(connection, path)?;
+    File::open(path)?.sync_all()?;
+    if let Some(directory) = path.parent() {
+        File::open(directory)?.sync_all()?;
+    }
+    Ok(())
+}
+
 /// Why a copy was not made.
 #[derive(Debug, thiserror::Error)]
-enum CopyError {
+pub(super) enum CopyError {
     #[error(transparent)]
     File(#[from] io::Error),
     #[error(transparent)]

@@ -7,10 +7,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension as _};
+use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::domain::ids::Epoch;
+use crate::{domain::ids::Epoch, sqlite::backup};
 
 mod embedded {
     refinery::embed_migrations!("migrations");
@@ -44,6 +44,11 @@ pub enum OpenError {
          version again, or restore a backup"
     )]
     Newer { path: PathBuf, found: i64, known: i64 },
+    #[error(
+        "the database is of an older schema, and the copy {path} that is kept of it cannot be made; make room, then start \
+         agentd again"
+    )]
+    NotKept { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("{path} cannot be brought to this version's schema")]
     Migration { path: PathBuf, source: Box<refinery::Error> },
     #[error(
@@ -118,6 +123,7 @@ pub(super) fn open_for_writing(path: &Path) -> Result<(Connection, Epoch), OpenE
             check_ours(&connection, path)?;
             configure(&connection).map_err(database)?;
             mark(&connection).map_err(database)?;
+            keep_older(&connection, path)?;
             migrate(&mut connection, path)?;
         }
     }
@@ -232,30 +238,45 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
 }
 
 fn check_version(connection: &Connection, path: &Path) -> Result<(), OpenError> {
-    let database = |source| OpenError::Database { path: path.to_owned(), source };
-    let has_history: Option<i64> = connection
-        .query_row(
-            "SELECT 1 FROM sqlite_schema WHERE name = 'refinery_schema_history'",
-            [],
-            |row| row.get(0),
-        )
-        .optional()
-        .map_err(database)?;
-    if has_history.is_none() {
-        return Ok(());
-    }
-    let found: i64 = connection
-        .query_row("SELECT coalesce(max(version), 0) FROM refinery_schema_history", [], |row| {
-            row.get(0)
-        })
-        .map_err(database)?;
-    let migrations = embedded::migrations::runner();
-    let migrations = migrations.get_migrations().iter();
-    let known = migrations.map(|migration| i64::from(migration.version())).max().unwrap_or(0);
+    let found = schema(connection);
+    let found = found.map_err(|source| OpenError::Database { path: path.to_owned(), source })?;
+    let known = newest();
     match found > known {
         true => Err(OpenError::Newer { path: path.to_owned(), found, known }),
         false => Ok(()),
     }
+}
+
+/// Version of the schema that a file has; 0 while it has none.
+fn schema(connection: &Connection) -> rusqlite::Result<i64> {
+    let history = "SELECT 1 FROM sqlite_schema WHERE name = 'refinery_schema_history'";
+    if !connection.prepare(history)?.exists([])? {
+        return Ok(0);
+    }
+    let newest = "SELECT coalesce(max(version), 0) FROM refinery_schema_history";
+    connection.query_row(newest, [], |row| row.get(0))
+}
+
+/// Version of the schema that this build writes.
+fn newest() -> i64 {
+    let migrations = embedded::migrations::runner();
+    let migrations = migrations.get_migrations().iter();
+    migrations.map(|migration| i64::from(migration.version())).max().unwrap_or(0)
+}
+
+/// Keeps a file of an older schema as it is, whole and on disk, before it is migrated: the build that wrote it cannot read
+/// what comes of it.
+fn keep_older(connection: &Connection, path: &Path) -> Result<(), OpenError> {
+    let database = |source| OpenError::Database { path: path.to_owned(), source };
+    let (found, known) = (schema(connection).map_err(database)?, newest());
+    if found == 0 || found == known {
+        return Ok(());
+    }
+    let copy = path.with_extension(format!("db.before-v{known}"));
+    backup::keep(connection, &copy)
+        .map_err(|source| OpenError::NotKept { path: copy.clone(), source: Box::new(source) })?;
+    tracing::info!(copy = %copy.display(), found, known, "the database is migrated; a copy of it was kept");
+    Ok(())
 }
 
 pub(super) fn migrate(connection: &mut Connection, path: &Path) -> Result<(), OpenError> {

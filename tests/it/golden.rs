@@ -89,6 +89,14 @@ async fn bring_up(kept: &Path) {
     let before = verify_file(&kept.join("agentd.db"), Vec::new()).unwrap();
     assert_eq!(before.faults, [], "{}", kept.display());
     let daemon = TestDaemon::start_from(settings(&backend), kept);
+    let version = newest();
+    let copy = daemon.state().join(format!("agentd.db.before-v{version}"));
+    let is_older = kept.file_name().unwrap() != "kept" && !kept.ends_with(format!("v{version}"));
+    assert_eq!(copy.exists(), is_older, "what is migrated is kept as it was");
+    if is_older {
+        let old = verify_file(&copy, Vec::new()).unwrap();
+        assert_eq!((old.faults, old.entries), (vec![], before.entries));
+    }
 
     let after = daemon.audit().await;
     assert!(after.intact && after.entries > before.entries, "{after:?}");

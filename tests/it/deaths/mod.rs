@@ -2,7 +2,13 @@
 //! they were told, and what the tools themselves counted, is the judge: nothing acknowledged is lost, and nothing is
 //! done twice without a person having said so. Who dies how: `kills` and `power_loss`.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use agentd::{
     client::{Address, Client},
@@ -58,6 +64,8 @@ pub(crate) enum Death {
 
 /// A run as its callers know it.
 struct Job {
+    name: String,
+    waits: Waits,
     workspace: PathBuf,
     id: String,
     /// Sequence and hash of every entry that the one who followed it was told, over all deaths.
@@ -74,6 +82,21 @@ struct Power {
     cuts: usize,
     /// Cuts in the middle of a commit.
     in_commits: usize,
+}
+
+/// What each caller waits for, by the name of its run: told when a round is stuck.
+#[derive(Clone, Default)]
+struct Waits(Arc<Mutex<BTreeMap<String, String>>>);
+
+impl Waits {
+    fn note(&self, run: &str, what: impl Into<String>) {
+        self.0.lock().unwrap().insert(run.to_owned(), what.into());
+    }
+
+    fn told(&self) -> String {
+        let waits = self.0.lock().unwrap();
+        waits.iter().map(|(run, what)| format!("{run} waits for {what}\n")).collect()
+    }
 }
 
 /// One daemon after the other on one state directory.
@@ -151,6 +174,7 @@ impl Lab {
         let started = Instant::now();
         let mut is_to_die = Some(death);
         let mut callers = JoinSet::new();
+        let waits = Waits::default();
         let (runs, submitters) = self.crowd;
         for n in 0..runs {
             let workspace = self.daemon.workspace().join(format!("{number}-{n}"));
@@ -159,6 +183,7 @@ impl Lab {
                 workspace,
                 format!("{number}-{n}"),
                 submitters,
+                waits.clone(),
             ));
         }
         while !callers.is_empty() {
@@ -170,11 +195,17 @@ impl Lab {
                 is_up = self.daemon.boot_dying(&[]);
                 assert!(is_up, "it does not come up after {death:?}\n{}", self.daemon.log());
             }
-            assert!(started.elapsed() < PATIENCE, "stuck after {death:?}\n{}", self.daemon.log());
+            let stuck = || format!("stuck after {death:?}\n{}{}", waits.told(), self.daemon.log());
+            assert!(started.elapsed() < PATIENCE, "{}", stuck());
             tokio::select! {
                 Some(job) = callers.join_next() => self.jobs.push(job.unwrap()),
                 () = tokio::time::sleep(Duration::from_millis(2)) => {}
             }
+        }
+        // What it did not die of by now, it could still die of while it is looked at.
+        if is_to_die.is_some() {
+            self.die();
+            assert!(self.daemon.boot_dying(&[]), "{}", self.daemon.log());
         }
         let first = self.jobs.len() - runs;
         for n in first..self.jobs.len() {
@@ -239,7 +270,15 @@ impl Lab {
             lines.extend_from_slice(&content[..whole]);
         }
         let report = jsonl::verify(lines.as_slice(), Vec::new()).unwrap();
-        assert!(report.faults.is_empty(), "{:?}", report.faults);
+        let said = || {
+            self.daemon
+                .log()
+                .lines()
+                .filter(|line| line.contains("mirror"))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        assert!(report.faults.is_empty(), "{:?}\n{}", report.faults, said());
         assert!(report.entries >= entries, "{} of {entries}", report.entries);
     }
 
@@ -270,7 +309,13 @@ impl Lab {
 }
 
 /// One run, submitted by several callers and followed to its end, through any number of daemons.
-async fn job(socket: String, workspace: PathBuf, name: String, callers: usize) -> Job {
+async fn job(
+    socket: String,
+    workspace: PathBuf,
+    name: String,
+    callers: usize,
+    waits: Waits,
+) -> Job {
     fs::create_dir(&workspace).unwrap();
     for (script, content) in SCRIPTS {
         fs::write(workspace.join(script), content).unwrap();
@@ -278,14 +323,15 @@ async fn job(socket: String, workspace: PathBuf, name: String, callers: usize) -
     let request = v1::CreateRunRequest {
         task: name.clone(),
         workspace: workspace.display().to_string(),
-        request_id: name,
+        request_id: name.clone(),
         ..Default::default()
     };
+    waits.note(&name, "its id");
     let submitting = (0..callers).map(|_| submitted(&socket, &request));
     let mut ids = futures_util::future::join_all(submitting).await;
     ids.dedup();
     assert_eq!(ids.len(), 1, "one request id, one run: {ids:?}");
-    let mut job = Job { workspace, id: ids.remove(0), told: Vec::new(), said: None };
+    let mut job = Job { name, waits, workspace, id: ids.remove(0), told: Vec::new(), said: None };
     while !job.is_followed_to_its_end(&socket).await {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
@@ -314,10 +360,13 @@ impl Job {
         let after_sequence = self.told.last().map_or(0, |(sequence, _)| *sequence);
         let id = self.id.clone();
         let request = v1::StreamRunEventsRequest { id, after_sequence, follow: true };
+        self.waits.note(&self.name, "a connection");
         let Some(client) = client(socket).await else { return false };
+        self.waits.note(&self.name, "what it was told before");
         if !self.is_told_again(&client).await {
             return false;
         }
+        self.waits.note(&self.name, "its stream");
         let stream = match client.runs().stream_run_events(request).await {
             Ok(stream) => stream,
             Err(status) => {
@@ -326,17 +375,20 @@ impl Job {
             }
         };
         let mut stream = stream.into_inner();
+        self.waits.note(&self.name, format!("what follows {after_sequence}"));
         while let Ok(Some(message)) = stream.message().await {
             let Some(Event::Entry(entry)) = message.event else { continue };
             let last = self.told.last().map_or(0, |(sequence, _)| *sequence);
             assert_eq!(entry.sequence, last + 1, "neither a gap nor a repetition");
             self.told.push((entry.sequence, entry.hash));
+            self.waits.note(&self.name, format!("what follows {} of its stream", entry.sequence));
             match entry.kind.as_str() {
                 "run_finished" => return true,
                 "run_suspended" => self.resolve(&client, &entry.payload).await,
                 _ => {}
             }
         }
+        self.waits.note(&self.name, "how it stands");
         // What was under way when the stream broke off may be known no more: a run that stands still is looked at.
         let get = v1::GetRunRequest { id: self.id.clone() };
         if let Ok(answer) = client.runs().get_run(get).await
@@ -385,6 +437,7 @@ impl Job {
             _ => CallResolution::DidRun,
         };
         self.said = Some(resolution);
+        self.waits.note(&self.name, "what becomes of its call");
         let request = v1::ResolveToolCallRequest {
             run_id: self.id.clone(),
             turn: 1,

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     domain::ids::{Position, Timestamp},
     fail_point, jsonl,
-    ports::{AuditFilter, Clock, EntryView, Journal, JournalError},
+    ports::{AuditFilter, Clock, EntryView, Journal, JournalError, PageLimit},
     tasks,
 };
 
@@ -114,7 +114,7 @@ impl Mirror {
         before: Position,
     ) -> Result<(), MirrorError> {
         let last = Position(end.position.0.saturating_sub(1));
-        let page = self.journal.audit(AuditFilter::default(), last, 1).await?;
+        let page = self.journal.audit(AuditFilter::default(), last, PageLimit::entries(1)).await?;
         // A journal that was put back has less; one that was altered has something else.
         if page.entries.first() != Some(&end) {
             tracing::error!(
@@ -175,6 +175,7 @@ impl Mirror {
 
     /// Writes some entries. Tells whether there were any.
     async fn write_page(&self, written: &mut Written, most: usize) -> Result<bool, MirrorError> {
+        let most = PageLimit::entries(most);
         let page = self.journal.audit(AuditFilter::default(), written.to, most).await?;
         let Some(last) = page.entries.last() else { return Ok(false) };
         let mut text = String::new();

@@ -5,7 +5,7 @@ mod journal;
 
 pub use journal::{
     Admission, Append, Approvals, AuditFault, AuditFilter, AuditPage, AuditReport, Backups,
-    Checkpoint, Created, EndedRun, EntryView, Journal, JournalError, NewCheckpoint,
+    Checkpoint, Created, EndedRun, EntryView, Journal, JournalError, NewCheckpoint, PageLimit,
     PendingApproval, Piece, Progress, Prunable, PruneOrder, Pruning, Retention, RunFilter,
     RunPlace, RunStatus, RunSummary, StoreCopy,
 };

@@ -193,6 +193,7 @@ mod names {
     pub(super) const QUEUED_RUNS: Setting = setting("limits.queued_runs", None, None);
     pub(super) const CHECKPOINT_ENTRIES: Setting = setting("limits.checkpoint_entries", None, None);
     pub(super) const FREE_DISK_MIB: Setting = setting("limits.free_disk_mib", None, None);
+    pub(super) const EVENT_STREAMS: Setting = setting("limits.event_streams", None, None);
     pub(super) const GRACE: Setting = setting("limits.grace_seconds", None, None);
     pub(super) const READY_LAUNCHERS: Setting = setting("limits.ready_launchers", None, None);
     pub(super) const HEAD_ENTRIES: Setting = setting("audit.head_entries", None, None);
@@ -341,6 +342,7 @@ fn limits(reader: &mut Reader<'_>) -> Option<Limits> {
     let queued = reader.take(names::QUEUED_RUNS, None, || Some(Count(10_000)));
     let checkpoints = reader.take(names::CHECKPOINT_ENTRIES, None, || Some(Count(256)));
     let free_disk = reader.take(names::FREE_DISK_MIB, None, || Some(Room(256)));
+    let streams = reader.take(names::EVENT_STREAMS, None, || Some(Count(1024)));
     let count = |count: Count| usize::try_from(count.0).unwrap_or(usize::MAX);
     Some(Limits {
         running_runs: count(running?),
@@ -349,6 +351,7 @@ fn limits(reader: &mut Reader<'_>) -> Option<Limits> {
         checkpoint_entries: checkpoints?.0,
         daily: daily(reader),
         free_disk_bytes: free_disk?.0.saturating_mul(1 << 20),
+        event_streams: count(streams?),
     })
 }
 

@@ -17,11 +17,11 @@ use crate::{
         inbox::{Heard, WHY_BYTES, Wanted, check_length},
         run_log::Noted,
     },
-    ports::{JournalError, RunSummary},
+    ports::{JournalError, PageLimit, RunSummary},
 };
 
 /// Entries that are read at once: each view has up to 2 MiB.
-const ENTRIES: usize = 16;
+const PAGE: PageLimit = PageLimit::entries(16);
 
 /// What became of a call.
 #[derive(Debug, Clone)]
@@ -119,8 +119,8 @@ impl Engine {
     ) -> Result<Option<T>, EngineError> {
         let (mut read, mut last) = (Sequence(0), None);
         loop {
-            let views = self.entries(run, read, ENTRIES).await?;
-            let is_last = views.len() < ENTRIES;
+            let views = self.entries(run, read, PAGE).await?;
+            let is_last = !PAGE.is_reached_by(&views);
             for view in views {
                 read = view.sequence;
                 if view.kind == kind {

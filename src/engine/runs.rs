@@ -32,17 +32,17 @@ use crate::{
     },
     fail_point,
     ports::{
-        Admission, Append, AuditFilter, AuditPage, Created, EntryView, JournalError, Progress,
-        RunFilter, RunPlace, RunSummary,
+        Admission, Append, AuditFilter, AuditPage, Created, EntryView, JournalError, PageLimit,
+        Progress, RunFilter, RunPlace, RunSummary,
     },
     tasks::Tasks,
 };
 
-/// Event streams that may be open at once in the whole daemon; one more is refused.
-const EVENT_STREAMS: usize = 1024;
-
 /// Whole runs that are folded at the same time to be looked at; whoever wants one more waits.
 const WALKS: usize = 4;
+/// Pages of entries that are read at the same time for whoever follows; one more waits. Thousands may wait for the same
+/// entry: they must fill neither the memory nor the queue that all other readers wait in.
+const PAGES: usize = 64;
 /// Things said to runs that are heard at the same time; whoever says more waits.
 const HEARINGS: usize = 64;
 
@@ -60,6 +60,8 @@ pub struct Limits {
     pub daily: PerDay,
     /// Room on the disk of the state directory with less of which no new run is taken.
     pub free_disk_bytes: u64,
+    /// Event streams that may be open in the whole daemon; one more is refused.
+    pub event_streams: usize,
 }
 
 /// Why the engine did not do what it was asked.
@@ -73,8 +75,10 @@ pub enum EngineError {
     OutOfReach { message: String },
     #[error("{queued} runs are waiting already; try again when some have ended")]
     QueueFull { queued: usize },
-    #[error("{EVENT_STREAMS} event streams are open already; try again when one has ended")]
-    TooManyStreams,
+    #[error(
+        "{places} event streams are open already (limits.event_streams); try again when one has ended"
+    )]
+    TooManyStreams { places: usize },
     #[error(
         "agentd takes no new runs: it is stopping, or being drained; submit again when it is back"
     )]
@@ -146,6 +150,8 @@ pub(super) struct Inner {
     pub(super) hearings: Arc<Semaphore>,
     /// Places for whoever folds a whole run to look at it.
     pub(super) walks: Semaphore,
+    /// Places for pages that are read for whoever follows.
+    pub(super) pages: Semaphore,
     /// The place for a copy of the store.
     pub(super) copies: Arc<Semaphore>,
     /// Places for event streams.
@@ -176,8 +182,9 @@ impl Engine {
                 schedule: Mutex::default(),
                 hearings: Arc::new(Semaphore::new(HEARINGS)),
                 walks: Semaphore::new(WALKS),
+                pages: Semaphore::new(PAGES),
                 copies: Arc::new(Semaphore::new(1)),
-                streams: Arc::new(Semaphore::new(EVENT_STREAMS)),
+                streams: Arc::new(Semaphore::new(limits.event_streams.min(Semaphore::MAX_PERMITS))),
                 intake: watch::Sender::default(),
                 fatal: watch::Sender::new(None),
             }),
@@ -417,8 +424,9 @@ impl Engine {
         &self,
         run: RunId,
         after: Sequence,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<Vec<EntryView>, EngineError> {
+        let _place = self.inner.pages.acquire().await;
         Ok(self.inner.world.journal.views(run, after, limit).await?)
     }
 
@@ -457,7 +465,10 @@ impl Engine {
         stream: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), EngineError> {
         let place = self.inner.streams.clone().try_acquire_owned();
-        let place = place.map_err(|_| EngineError::TooManyStreams)?;
+        let place = place.map_err(|_| {
+            let places = self.inner.limits.event_streams;
+            EngineError::TooManyStreams { places }
+        })?;
         drop(self.inner.tasks.spawn("stream", async move {
             stream.await;
             drop(place);
@@ -483,8 +494,9 @@ impl Engine {
         &self,
         wanted: AuditFilter,
         after: Position,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<AuditPage, EngineError> {
+        let _place = self.inner.pages.acquire().await;
         Ok(self.inner.world.journal.audit(wanted, after, limit).await?)
     }
 

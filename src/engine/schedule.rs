@@ -170,6 +170,7 @@ mod tests {
         queued_runs: 100,
         checkpoint_entries: 256,
         daily: PerDay { turns: 0, tool_calls: 0, tokens: 0, cost_micros: 0 },
+        event_streams: 1024,
         free_disk_bytes: 0,
     };
 

@@ -9,7 +9,7 @@ use crate::{
         journal::{CallResolved, Decided, Record, Resolution, ToolCalled, ToolOutput},
     },
     engine::EngineError,
-    ports::{EntryView, Journal, JournalError},
+    ports::{EntryView, Journal, JournalError, PageLimit},
 };
 
 /// Entries that are read at once: each view has up to 2 MiB.
@@ -54,7 +54,7 @@ pub(super) async fn tool_calls(
     let mut page = Draft { limit, ..Draft::default() };
     let mut read = after;
     loop {
-        let views = journal.views(run, read, ENTRIES).await?;
+        let views = journal.views(run, read, PageLimit::entries(ENTRIES)).await?;
         let is_last = views.len() < ENTRIES;
         for view in views {
             read = view.sequence;

@@ -3,8 +3,6 @@
 use std::pin::Pin;
 
 use futures_util::Stream;
-use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -16,11 +14,12 @@ use crate::{
     engine::{Engine, EngineError},
     grpc::{
         caller, convert,
+        outlet::{Gone, Outlet, outlet},
         page::{self, List},
         prune,
     },
     jsonl,
-    ports::{AuditFilter, EntryView, JournalError},
+    ports::{AuditFilter, EntryView, JournalError, PageLimit},
     proto::v1::{self, audit_service_server::AuditService},
 };
 
@@ -28,8 +27,10 @@ use crate::{
 const PAGE: usize = 100;
 /// What a page may hold before it ends, in bytes: clients accept answers of 4 MiB.
 const PAGE_BYTES: usize = 1700 << 10;
-/// Entries that are read for a subscriber at once.
-const STREAM_PAGE: usize = 64;
+/// What is read for a subscriber at once, when it wants something; no more is kept for it.
+const STREAM_PAGE: PageLimit = PageLimit { entries: 64, bytes: 16 << 10 };
+/// The same of an export, which is done as fast as it is read.
+const EXPORT_PAGE: PageLimit = PageLimit { entries: 64, bytes: CHUNK };
 /// Bytes of lines in one message, unless one line alone is longer.
 const CHUNK: usize = 256 << 10;
 /// Most kinds of one filter.
@@ -91,22 +92,20 @@ struct Feed<T> {
     filter: AuditFilter,
     after: Position,
     follow: Follow,
-    out: mpsc::Sender<Result<T, Status>>,
+    page: PageLimit,
+    out: Outlet<T>,
 }
-
-/// The subscriber is gone.
-struct Gone;
 
 impl<T> Feed<T> {
     async fn send(mut self, shown: impl Fn(Vec<EntryView>) -> Vec<Result<T, Status>>) {
-        let (stopping, out) = (self.engine.stopping(), self.out.clone());
-        let engine = self.engine.clone();
+        let (engine, out) = (self.engine.clone(), self.out.clone());
+        let stopping = engine.stopping();
         tokio::select! {
-            _ = self.send_pages(&shown) => {}
-            () = out.closed() => {}
-            // Whoever does not read is not told why it ends.
-            () = stopping.cancelled() => drop(out.try_send(Err(convert::status(engine.farewell())))),
+            () = out.closed() => return,
+            _ = self.send_pages(&shown) => return,
+            () = stopping.cancelled() => {}
         }
+        out.say_farewell(convert::status(engine.farewell()));
     }
 
     async fn send_pages(
@@ -118,7 +117,8 @@ impl<T> Feed<T> {
         // What is beyond the end begins there.
         self.after = self.after.min(*heads.borrow_and_update());
         loop {
-            let page = match self.engine.audit(self.filter.clone(), self.after, STREAM_PAGE).await {
+            self.out.wanted().await;
+            let page = match self.engine.audit(self.filter.clone(), self.after, self.page).await {
                 Ok(page) => page,
                 Err(error) => {
                     let _ = self.out.send(Err(convert::status(error))).await;
@@ -127,7 +127,7 @@ impl<T> Feed<T> {
             };
             self.after = page.looked;
             for item in shown(page.entries) {
-                self.out.send(item).await.map_err(|_| Gone)?;
+                self.out.send(item).await?;
             }
             match (page.next, self.follow) {
                 (Some(_), _) => {}
@@ -176,7 +176,11 @@ impl AuditService for Audit {
         let wanted = filter(request.filter)?;
         let list = List::new("ListAuditEntries", [format!("{wanted:?}")]);
         let after = list.number(&request.page_token)?.map_or(Position(0), Position);
-        let page = self.engine.audit(wanted, after, size).await.map_err(convert::status)?;
+        let page = self
+            .engine
+            .audit(wanted, after, PageLimit::entries(size))
+            .await
+            .map_err(convert::status)?;
         let (mut entries, mut bytes, mut next) = (Vec::new(), 0, page.next);
         let mut last = after;
         for view in page.entries {
@@ -200,19 +204,20 @@ impl AuditService for Audit {
     ) -> Result<Response<Entries>, Status> {
         caller::of(&request)?;
         let request = request.into_inner();
-        let (out, stream) = mpsc::channel(1);
+        let (out, stream) = outlet();
         let feed = Feed {
             engine: self.engine.clone(),
             filter: filter(request.filter)?,
             // No journal is that long; the store counts in 63 bits.
             after: Position(request.after_position.min(i64::MAX as u64)),
             follow: if request.follow { Follow::ForEver } else { Follow::No },
+            page: STREAM_PAGE,
             out,
         };
         let entry = |view| Ok(v1::StreamAuditEntriesResponse { entry: Some(convert::entry(view)) });
         let shown = move |page: Vec<EntryView>| page.into_iter().map(entry).collect();
         self.engine.spawn_stream(feed.send(shown)).map_err(convert::status)?;
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        Ok(Response::new(Box::pin(stream)))
     }
 
     type ExportAuditStream = Lines;
@@ -222,16 +227,17 @@ impl AuditService for Audit {
         request: Request<v1::ExportAuditRequest>,
     ) -> Result<Response<Lines>, Status> {
         caller::of(&request)?;
-        let (out, stream) = mpsc::channel(1);
+        let (out, stream) = outlet();
         let feed = Feed {
             engine: self.engine.clone(),
             filter: filter(request.into_inner().filter)?,
             after: Position(0),
             follow: Follow::No,
+            page: EXPORT_PAGE,
             out,
         };
         self.engine.spawn_stream(feed.send(lines)).map_err(convert::status)?;
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn prune_runs(

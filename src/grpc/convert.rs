@@ -153,7 +153,7 @@ pub(super) fn status(error: EngineError) -> Status {
         EngineError::OutOfReach { .. } => {
             with_reason(Code::PermissionDenied, "POLICY_DENIED", message, plain())
         }
-        EngineError::TooManyStreams => {
+        EngineError::TooManyStreams { .. } => {
             with_reason(Code::ResourceExhausted, "TOO_MANY_STREAMS", message, with_retry())
         }
         EngineError::BackupBusy => {

@@ -3,8 +3,7 @@
 use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
 use futures_util::{Stream, stream};
-use tokio::sync::{broadcast, mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{broadcast, watch};
 use tonic::{Request, Response, Status};
 
 use crate::{
@@ -19,10 +18,11 @@ use crate::{
     },
     grpc::{
         approvals, caller, convert, forks,
+        outlet::{Gone, Outlet, outlet},
         page::{self, List},
         roles,
     },
-    ports::{Clock, Progress, RunFilter, RunPlace, RunSummary},
+    ports::{PageLimit, Progress, RunFilter, RunPlace, RunSummary},
     proto::v1::{self, run_service_server::RunService, stream_run_events_response::Event},
 };
 
@@ -30,12 +30,10 @@ use crate::{
 const PAGE: usize = 50;
 /// Tool calls of a page, if the caller does not say.
 const CALLS: usize = 100;
-/// Entries that are read for a subscriber at once; no more is kept for it.
-const STREAM_PAGE: usize = 16;
+/// What is read for a subscriber at once, when it wants something; no more is kept for it.
+const STREAM_PAGE: PageLimit = PageLimit { entries: 16, bytes: 16 << 10 };
 /// Silence after which a stream says that it is alive.
 const HEARTBEAT: Duration = Duration::from_secs(15);
-/// How long a subscriber may take to be told why its stream ends; one that never reads is not told.
-const FAREWELL: Duration = Duration::from_secs(1);
 /// Bytes of a diff in one message.
 const CHUNK: usize = 256 << 10;
 /// How long WaitRun waits, if the caller does not say, and at most.
@@ -176,7 +174,7 @@ impl RunService for Runs {
         let request = request.into_inner();
         let run = self.seen(&access, &request.id).await?.id;
         let follow = if request.follow { Follow::UntilEnd } else { Follow::No };
-        let (events, stream) = mpsc::channel(1);
+        let (events, stream) = outlet();
         let feed = Feed {
             engine: self.engine.clone(),
             run,
@@ -185,7 +183,7 @@ impl RunService for Runs {
             events,
         };
         self.engine.spawn_stream(feed.send(follow, left)).map_err(convert::status)?;
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        Ok(Response::new(Box::pin(stream)))
     }
 
     type GetRunDiffStream = Chunks;
@@ -361,11 +359,8 @@ struct Feed {
     engine: Engine,
     run: RunId,
     sent: Sequence,
-    events: mpsc::Sender<Result<v1::StreamRunEventsResponse, Status>>,
+    events: Outlet<v1::StreamRunEventsResponse>,
 }
-
-/// The subscriber is gone.
-struct Gone;
 
 impl Feed {
     async fn send(mut self, follow: Follow, left: Option<Duration>) {
@@ -376,20 +371,18 @@ impl Feed {
                 None => std::future::pending().await,
             }
         };
-        let stopping = self.engine.stopping();
+        let (engine, events) = (self.engine.clone(), self.events.clone());
+        let stopping = engine.stopping();
         // Subscribed before the first read: what is written meanwhile wakes us.
         let heads = self.engine.watch(self.run);
         let words = self.engine.follow(self.run);
-        let events = self.events.clone();
-        tokio::select! {
-            _ = self.run_to_end(follow, heads, words) => {}
-            () = patience => say_farewell(&events, convert::deadline(), &*clock).await,
-            () = stopping.cancelled() => {
-                let why = convert::status(self.engine.farewell());
-                say_farewell(&events, why, &*clock).await;
-            }
-            () = events.closed() => {}
-        }
+        let why = tokio::select! {
+            () = events.closed() => return,
+            _ = self.run_to_end(follow, heads, words) => return,
+            () = patience => convert::deadline(),
+            () = stopping.cancelled() => convert::status(engine.farewell()),
+        };
+        events.say_farewell(why);
     }
 
     async fn run_to_end(
@@ -398,9 +391,11 @@ impl Feed {
         mut heads: watch::Receiver<Progress>,
         mut words: broadcast::Receiver<LiveEvent>,
     ) -> Result<(), Gone> {
-        let mut ended = self.send_stored().await?;
+        let mut ended = self.send_stored().await? || self.is_ended().await?;
         self.event(Event::CaughtUp(v1::CaughtUp { head_sequence: self.sent.0 })).await?;
         while follow == Follow::UntilEnd && !ended {
+            // Nothing is taken up, and kept, for somebody who does not read.
+            self.events.wanted().await;
             tokio::select! {
                 // Words first: they were said before the entry that holds them.
                 biased;
@@ -423,15 +418,15 @@ impl Feed {
         Ok(())
     }
 
-    /// Sends all that is stored and not yet sent; tells whether the run's last entry was among it, or
-    /// before it.
+    /// Sends all that is stored and not yet sent, once it is wanted; tells whether the run's last entry was among it.
     async fn send_stored(&mut self) -> Result<bool, Gone> {
         loop {
+            self.events.wanted().await;
             let page = match self.engine.entries(self.run, self.sent, STREAM_PAGE).await {
                 Ok(page) => page,
                 Err(error) => return self.fail(error).await,
             };
-            let full = page.len() == STREAM_PAGE;
+            let may_be_more = STREAM_PAGE.is_reached_by(&page);
             for view in page {
                 self.sent = view.sequence;
                 let ended = view.kind == "run_finished";
@@ -440,12 +435,13 @@ impl Feed {
                     return Ok(true);
                 }
             }
-            if !full {
-                return self.is_ended().await;
+            if !may_be_more {
+                return Ok(false);
             }
         }
     }
 
+    /// Whether nothing can follow what was sent, or was to be passed over.
     async fn is_ended(&self) -> Result<bool, Gone> {
         match self.engine.run(self.run).await {
             Ok(run) => Ok(run.status.state.is_ended() && run.head <= self.sent),
@@ -460,20 +456,7 @@ impl Feed {
     }
 
     async fn event(&self, event: Event) -> Result<(), Gone> {
-        let response = v1::StreamRunEventsResponse { event: Some(event) };
-        self.events.send(Ok(response)).await.map_err(|_| Gone)
-    }
-}
-
-/// Tells a subscriber why its stream ends before its time.
-async fn say_farewell(
-    events: &mpsc::Sender<Result<v1::StreamRunEventsResponse, Status>>,
-    why: Status,
-    clock: &dyn Clock,
-) {
-    tokio::select! {
-        _ = events.send(Err(why)) => {}
-        () = clock.sleep(FAREWELL) => {}
+        self.events.send(Ok(v1::StreamRunEventsResponse { event: Some(event) })).await
     }
 }
 

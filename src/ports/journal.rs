@@ -46,12 +46,12 @@ pub trait Journal: Send + Sync {
         limit: usize,
     ) -> Result<Vec<Entry>, JournalError>;
 
-    /// The same as everyone may see them.
+    /// The same as everyone may see them, a page of them; there may be more where the page has reached its limit.
     async fn views(
         &self,
         run: RunId,
         after: Sequence,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<Vec<EntryView>, JournalError>;
 
     /// The daemon's own entries of these kinds as everyone may see them, newest first, at most `limit`, older than
@@ -63,13 +63,13 @@ pub trait Journal: Send + Sync {
         limit: usize,
     ) -> Result<Vec<EntryView>, JournalError>;
 
-    /// Entries of all chains as everyone may see them, in the order of position, after a place: at most `limit`, and
+    /// Entries of all chains as everyone may see them, in the order of position, after a place: a page of them, and
     /// fewer where they are large or far between.
     async fn audit(
         &self,
         wanted: AuditFilter,
         after: Position,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<AuditPage, JournalError>;
 
     /// Tells of new entries of any chain, as a hint: the last position on disk.
@@ -346,6 +346,27 @@ pub struct AuditFilter {
     /// Not before, and before.
     pub since: Option<Timestamp>,
     pub until: Option<Timestamp>,
+}
+
+/// Where a page of entries ends: with the one that reaches either of these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PageLimit {
+    pub entries: usize,
+    /// Of their payloads together.
+    pub bytes: usize,
+}
+
+impl PageLimit {
+    /// So many entries, however large they are.
+    pub const fn entries(entries: usize) -> Self {
+        Self { entries, bytes: usize::MAX }
+    }
+
+    /// Whether the page ends here.
+    pub fn is_reached_by(self, page: &[EntryView]) -> bool {
+        let bytes: usize = page.iter().map(|view| view.payload.len()).sum();
+        page.len() >= self.entries || bytes >= self.bytes
+    }
 }
 
 /// Entries that were found, and how far was looked.

@@ -36,8 +36,8 @@ use crate::{
     },
     ports::{
         Admission, Append, Approvals, AuditFilter, AuditPage, AuditReport, Backups, Checkpoint,
-        Created, EndedRun, EntryView, Journal, JournalError, PendingApproval, Progress, Prunable,
-        PruneOrder, Pruning, Retention, RunFilter, RunPlace, RunSummary, StoreCopy,
+        Created, EndedRun, EntryView, Journal, JournalError, PageLimit, PendingApproval, Progress,
+        Prunable, PruneOrder, Pruning, Retention, RunFilter, RunPlace, RunSummary, StoreCopy,
     },
 };
 
@@ -265,7 +265,7 @@ impl Journal for SqliteJournal {
         &self,
         run: RunId,
         after: Sequence,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<Vec<EntryView>, JournalError> {
         self.readers.ask(move |reader| rows::views(&reader.connection, run, after, limit)).await
     }
@@ -285,7 +285,7 @@ impl Journal for SqliteJournal {
         &self,
         wanted: AuditFilter,
         after: Position,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<AuditPage, JournalError> {
         self.readers.ask(move |reader| rows::audit(&reader.connection, &wanted, after, limit)).await
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use rusqlite::{Connection, OptionalExtension as _, Row, params, types::Type};
+use rusqlite::{Connection, OptionalExtension as _, Row, Rows, params, types::Type};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     },
     ports::{
         Admission, Approvals, AuditFilter, AuditPage, Checkpoint, EntryView, JournalError,
-        PendingApproval, Piece, RunFilter, RunPlace, RunStatus, RunSummary,
+        PageLimit, PendingApproval, Piece, RunFilter, RunPlace, RunStatus, RunSummary,
     },
     sqlite::seal::{Broken, Place, Seal},
 };
@@ -209,20 +209,36 @@ pub(super) fn views(
     connection: &Connection,
     run: RunId,
     after: Sequence,
-    limit: usize,
+    limit: PageLimit,
 ) -> Result<Vec<EntryView>, ReadError> {
     let mut statement = connection.prepare_cached(&format!(
         "{VIEW} FROM entries
          WHERE run = (SELECT place FROM runs WHERE id = ?1 AND pruned_us IS NULL) AND sequence > ?2
          ORDER BY sequence LIMIT ?3"
     ))?;
-    let parameters = params![run.to_string(), after.0, bound(limit)];
-    let found = statement.query_map(parameters, |row| view(row, Some(run)))?;
-    let views = found.collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut found = statement.query(params![run.to_string(), after.0, bound(limit.entries)])?;
+    let views = page_of(&mut found, limit.bytes, |row| view(row, Some(run)))?;
     if views.is_empty() {
         check_unpruned(connection, run, after)?;
     }
     Ok(views)
+}
+
+/// What was found, up to the entry with which so many bytes are reached.
+fn page_of(
+    found: &mut Rows<'_>,
+    most_bytes: usize,
+    view: impl Fn(&Row<'_>) -> rusqlite::Result<EntryView>,
+) -> Result<Vec<EntryView>, ReadError> {
+    let (mut page, mut bytes) = (Vec::new(), 0);
+    while bytes < most_bytes
+        && let Some(row) = found.next()?
+    {
+        let view = view(row)?;
+        bytes += view.payload.len();
+        page.push(view);
+    }
+    Ok(page)
 }
 
 /// The daemon's own entries of these kinds, newest first.
@@ -268,8 +284,9 @@ pub(super) fn audit(
     connection: &Connection,
     wanted: &AuditFilter,
     after: Position,
-    limit: usize,
+    limit: PageLimit,
 ) -> Result<AuditPage, ReadError> {
+    let limit = PageLimit { bytes: limit.bytes.min(PAGE_BYTES), ..limit };
     let last: u64 =
         connection.query_row("SELECT coalesce(max(position), 0) FROM entries", [], |r| r.get(0))?;
     let until = after.0.saturating_add(LOOKED_AT).min(last);
@@ -298,19 +315,11 @@ pub(super) fn audit(
         wanted.caller,
         wanted.since.map(|time| time.0),
         wanted.until.map(|time| time.0),
-        bound(limit)
+        bound(limit.entries)
     ])?;
-    let (mut entries, mut bytes) = (Vec::new(), 0);
-    while bytes < PAGE_BYTES
-        && let Some(row) = found.next()?
-    {
-        let view = of_any_run(row)?;
-        bytes += view.payload.len();
-        entries.push(view);
-    }
-    let is_cut = entries.len() >= limit || bytes >= PAGE_BYTES;
+    let entries = page_of(&mut found, limit.bytes, of_any_run)?;
     let looked = match entries.last() {
-        Some(view) if is_cut => view.position.0,
+        Some(view) if limit.is_reached_by(&entries) => view.position.0,
         _ => until.max(after.0),
     };
     let next = (looked < last).then_some(Position(looked));

@@ -48,6 +48,7 @@ mod resume;
 mod revisions;
 mod seeds;
 mod shim;
+mod slow_subscribers;
 mod steering;
 mod store_faults;
 mod streams;

@@ -8,7 +8,7 @@ use agentd::{
         journal::{Entry, Record, RunAnchored, RunCreated},
         status::StateName,
     },
-    ports::{AuditFilter, EntryView, Journal, RunFilter, RunSummary},
+    ports::{AuditFilter, EntryView, Journal, PageLimit, RunFilter, RunSummary},
 };
 
 use super::{
@@ -31,7 +31,7 @@ pub(super) async fn check(journal: &dyn Journal) {
     let mut notes = daemon(journal).await;
     let mut positions: Vec<u64> = notes.iter().map(|view| view.position.0).collect();
     for (_, run) in &runs {
-        let views = journal.views(run.id, Sequence(0), ALL).await.unwrap();
+        let views = journal.views(run.id, Sequence(0), PageLimit::entries(ALL)).await.unwrap();
         let entries = journal.entries(run.id, Sequence(0), ALL).await.unwrap();
         check_run(run, &entries, &views);
         check_anchor(run, &views, &notes);
@@ -142,7 +142,11 @@ pub(super) async fn the_end_of_an_ended_run_is_anchored_in_the_chain_of_the_daem
     let mut anchors = Vec::new();
     for view in daemon(journal).await {
         let anchor: RunAnchored = serde_json::from_str(&view.payload).unwrap();
-        let end = journal.views(anchor.run_id, Sequence(2), ALL).await.unwrap().remove(0);
+        let end = journal
+            .views(anchor.run_id, Sequence(2), PageLimit::entries(ALL))
+            .await
+            .unwrap()
+            .remove(0);
         assert_eq!((anchor.sequence, anchor.hash), (Sequence(3), end.hash.to_string()));
         assert_eq!((view.time, view.policy_revision), (end.time, None));
         anchors.push(anchor.run_id);
@@ -160,7 +164,7 @@ pub(super) async fn views_hide_secrets_and_entries_do_not<S: Store>() {
     store.write(run_id(1), &said).await;
     journal.append_daemon(Noted::Stopped.entry(1)).await.unwrap();
 
-    let views = journal.views(run_id(1), Sequence(0), ALL).await.unwrap();
+    let views = journal.views(run_id(1), Sequence(0), PageLimit::entries(ALL)).await.unwrap();
     let stopped = daemon(journal).await.remove(0);
     assert_eq!(stopped.payload, r#"{"why":"[redacted] was stolen"}"#);
     for view in views.iter().chain([&stopped]) {

@@ -7,7 +7,7 @@ use agentd::{
         ids::{RunId, Sequence, Timestamp},
         status::StateName,
     },
-    ports::{RunFilter, RunPlace, RunSummary},
+    ports::{PageLimit, RunFilter, RunPlace, RunSummary},
 };
 
 use super::{
@@ -74,7 +74,7 @@ pub(super) async fn a_run_that_nobody_made_is_not_there<S: Store>() {
     assert_eq!(journal.run(nobodys).await.unwrap(), None);
     let start = Sequence(0);
     assert!(journal.entries(nobodys, start, ALL).await.unwrap().is_empty());
-    assert_eq!(journal.views(nobodys, start, ALL).await.unwrap(), []);
+    assert_eq!(journal.views(nobodys, start, PageLimit::entries(ALL)).await.unwrap(), []);
 }
 
 pub(super) async fn runs_are_listed_newest_first_page_by_page<S: Store>() {

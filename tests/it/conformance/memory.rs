@@ -17,8 +17,8 @@ use agentd::{
     },
     ports::{
         Admission, Append, Approvals, AuditFault, AuditFilter, AuditPage, AuditReport, Checkpoint,
-        Created, EntryView, Journal, JournalError, NewCheckpoint, PendingApproval, Progress,
-        RunFilter, RunPlace, RunStatus, RunSummary,
+        Created, EntryView, Journal, JournalError, NewCheckpoint, PageLimit, PendingApproval,
+        Progress, RunFilter, RunPlace, RunStatus, RunSummary,
     },
 };
 use async_trait::async_trait;
@@ -331,10 +331,16 @@ impl Journal for MemoryStore {
         &self,
         run: RunId,
         after: Sequence,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<Vec<EntryView>, JournalError> {
-        let view = |line: &Line| line.view.clone();
-        Ok(self.kept().later(run, after).take(limit).map(view).collect())
+        let (kept, mut page) = (self.kept(), Vec::new());
+        let mut later = kept.later(run, after);
+        while !limit.is_reached_by(&page)
+            && let Some(line) = later.next()
+        {
+            page.push(line.view.clone());
+        }
+        Ok(page)
     }
 
     async fn daemon_views(
@@ -400,12 +406,12 @@ impl Journal for MemoryStore {
         &self,
         wanted: AuditFilter,
         after: Position,
-        limit: usize,
+        limit: PageLimit,
     ) -> Result<AuditPage, JournalError> {
         let kept = self.kept();
         let mut page = AuditPage { looked: after, ..AuditPage::default() };
         for Line { view, .. } in kept.lines.iter().filter(|line| line.view.position > after) {
-            if page.entries.len() == limit {
+            if limit.is_reached_by(&page.entries) {
                 page.next = Some(page.looked);
                 break;
             }

@@ -115,6 +115,7 @@ macro_rules! suite {
             watching::who_watches_a_run_hears_nothing_of_others,
             writing::what_is_acknowledged_is_read_back_in_order_without_a_gap,
             writing::a_page_begins_after_its_cursor_and_ends_at_its_limit,
+            writing::a_page_ends_with_the_entry_that_reaches_its_bytes,
             writing::an_append_after_any_other_entry_than_the_last_is_refused_whole,
             writing::an_append_of_another_epoch_is_refused_whole,
             writing::an_append_to_a_run_that_nobody_made_is_refused_whole,

@@ -6,7 +6,7 @@ use agentd::{
         ids::{Position, RunId, Sequence, Timestamp},
         status::StateName,
     },
-    ports::{Approvals, AuditFilter, EntryView, Journal, RunFilter, RunPlace},
+    ports::{Approvals, AuditFilter, EntryView, Journal, PageLimit, RunFilter, RunPlace},
 };
 use serde_json::Value;
 
@@ -94,9 +94,12 @@ impl Question {
             Self::Entries { run, after, limit } => {
                 text(journal.entries(run_id(run), Sequence(after), limit).await)
             }
-            Self::Views { run, after, limit } => {
-                text(journal.views(run_id(run), Sequence(after), limit).await.map(shown))
-            }
+            Self::Views { run, after, limit } => text(
+                journal
+                    .views(run_id(run), Sequence(after), PageLimit::entries(limit))
+                    .await
+                    .map(shown),
+            ),
             Self::Notes { kinds, before, limit } => {
                 let before = before.map(Sequence);
                 text(journal.daemon_views(KINDS[kinds], before, limit).await.map(shown))
@@ -113,7 +116,9 @@ impl Question {
                 text(journal.pending_approvals(wanted, Position(after), limit).await)
             }
             Self::Audit { after, limit } => {
-                let page = journal.audit(AuditFilter::default(), Position(after), limit).await;
+                let page = journal
+                    .audit(AuditFilter::default(), Position(after), PageLimit::entries(limit))
+                    .await;
                 text(page.map(|page| (shown(page.entries), page.looked, page.next)))
             }
             Self::Unended => text(journal.unended().await),

@@ -2,11 +2,14 @@
 
 use agentd::{
     domain::{
-        ids::{Epoch, Sequence},
+        ids::{Epoch, Position, Sequence},
         journal::{Entry, NewEntry},
         status::StateName,
     },
-    ports::{Append, Checkpoint, Created, Journal, JournalError, NewCheckpoint, Piece},
+    ports::{
+        Append, AuditFilter, Checkpoint, Created, Journal, JournalError, NewCheckpoint, PageLimit,
+        Piece,
+    },
 };
 use futures_util::future::{join, join_all, join3};
 
@@ -78,7 +81,7 @@ pub(super) async fn a_page_begins_after_its_cursor_and_ends_at_its_limit<S: Stor
     }
     let run = run_id(2);
     let entries = told(&journal.entries(run, Sequence(0), usize::MAX).await.unwrap());
-    let views = journal.views(run, Sequence(0), usize::MAX).await.unwrap();
+    let views = journal.views(run, Sequence(0), PageLimit::entries(usize::MAX)).await.unwrap();
     assert_eq!((entries.len(), views.len()), (4, 4));
 
     for after in 0..=5 {
@@ -87,8 +90,30 @@ pub(super) async fn a_page_begins_after_its_cursor_and_ends_at_its_limit<S: Stor
             let after = Sequence(after as u64);
             let found = journal.entries(run, after, limit).await.unwrap();
             assert_eq!(told(&found), entries[page.clone()], "{limit} after {after}");
-            let found = journal.views(run, after, limit).await.unwrap();
+            let found = journal.views(run, after, PageLimit::entries(limit)).await.unwrap();
             assert_eq!(found, views[page], "{limit} after {after}");
+        }
+    }
+}
+
+pub(super) async fn a_page_ends_with_the_entry_that_reaches_its_bytes<S: Store>() {
+    let store = S::new().await;
+    store.make(run_id(1), &Submission::default()).await;
+    store.write(run_id(1), &[Said::Request, Said::Asked { call: 0, expires: 1 }]).await;
+    let journal = store.journal();
+    let (run, start) = (run_id(1), Sequence(0));
+    let all = journal.views(run, start, PageLimit::entries(usize::MAX)).await.unwrap();
+    assert_eq!(all.len(), 3);
+
+    for entries in 1..=3 {
+        let bytes: usize = all[..entries].iter().map(|view| view.payload.len()).sum();
+        for (bytes, expected) in [(bytes, entries), (bytes + 1, 3.min(entries + 1))] {
+            let limit = PageLimit { entries: 3, bytes };
+            let page = journal.views(run, start, limit).await.unwrap();
+            assert_eq!(page, all[..expected], "{limit:?}");
+            let wanted = AuditFilter { run: Some(run), ..AuditFilter::default() };
+            let page = journal.audit(wanted, Position(0), limit).await.unwrap();
+            assert_eq!(page.entries, all[..expected], "{limit:?}");
         }
     }
 }

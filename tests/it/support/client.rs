@@ -2,6 +2,7 @@
 //! daemon's programs.
 
 use std::{
+    collections::VecDeque,
     fs,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -19,7 +20,7 @@ use sha2::{Digest as _, Sha256};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::{Backend, PATIENCE, TestDaemon, wait_until};
+use super::{Backend, PATIENCE, TestDaemon, processes::cpu_ticks, wait_until};
 
 impl TestDaemon {
     /// A client over TCP, with the token of this file.
@@ -88,6 +89,20 @@ impl TestDaemon {
         command.arg("check").args(serve.get_args().skip(1)).env_clear();
         let output = command.output().unwrap();
         (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    }
+
+    /// Waits until the daemon has nothing to do: its processor time stands still for a tenth of a second.
+    pub(crate) async fn is_at_rest(&self) {
+        const LOOKS: usize = 20;
+        let mut looks = VecDeque::new();
+        wait_until("the daemon is at rest", || {
+            looks.push_back(cpu_ticks(self.pid()));
+            if looks.len() > LOOKS {
+                looks.pop_front();
+            }
+            looks.len() == LOOKS && looks.front() == looks.back()
+        })
+        .await;
     }
 
     /// Processes of the workspace: those that have it, or what is below it, as working directory.

@@ -552,6 +552,15 @@ pub(crate) async fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
 pub(crate) struct Dice(pub(crate) u64);
 
 impl Dice {
+    /// By the seed that AGENTD_SEED names, or the test's own; shown, so that a failure can be had again.
+    #[expect(clippy::print_stdout, reason = "it is what a failure is told with")]
+    pub(crate) fn of_seed(own: u64) -> Self {
+        let wanted = std::env::var("AGENTD_SEED").ok();
+        let seed = wanted.map_or(own, |wanted| wanted.parse().expect("AGENTD_SEED is a number"));
+        println!("seed {seed}");
+        Self(seed)
+    }
+
     pub(crate) fn below(&mut self, most: u64) -> u64 {
         self.0 =
             self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

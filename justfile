@@ -42,11 +42,16 @@ kills times="100":
 power-losses times="100":
     AGENTD_POWER_LOSSES={{ times }} cargo test --locked --test it power_loss:: -- --nocapture
 
+# Calls that are reset half way, sent twice and out of order: so many rounds of each kind; AGENTD_SEED has others
+rpc-faults rounds="200":
+    AGENTD_RPC_FAULTS={{ rounds }} cargo test --locked --test it rpc_faults:: -- --nocapture
+
 # What takes too long for the gate: thousands of deaths, every bug planted for the fuzzers found, the numbers of inputs that
 # docs/reports/fuzzing.md tells of, and all tests of cgroup v2
 nightly:
     AGENTD_KILLS=2000 cargo test --locked --test it kills:: -- --nocapture
     AGENTD_POWER_LOSSES=2000 cargo test --locked --test it power_loss:: -- --nocapture
+    AGENTD_RPC_FAULTS=1000 cargo test --locked --test it rpc_faults:: -- --nocapture
     scripts/fuzz.sh --planted
     scripts/fuzz.sh --runs 1000000 commands hosts redactor orders
     scripts/fuzz.sh --runs 300000 policy_files

@@ -15,7 +15,7 @@ use crate::{
         journal::{BudgetWarning, Record},
         run::Suspension,
     },
-    ports::{AuditFilter, EntryView, Journal, JournalError},
+    ports::{AuditFilter, EntryView, Journal, JournalError, PageLimit},
 };
 
 /// Length of a day, in microseconds.
@@ -69,7 +69,7 @@ impl Ledger {
         let mut submitters: HashMap<RunId, Option<Caller>> = HashMap::new();
         let mut after = Some(last_before(journal, midnight).await?);
         while let Some(place) = after {
-            let page = journal.audit(wanted.clone(), place, PAGE).await?;
+            let page = journal.audit(wanted.clone(), place, PageLimit::entries(PAGE)).await?;
             for entry in &page.entries {
                 let Some(run) = entry.run else { continue };
                 let submitter = match submitters.entry(run) {
@@ -181,7 +181,8 @@ async fn last_before(journal: &dyn Journal, time: Timestamp) -> Result<Position,
     let (mut low, mut high) = (0, journal.watch_head().borrow().0);
     while low < high {
         let middle = low + (high - low) / 2;
-        let page = journal.audit(AuditFilter::default(), Position(middle), 1).await?;
+        let page =
+            journal.audit(AuditFilter::default(), Position(middle), PageLimit::entries(1)).await?;
         match page.entries.first() {
             Some(entry) if entry.time < early => low = entry.position.0.max(middle + 1),
             Some(_) | None => high = middle,

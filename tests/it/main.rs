@@ -46,6 +46,7 @@ mod refusals;
 mod resolve;
 mod resume;
 mod revisions;
+mod rpc_faults;
 mod seeds;
 mod shim;
 mod slow_subscribers;

@@ -37,15 +37,6 @@ fn losses() -> usize {
     wanted.map_or(LOSSES, |wanted| wanted.parse().expect("AGENTD_POWER_LOSSES is a number"))
 }
 
-/// The seed that AGENTD_SEED names, or this test's own; shown, so that a failure can be had again.
-#[expect(clippy::print_stdout, reason = "it is what a failure is told with")]
-fn dice(own: u64) -> Dice {
-    let wanted = std::env::var("AGENTD_SEED").ok();
-    let seed = wanted.map_or(own, |wanted| wanted.parse().expect("AGENTD_SEED is a number"));
-    println!("seed {seed}");
-    Dice(seed)
-}
-
 async fn lab(commits: Commits, dice: &Dice) -> Lab {
     let shim = Shim::of_power_cuts(commits);
     shim.set(Counter::SyncMicroseconds, SYNC_MICROSECONDS);
@@ -58,7 +49,7 @@ async fn at_random(lab: &mut Lab, number: usize, dice: &mut Dice) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whenever_the_power_fails_nothing_is_lost_and_nothing_is_done_twice() {
-    let mut dice = dice(3);
+    let mut dice = Dice::of_seed(3);
     let mut lab = lab(Commits::Synced, &dice).await;
     let mut number = 0;
     while lab.cuts() < losses() {
@@ -70,7 +61,7 @@ async fn whenever_the_power_fails_nothing_is_lost_and_nothing_is_done_twice() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_named_place_the_power_fails_at_nothing_is_lost_and_nothing_is_done_twice() {
-    let mut dice = dice(4);
+    let mut dice = Dice::of_seed(4);
     let mut lab = lab(Commits::Synced, &dice).await;
     let mut number = 0;
     while lab.cuts() < losses() || number < POINTS.len() {
@@ -108,7 +99,7 @@ async fn power_that_fails_while_the_log_is_folded_into_the_database_takes_nothin
     let shim = Shim::of_power_cuts(Commits::Synced);
     let settings = Settings { base_url: backend.url(), ..Settings::default() };
     let mut daemon = TestDaemon::start_on(settings, &shim);
-    let mut disk = Disk::new(&daemon.state(), dice(6));
+    let mut disk = Disk::new(&daemon.state(), Dice::of_seed(6));
     let mut told = Vec::new();
     for _ in 0..TIMES {
         told.push(daemon.carry_out("a run").await);
@@ -142,7 +133,7 @@ async fn a_database_that_does_not_sync_its_commits_is_found_out() {
         "neither a gap nor a repetition",
         "and a person said",
     ];
-    let mut dice = dice(5);
+    let mut dice = Dice::of_seed(5);
     for _ in 0..TRIES {
         let mut own = dice.clone();
         dice.below(2);

@@ -227,7 +227,11 @@ pub(super) async fn a_head_that_was_kept_fits_the_journal_it_was_kept_of_and_no_
     let store = S::new().await;
     store.make(run_id(1), &Submission::default()).await;
     store.write(run_id(1), &[Said::Answer, Said::Ended(How::Succeeded)]).await;
-    let page = store.journal().audit(AuditFilter::default(), Position(0), 100).await.unwrap();
+    let page = store
+        .journal()
+        .audit(AuditFilter::default(), Position(0), PageLimit::entries(100))
+        .await
+        .unwrap();
     let mut digest = JournalDigest::START;
     let heads = page.entries.iter().map(|entry| {
         digest = digest.and(entry.hash);

@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Debug,
     fs,
     path::PathBuf,
     sync::{Arc, Mutex},
@@ -25,7 +26,7 @@ use crate::{
         Shim,
         disk::{Disk, Stays},
     },
-    support::{Backend, Dice, Settings, TestDaemon},
+    support::{Backend, Dice, Settings, Story, TestDaemon},
 };
 
 /// Runs that are under way at each death.
@@ -63,11 +64,12 @@ pub(crate) enum Death {
 }
 
 /// A run as its callers know it.
-struct Job {
+pub(crate) struct Job {
+    /// Its request id.
     name: String,
     waits: Waits,
     workspace: PathBuf,
-    id: String,
+    pub(crate) id: String,
     /// Sequence and hash of every entry that the one who followed it was told, over all deaths.
     told: Vec<(u64, Vec<u8>)>,
     /// What a person had to say of a call.
@@ -111,6 +113,8 @@ pub(crate) struct Lab {
     /// Deaths, by what the journal held last of a run that was under way then.
     gaps: BTreeMap<String, usize>,
     deaths: usize,
+    /// Of the callers of this round.
+    waits: Waits,
 }
 
 /// With a checkpoint every few entries: what is kept of a run must be what its journal comes to, whenever it dies.
@@ -145,6 +149,7 @@ impl Lab {
             crowd: (JOBS, CALLERS),
             gaps: BTreeMap::new(),
             deaths: 0,
+            waits: Waits::default(),
         }
     }
 
@@ -173,19 +178,9 @@ impl Lab {
         let mut is_up = self.daemon.boot_dying(&variable);
         let started = Instant::now();
         let mut is_to_die = Some(death);
-        let mut callers = JoinSet::new();
-        let waits = Waits::default();
-        let (runs, submitters) = self.crowd;
-        for n in 0..runs {
-            let workspace = self.daemon.workspace().join(format!("{number}-{n}"));
-            callers.spawn(job(
-                self.daemon.socket(),
-                workspace,
-                format!("{number}-{n}"),
-                submitters,
-                waits.clone(),
-            ));
-        }
+        let way = Address { uri: self.daemon.socket(), token_file: None };
+        self.waits = Waits::default();
+        let mut callers = self.callers(number, &way);
         while !callers.is_empty() {
             let is_due =
                 matches!(is_to_die, Some(Death::After(delay)) if started.elapsed() >= *delay);
@@ -195,7 +190,8 @@ impl Lab {
                 is_up = self.daemon.boot_dying(&[]);
                 assert!(is_up, "it does not come up after {death:?}\n{}", self.daemon.log());
             }
-            let stuck = || format!("stuck after {death:?}\n{}{}", waits.told(), self.daemon.log());
+            let stuck =
+                || format!("stuck after {death:?}\n{}{}", self.waits.told(), self.daemon.log());
             assert!(started.elapsed() < PATIENCE, "{}", stuck());
             tokio::select! {
                 Some(job) = callers.join_next() => self.jobs.push(job.unwrap()),
@@ -207,9 +203,41 @@ impl Lab {
             self.die();
             assert!(self.daemon.boot_dying(&[]), "{}", self.daemon.log());
         }
-        let first = self.jobs.len() - runs;
-        for n in first..self.jobs.len() {
-            self.judge(n, death).await;
+        self.judge_last(death).await;
+    }
+
+    /// New runs, all of whose callers come this way. Nobody dies.
+    pub(crate) async fn round_without_death(&mut self, number: usize, way: &Address) {
+        let mut callers = self.callers(number, way);
+        let carried_out = async {
+            while let Some(job) = callers.join_next().await {
+                self.jobs.push(job.unwrap());
+            }
+        };
+        tokio::time::timeout(PATIENCE, carried_out).await.expect("stuck");
+        self.judge_last(&"no death").await;
+    }
+
+    /// Who submits and follows the runs of a round.
+    fn callers(&self, number: usize, way: &Address) -> JoinSet<Job> {
+        let (runs, submitters) = self.crowd;
+        let mut callers = JoinSet::new();
+        for name in (0..runs).map(|n| format!("{number}-{n}")) {
+            let workspace = self.daemon.workspace().join(&name);
+            callers.spawn(job(way.clone(), workspace, name, submitters, self.waits.clone()));
+        }
+        callers
+    }
+
+    /// The daemon of this moment.
+    pub(crate) fn daemon(&self) -> &TestDaemon {
+        &self.daemon
+    }
+
+    async fn judge_last(&mut self, when: &impl Debug) {
+        let (runs, _) = self.crowd;
+        for n in self.jobs.len() - runs..self.jobs.len() {
+            self.judge(n, when).await;
         }
     }
 
@@ -229,13 +257,11 @@ impl Lab {
     }
 
     /// What was told and what was counted must be what the journal says.
-    async fn judge(&mut self, n: usize, death: &Death) {
+    async fn judge(&mut self, n: usize, death: &impl Debug) {
         let job = &self.jobs[n];
         let story = self.daemon.story(&job.id).await;
         assert_eq!(story.state(), RunState::Succeeded, "{death:?}");
-        let written: Vec<(u64, Vec<u8>)> =
-            story.entries.iter().map(|entry| (entry.sequence, entry.hash.clone())).collect();
-        assert_eq!(job.told, written, "what was told is what any later caller is told: {death:?}");
+        job.assert_was_told(&story, death);
         story.assert_calls_are_tied();
         let lines = |name: &str| {
             fs::read_to_string(job.workspace.join(name)).unwrap_or_default().lines().count()
@@ -282,13 +308,19 @@ impl Lab {
         assert!(report.entries >= entries, "{} of {entries}", report.entries);
     }
 
-    /// What holds of all rounds together.
-    #[expect(clippy::print_stdout, reason = "it is what the gate shows")]
-    pub(crate) async fn close(mut self, what: &str) {
+    /// What the store and the model say of all rounds together.
+    pub(crate) async fn judge_all(&self) -> v1::VerifyAuditResponse {
         let audit = self.daemon.audit().await;
         assert!(audit.intact, "{audit:?}");
         assert_eq!(audit.runs as usize, self.jobs.len(), "one run for each request id");
         self.backend.assert_paired();
+        audit
+    }
+
+    /// What holds of all rounds together.
+    #[expect(clippy::print_stdout, reason = "it is what the gate shows")]
+    pub(crate) async fn close(mut self, what: &str) {
+        let audit = self.judge_all().await;
         let in_the_middle = self.in_the_middle();
         println!(
             "{what}: {} kills, {} runs, {in_the_middle} taken over",
@@ -309,13 +341,7 @@ impl Lab {
 }
 
 /// One run, submitted by several callers and followed to its end, through any number of daemons.
-async fn job(
-    socket: String,
-    workspace: PathBuf,
-    name: String,
-    callers: usize,
-    waits: Waits,
-) -> Job {
+async fn job(way: Address, workspace: PathBuf, name: String, callers: usize, waits: Waits) -> Job {
     fs::create_dir(&workspace).unwrap();
     for (script, content) in SCRIPTS {
         fs::write(workspace.join(script), content).unwrap();
@@ -327,25 +353,19 @@ async fn job(
         ..Default::default()
     };
     waits.note(&name, "its id");
-    let submitting = (0..callers).map(|_| submitted(&socket, &request));
-    let mut ids = futures_util::future::join_all(submitting).await;
-    ids.dedup();
-    assert_eq!(ids.len(), 1, "one request id, one run: {ids:?}");
-    let mut job = Job { name, waits, workspace, id: ids.remove(0), told: Vec::new(), said: None };
-    while !job.is_followed_to_its_end(&socket).await {
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
+    let mut job = Job { waits, ..Job::submitted(&way, &request, callers).await };
+    job.follow(&way).await;
     job
 }
 
-async fn client(socket: &str) -> Option<Client> {
-    Client::connect(&Address { uri: socket.to_owned(), token_file: None }).await.ok()
+async fn client(way: &Address) -> Option<Client> {
+    Client::connect(way).await.ok()
 }
 
 /// The id, as soon as it is acknowledged.
-async fn submitted(socket: &str, request: &v1::CreateRunRequest) -> String {
+async fn submitted(way: &Address, request: &v1::CreateRunRequest) -> String {
     loop {
-        if let Some(client) = client(socket).await
+        if let Some(client) = client(way).await
             && let Ok(answer) = client.runs().create_run(request.clone()).await
         {
             return answer.into_inner().run.unwrap().id;
@@ -355,13 +375,35 @@ async fn submitted(socket: &str, request: &v1::CreateRunRequest) -> String {
 }
 
 impl Job {
+    /// The run that several callers have made at once, with one request id.
+    pub(crate) async fn submitted(
+        way: &Address,
+        request: &v1::CreateRunRequest,
+        callers: usize,
+    ) -> Self {
+        let submitting = (0..callers).map(|_| submitted(way, request));
+        let mut ids = futures_util::future::join_all(submitting).await;
+        ids.dedup();
+        assert_eq!(ids.len(), 1, "one request id, one run: {ids:?}");
+        let (name, waits) = (request.request_id.clone(), Waits::default());
+        let workspace = request.workspace.clone().into();
+        Self { name, waits, workspace, id: ids.remove(0), told: Vec::new(), said: None }
+    }
+
+    /// Follows the run to its end, however often it is broken off.
+    pub(crate) async fn follow(&mut self, way: &Address) {
+        while !self.is_followed_to_its_end(way).await {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// Follows from where it was told last. False: the daemon died.
-    async fn is_followed_to_its_end(&mut self, socket: &str) -> bool {
+    async fn is_followed_to_its_end(&mut self, way: &Address) -> bool {
         let after_sequence = self.told.last().map_or(0, |(sequence, _)| *sequence);
         let id = self.id.clone();
         let request = v1::StreamRunEventsRequest { id, after_sequence, follow: true };
         self.waits.note(&self.name, "a connection");
-        let Some(client) = client(socket).await else { return false };
+        let Some(client) = client(way).await else { return false };
         self.waits.note(&self.name, "what it was told before");
         if !self.is_told_again(&client).await {
             return false;
@@ -384,7 +426,9 @@ impl Job {
             self.waits.note(&self.name, format!("what follows {} of its stream", entry.sequence));
             match entry.kind.as_str() {
                 "run_finished" => return true,
-                "run_suspended" => self.resolve(&client, &entry.payload).await,
+                "run_suspended" if entry.payload.contains("OUTCOME_UNKNOWN") => {
+                    self.resolve(&client, &entry.payload).await
+                }
                 _ => {}
             }
         }
@@ -397,6 +441,13 @@ impl Job {
             self.resolve(&client, "{\"calls\":[\"1.0\"]}").await;
         }
         false
+    }
+
+    /// What it was told is all that there is to tell.
+    pub(crate) fn assert_was_told(&self, story: &Story, when: &impl Debug) {
+        let written: Vec<(u64, Vec<u8>)> =
+            story.entries.iter().map(|entry| (entry.sequence, entry.hash.clone())).collect();
+        assert_eq!(self.told, written, "what was told is what any later caller is told: {when:?}");
     }
 
     /// What was told before must be the beginning of what is told now. False: the daemon died.

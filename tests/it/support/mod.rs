@@ -4,6 +4,7 @@
 mod client;
 pub(crate) mod internet;
 pub(crate) mod processes;
+pub(crate) mod relay;
 
 pub(crate) use client::{agentctl, exited, refusal};
 

@@ -1,4 +1,4 @@
-//! The credential of the backend: which of its sources is meant, and what it tells.
+//! Credentials: which source of one is meant, and what the backend's tells.
 
 use serde_json::Value;
 
@@ -13,6 +13,9 @@ const KEY_FILE: &str = "backend.api_key_file";
 const KEY_COMMAND: &str = "backend.api_key_command";
 const VARIABLE: &str = "OPENAI_API_KEY";
 const VARIABLE_FILE: &str = "OPENAI_API_KEY_FILE";
+/// What is wrong with a credential that [`named`] does not know.
+pub(super) const NOT_NAMED: &str = "must name where the secret is: {env: NAME}, {file: /path} or {command: [program, \
+                                    argument]}; it never stands here itself";
 
 /// The key, from the environment, else from the file that is named there, else from what the
 /// configuration names: a file or a command.
@@ -73,5 +76,19 @@ fn in_file(reader: &mut Reader<'_>) -> Option<(Source, Origin)> {
             }
         }
         (None, None) => None,
+    }
+}
+
+/// The source that a map in the configuration names; none if it names none, or holds anything else.
+pub(super) fn named(value: &Value) -> Option<Source> {
+    let map = value.as_object().filter(|map| map.len() == 1)?;
+    let (kind, named) = map.iter().next()?;
+    match (kind.as_str(), named) {
+        ("env", Value::String(name)) => Some(Source::Environment(name.clone())),
+        ("file", Value::String(path)) if path.starts_with('/') => Some(Source::File(path.into())),
+        ("command", Value::Array(_)) => {
+            serde_json::from_value(named.clone()).ok().map(Source::Command)
+        }
+        _ => None,
     }
 }

@@ -5,9 +5,12 @@ use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    config::reader::{Origin, Reader},
+    config::{
+        credential,
+        reader::{Origin, Reader},
+    },
     domain::policy::{HostedKind, HostedTool, McpPlace},
-    secrets::{self, ExposeSecret as _, Secret, Source},
+    secrets::{self, ExposeSecret as _, Secret},
     yaml::{Content, Node},
 };
 
@@ -151,12 +154,10 @@ fn fill(
     value: &mut Value,
     found: &mut Vec<Secret>,
 ) -> bool {
-    let source = match source(value) {
+    let source = match credential::named(value) {
         Some(source) => source,
         None => {
-            let message = "must name where the secret is: {env: NAME}, {file: /path} or {command: [program, \
-                           argument]}; it never stands here itself";
-            reader.fault_at(node.at, key, message);
+            reader.fault_at(node.at, key, credential::NOT_NAMED);
             return false;
         }
     };
@@ -170,18 +171,5 @@ fn fill(
             reader.fault_at(node.at, key, &message);
             false
         }
-    }
-}
-
-fn source(value: &Value) -> Option<Source> {
-    let map = value.as_object().filter(|map| map.len() == 1)?;
-    let (kind, named) = map.iter().next()?;
-    match (kind.as_str(), named) {
-        ("env", Value::String(name)) => Some(Source::Environment(name.clone())),
-        ("file", Value::String(path)) if path.starts_with('/') => Some(Source::File(path.into())),
-        ("command", Value::Array(_)) => {
-            serde_json::from_value(named.clone()).ok().map(Source::Command)
-        }
-        _ => None,
     }
 }

@@ -62,6 +62,7 @@ impl fmt::Display for Sequence {
 
 /// Place of an entry in the whole journal: gapless, 1 is the first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Position(pub u64);
 
 impl fmt::Display for Position {

@@ -9,7 +9,9 @@ mod calls;
 mod daemon;
 mod steering;
 
-pub use approvals::{ApprovalDecided, ApprovalDecision, ApprovalRequested};
+pub use approvals::{
+    ApprovalDecided, ApprovalDecision, ApprovalRequested, WebhookDelivered, WebhookRefused,
+};
 pub use calls::{
     CallResolved, Connection, Decided, NetworkUsed, Resolution, ToolCalled, ToolOutput,
     ToolResumed, Used, Verdict,
@@ -134,6 +136,8 @@ records! {
     "store_restored" 1 => StoreRestored,
     "head_signed" 1 => HeadSigned,
     "run_pruned" 1 => RunPruned,
+    "webhook_delivered" 1 => WebhookDelivered,
+    "webhook_refused" 1 => WebhookRefused,
     "daemon_stopped" 1 => DaemonStopped,
 }
 

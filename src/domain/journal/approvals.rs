@@ -1,4 +1,4 @@
-//! What the journal remembers of calls that a person has to allow: what was asked, and what was said.
+//! What the journal remembers of calls that a person has to allow: what was asked, who was told, and what was said.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     approval::RunGrant,
-    ids::{CallId, CallKey, Caller, PolicyRevision, RuleId, Timestamp, ToolName},
+    ids::{CallId, CallKey, Caller, PolicyRevision, Position, RuleId, RunId, Timestamp, ToolName},
     item::RawJson,
     tool::EffectClass,
 };
@@ -76,4 +76,29 @@ impl ApprovalDecision {
             Self::Expired => "expired",
         }
     }
+}
+
+/// The webhook was told of a question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebhookDelivered {
+    pub run_id: RunId,
+    pub call: CallKey,
+    /// Place in the journal of the entry that asks.
+    pub position: Position,
+    /// Posts by the daemon that was heard.
+    pub attempts: u32,
+    pub http_status: u16,
+}
+
+/// The webhook refused a question for good: it is not told again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WebhookRefused {
+    pub run_id: RunId,
+    pub call: CallKey,
+    /// Place in the journal of the entry that asks.
+    pub position: Position,
+    /// Posts by the daemon that was refused.
+    pub attempts: u32,
+    pub http_status: u16,
+    pub reason: String,
 }

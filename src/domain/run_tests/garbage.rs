@@ -127,6 +127,23 @@ pub(super) fn records_of_the_daemon() -> Vec<Record> {
             positions: "2-8".into(),
         }
         .into(),
+        WebhookDelivered {
+            run_id: run_id(),
+            call: key(1, 0),
+            position: Position(5),
+            attempts: 2,
+            http_status: 204,
+        }
+        .into(),
+        WebhookRefused {
+            run_id: run_id(),
+            call: key(1, 0),
+            position: Position(5),
+            attempts: 1,
+            http_status: 410,
+            reason: "the receiver answered with HTTP status 410".into(),
+        }
+        .into(),
         DaemonStopped { why: "asked to".into(), is_unexamined: false }.into(),
     ]
 }

@@ -38,7 +38,7 @@ use crate::domain::{
         InputReceived, LostRequest, ModelNudged, ModelRequest, ModelResponse, Moment, NetworkUsed,
         PauseRequested, PolicyReload, Reloaded, Resolution, RunAnchored, RunFinished, RunPruned,
         RunRecovered, RunResumed, RunSuspended, Sent, StoreRestored, ToolCalled, ToolOutput,
-        ToolResumed, Used, Verdict, WorkspaceSnapshot,
+        ToolResumed, Used, Verdict, WebhookDelivered, WebhookRefused, WorkspaceSnapshot,
     },
     retry,
     status::StateName,

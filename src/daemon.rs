@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use self::upkeep::{LastStop, set_ready};
+use self::upkeep::{LastStop, set_ready, webhook};
 use crate::{
     backend::ResponsesBackend,
     callers,
@@ -87,6 +87,8 @@ pub enum DaemonError {
     Sandbox(#[from] crate::ports::SandboxError),
     #[error("backend: {0}")]
     Backend(String),
+    #[error("approvals.webhook: {0}")]
+    Webhook(String),
     #[error(
         "the address {address} cannot be listened on; is another agentd running? Choose another with --listen"
     )]
@@ -225,6 +227,7 @@ async fn assemble(
     let places = places(config, &launcher, programs);
     let sandbox = Arc::new(open_sandbox(config, walls??, places)?);
     let backend = ResponsesBackend::new(&config.backend).map_err(DaemonError::Backend)?;
+    let webhook = webhook(config)?;
     let started = clock.now();
     let registered = register(state, &tools, started)?;
     let info = info(config, &backend, registered, started);
@@ -240,6 +243,7 @@ async fn assemble(
         backups: journal.clone(),
         retention: journal.clone(),
         disk: Arc::new(SystemDisk { directory: state.clone() }),
+        webhook,
         clock: clock.clone(),
         chance,
         policies: Arc::new(Policies::new(Arc::new(files), policy, started, entry)),

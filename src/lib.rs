@@ -4,7 +4,7 @@
 //! - [`ports`]: what the engine needs of the world.
 //! - [`tools`], [`agents`]: what a model may call, and what it is told. Pure.
 //! - [`engine`]: the loop, and one tool call from top to bottom.
-//! - [`backend`], [`sandbox`], [`sqlite`], [`system`]: the world behind the ports.
+//! - [`backend`], [`sandbox`], [`sqlite`], [`system`], [`webhook`]: the world behind the ports.
 //! - [`policy_files`], [`tool_files`], [`yaml`]: rules and tools as people write them.
 //!   [`secrets`], [`private_file`]: what nobody prints, and what only its owner reads.
 //!   [`callers`]: who may call besides the owner.
@@ -43,4 +43,5 @@ pub mod tasks;
 pub mod telemetry;
 pub mod tool_files;
 pub mod tools;
+pub mod webhook;
 pub mod yaml;

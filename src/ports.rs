@@ -335,6 +335,43 @@ pub trait PolicyFiles: Send + Sync {
     async fn compile(&self) -> crate::domain::policy::Compiled;
 }
 
+/// Whoever is to be told of questions to people.
+#[async_trait]
+pub trait Webhook: Send + Sync {
+    /// Posts once, signed, and gives what was answered, within a bounded time.
+    ///
+    /// Dropping the future closes the connection. No retry happens in here, and no redirect is followed. Errors: nothing
+    /// was answered, and whether it arrived is not known.
+    async fn post(&self, notice: &Notice) -> Result<Receipt, NotAnswered>;
+}
+
+/// One message to a webhook.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Notice {
+    /// By which the receiver knows a repetition; without a full stop.
+    pub id: String,
+    /// Of this attempt.
+    pub time: Timestamp,
+    /// JSON, redacted.
+    pub body: String,
+}
+
+/// What a receiver answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    pub http_status: u16,
+    /// How long it asked to be left alone.
+    pub retry_after_ms: Option<u64>,
+}
+
+/// A receiver answered nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct NotAnswered {
+    /// Without the address, in which a credential may stand.
+    pub message: String,
+}
+
 /// Time.
 #[async_trait]
 pub trait Clock: Send + Sync {

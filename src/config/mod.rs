@@ -8,6 +8,7 @@ mod hosted;
 mod prices;
 mod reader;
 mod tools;
+mod webhook;
 
 pub use audit::HeadSettings;
 pub use reader::ShownValue;
@@ -32,6 +33,7 @@ use crate::{
     engine::{Keep, Limits},
     secrets::Secret,
     telemetry::LogFormat,
+    webhook::WebhookSettings,
     yaml,
 };
 
@@ -116,6 +118,8 @@ pub struct Config {
     pub keep: Keep,
     /// Who may call besides the owner.
     pub callers: Vec<CallerSettings>,
+    /// Who is told of questions to people; none: nobody is.
+    pub webhook: Option<WebhookSettings>,
     pub log: String,
     pub log_format: LogFormat,
     /// The file that was read, if any.
@@ -270,6 +274,7 @@ impl Config {
         let heads = audit::heads(reader);
         let keep = audit::keep(reader);
         let callers = callers::callers(reader);
+        let webhook = webhook::webhook(reader, &mut secrets);
         let prices = prices::prices(reader);
         let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
         let log_format =
@@ -294,6 +299,7 @@ impl Config {
             heads: heads?,
             keep,
             callers,
+            webhook,
             log: log?,
             log_format: log_format?,
             file,

@@ -210,7 +210,7 @@ fn nearest<'k>(path: &str, keys: &[&'k str]) -> Option<&'k str> {
     (near.0 <= allowed).then_some(near.1)
 }
 
-fn wanted(what: &str, value: &Value) -> String {
+pub(super) fn wanted(what: &str, value: &Value) -> String {
     let is = match value {
         Value::Null => "nothing",
         Value::Bool(_) => "a boolean",

@@ -1,5 +1,5 @@
 //! What goes on beside callers and runs while the daemon serves: policy files are read again, readiness is told, the
-//! journal's head is signed, and a store that was not closed in order is examined.
+//! journal's head is signed, a store that was not closed in order is examined, and a webhook may be told of questions.
 
 use std::{
     process,
@@ -21,10 +21,11 @@ use crate::{
     domain::{ids::Caller, journal::DaemonStopped, redact::Redactor},
     engine::{self, Engine, EngineError, Intake, Keep},
     grpc::HEALTH_NAMES,
-    ports::{Clock as _, Journal, JournalError},
+    ports::{Clock as _, Journal, JournalError, Webhook},
     signing::{self, Signer},
     sqlite,
     system::SystemClock,
+    webhook::HttpWebhook,
 };
 
 /// Time between two looks at what is kept for too long.
@@ -92,6 +93,7 @@ pub(super) fn start(config: &Config, parts: &Parts, servers: &Servers, wanted: m
     let Servers { tasks, health, .. } = servers;
     let (engine, journal) = (&parts.engine, &parts.journal);
     tasks.spawn("approvals", engine.clone().let_approvals_expire());
+    tasks.spawn("webhook", engine.clone().tell_of_questions());
     tasks.spawn("intake", intake(engine.clone(), health.clone(), tasks.token()));
     if parts.last_stop == LastStop::Unclean {
         let examined = examine(journal.clone(), engine.clone(), parts.examined.clone());
@@ -132,6 +134,13 @@ async fn heads(
             return;
         }
     }
+}
+
+/// Who is told of questions to people, if the configuration names one.
+pub(super) fn webhook(config: &Config) -> Result<Option<Arc<dyn Webhook>>, DaemonError> {
+    let Some(settings) = &config.webhook else { return Ok(None) };
+    let webhook = HttpWebhook::new(settings).map_err(DaemonError::Webhook)?;
+    Ok(Some(Arc::new(webhook)))
 }
 
 /// Everything but that the process lives.

@@ -17,6 +17,7 @@ mod inbox;
 mod invoker;
 mod ledger;
 mod live;
+mod notices;
 mod policies;
 mod recovery;
 mod resolution;
@@ -46,7 +47,7 @@ use std::sync::Arc;
 
 use crate::{
     domain::{budget::Prices, ids::Epoch, redact::Redactor},
-    ports::{Backups, Chance, Clock, Disk, Journal, Model, Retention, Sandbox},
+    ports::{Backups, Chance, Clock, Disk, Journal, Model, Retention, Sandbox, Webhook},
     tools::Toolbox,
 };
 
@@ -62,6 +63,8 @@ pub struct World {
     pub backups: Arc<dyn Backups>,
     pub retention: Arc<dyn Retention>,
     pub disk: Arc<dyn Disk>,
+    /// Is told of questions to people; none: nobody is.
+    pub webhook: Option<Arc<dyn Webhook>>,
     pub clock: Arc<dyn Clock>,
     pub chance: Arc<dyn Chance>,
     /// Read once a call, so that a call sees one revision from beginning to end.

@@ -60,4 +60,5 @@ mod tidy;
 mod tiers;
 mod tools;
 mod walls;
+mod webhook;
 mod work;

@@ -13,7 +13,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// Every room, and the rooms it may use besides itself. A room is a folder or a file right under `src`.
-const ROOMS: [(&str, &[&str]); 31] = [
+const ROOMS: [(&str, &[&str]); 32] = [
     ("lib", &[]),
     ("domain", &[]),
     ("ports", &["domain"]),
@@ -21,6 +21,7 @@ const ROOMS: [(&str, &[&str]); 31] = [
     ("agents", &["domain"]),
     ("engine", &["agents", "domain", "fail_point", "ports", "tasks", "telemetry", "tools"]),
     ("backend", &["domain", "ports", "secrets", "telemetry"]),
+    ("webhook", &["ports", "secrets", "telemetry"]),
     ("sandbox", &["domain", "ports", "tasks"]),
     ("sqlite", &["domain", "fail_point", "ports", "private_file", "signing", "telemetry"]),
     ("signing", &["domain", "private_file"]),
@@ -29,7 +30,10 @@ const ROOMS: [(&str, &[&str]); 31] = [
     ("callers", &["domain", "secrets"]),
     ("grpc", &["agents", "config", "domain", "engine", "jsonl", "ports", "proto"]),
     ("system", &["domain", "ports"]),
-    ("config", &["backend", "callers", "domain", "engine", "secrets", "telemetry", "yaml"]),
+    (
+        "config",
+        &["backend", "callers", "domain", "engine", "secrets", "telemetry", "webhook", "yaml"],
+    ),
     (
         "daemon",
         &[
@@ -52,6 +56,7 @@ const ROOMS: [(&str, &[&str]); 31] = [
             "config",
             "telemetry",
             "tasks",
+            "webhook",
         ],
     ),
     ("check", &["callers", "config", "daemon", "domain", "ports", "sandbox", "telemetry", "tools"]),

@@ -95,7 +95,17 @@ impl Mirror {
     /// Makes up for what the last daemon left out, and begins a file of this one's.
     async fn begin(&self) -> Result<Written, MirrorError> {
         let directory = self.directory.clone();
-        let found = tasks::blocking(move || last_line(&directory)).await;
+        let found = tasks::blocking(move || {
+            let last = last_line(&directory)?;
+            // A daemon that died before it had synced has left it where it can be read, and can still be lost: then there
+            // would be a gap before this one's file.
+            if let Some((_, old)) = &last {
+                File::open(&old.path)?.sync_data()?;
+                sync_names(&old.path)?;
+            }
+            Ok(last)
+        })
+        .await;
         let last = found.map_err(io::Error::other).and_then(|found| found);
         let last =
             last.map_err(|source| MirrorError::File { path: self.directory.clone(), source })?;
@@ -282,10 +292,14 @@ fn append(path: &Path, length: u64, text: &[u8]) -> io::Result<()> {
     fail_point::reach("mirror.after");
     file.sync_data()?;
     match length {
-        // It is new, and so may be its directory: their names must last, too.
-        0 => path.ancestors().skip(1).take(2).try_for_each(|above| File::open(above)?.sync_all()),
+        0 => sync_names(path),
         _ => Ok(()),
     }
+}
+
+/// A file that is new, and its directory, which may be: their names must last, too.
+fn sync_names(path: &Path) -> io::Result<()> {
+    path.ancestors().skip(1).take(2).try_for_each(|above| File::open(above)?.sync_all())
 }
 
 #[cfg(test)]

@@ -54,6 +54,6 @@ BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
 ALTER TABLE runs ADD COLUMN pruned_us INTEGER;
 ALTER TABLE runs ADD COLUMN is_pruning INTEGER NOT NULL DEFAULT 0;
 
-CREATE INDEX runs_ended ON runs (updated_us)
+CREATE INDEX runs_ended ON runs (state, updated_us)
 WHERE state IN ('SUCCEEDED', 'FAILED', 'CANCELLED') AND pruned_us IS NULL;
 CREATE INDEX runs_pruning ON runs (place) WHERE is_pruning = 1;

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{service::Routes, transport::Server};
 use tonic_health::{ServingStatus, server::HealthReporter};
 
-use self::upkeep::{LastStop, set_ready, webhook};
+use self::upkeep::{LastLife, LastStop, set_ready, webhook};
 use crate::{
     backend::ResponsesBackend,
     callers,
@@ -175,7 +175,7 @@ struct Parts {
     info: Info,
     /// Who may call over TCP.
     known: Arc<[Credential]>,
-    last_stop: LastStop,
+    last: LastLife,
     /// Whether what an unclean stop left has been looked at.
     examined: Arc<AtomicBool>,
 }
@@ -231,7 +231,7 @@ async fn assemble(
     let started = clock.now();
     let registered = register(state, &tools, started)?;
     let info = info(config, &backend, registered, started);
-    let last_stop = LastStop::of(&*journal).await?;
+    let last = LastLife::of(&journal, started).await?;
     let record = first_words(&journal, &policy);
     let entry = note(&*journal, &clock, record.into(), Some(policy.revision.clone())).await?;
     let world = World {
@@ -266,7 +266,7 @@ async fn assemble(
         clock,
         info,
         known: known.into(),
-        last_stop,
+        last,
         examined: Arc::default(),
     })
 }
@@ -482,7 +482,7 @@ async fn stop(
     }
     servers.tasks.stop(CONNECTIONS).await;
     let is_unexamined =
-        parts.last_stop == LastStop::Unclean && !parts.examined.load(Ordering::Relaxed);
+        parts.last.stop == LastStop::Unclean && !parts.examined.load(Ordering::Relaxed);
     let record = DaemonStopped { why: signal.into(), is_unexamined };
     note(&*parts.journal, &parts.clock, record.into(), None).await?;
     // A store that is closed in order is signed to its end.

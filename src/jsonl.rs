@@ -19,7 +19,7 @@ use crate::{
         ranges::Ranges,
     },
     ports::{AuditFault, AuditReport, EntryView},
-    signing::{Followed, HeadWalk},
+    signing::{Followed, HeadWalk, Scope},
 };
 
 /// Faults that are told; more are not looked for.
@@ -116,7 +116,7 @@ pub fn verify(lines: impl BufRead, kept: Vec<KeptHead>) -> std::io::Result<Audit
         last: None,
         gaps: Vec::new(),
         pruned: BTreeMap::new(),
-        heads: HeadWalk::new(kept),
+        heads: HeadWalk::new(kept, Scope::Part),
         report: AuditReport::default(),
     };
     for (number, text) in (1_u64..).zip(lines.split(b'\n')) {
@@ -167,7 +167,7 @@ impl Gap {
         let mut next = self.first;
         while next <= self.last {
             match ranges.range(..=next).next_back() {
-                Some((_, last)) if *last >= next => next = last + 1,
+                Some((_, last)) if *last >= next && *last < u64::MAX => next = last + 1,
                 _ => return false,
             }
         }
@@ -200,6 +200,9 @@ impl Walk {
             return self.report.faults.push(fault(what));
         };
         let mut faults: Vec<String> = Vec::new();
+        if self.gaps.len() == MOST_GAPS {
+            faults.push("so much is missing between the lines that no more can be told".into());
+        }
         if expected.is_some_and(|expected| expected != view.position) && self.gaps.len() < MOST_GAPS
         {
             let what = format!(
@@ -207,15 +210,14 @@ impl Walk {
             );
             let (position, run, sequence) = (view.position, view.run, view.sequence);
             let fault = AuditFault { position, run, sequence, what };
+            self.heads.skip();
             let first = expected.unwrap_or_default().0;
             // Backwards, nothing is missing, and nothing explains it.
             let last = if first < position.0 { position.0 - 1 } else { u64::MAX };
             self.gaps.push(Gap { first, last, fault });
         }
-        match expected {
-            None if view.position > Position(1) => self.heads.begin_at(view.position),
-            Some(expected) if expected != view.position => self.heads.skip(),
-            None | Some(_) => {}
+        if expected.is_none() && view.position > Position(1) {
+            self.heads.begin_at(view.position);
         }
         if view.kind == "run_pruned" {
             self.note_pruned(&view);

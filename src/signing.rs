@@ -84,7 +84,19 @@ pub struct HeadWalk {
     digest: Option<JournalDigest>,
     /// The last one first.
     kept: Vec<KeptHead>,
+    /// Whether any was given that has been neither compared nor told of.
+    is_silent: bool,
+    scope: Scope,
     heads: SignedHeads,
+}
+
+/// What is walked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// All of the journal: every head that was kept must fit.
+    Whole,
+    /// Lines of it, which may begin late, end early, and leave out what was pruned: heads are compared as far as they go.
+    Part,
 }
 
 /// An entry as far as heads are about it.
@@ -99,9 +111,10 @@ pub struct Followed<'a> {
 
 impl HeadWalk {
     /// Before the first entry of the journal.
-    pub fn new(mut kept: Vec<KeptHead>) -> Self {
+    pub fn new(mut kept: Vec<KeptHead>, scope: Scope) -> Self {
         kept.sort_by_key(|head| Reverse(head.entries));
-        Self { digest: Some(JournalDigest::START), kept, heads: SignedHeads::default() }
+        let (digest, is_silent) = (Some(JournalDigest::START), !kept.is_empty());
+        Self { digest, kept, is_silent, scope, heads: SignedHeads::default() }
     }
 
     /// The first entry that is here is not the journal's first: heads of before cannot be compared.
@@ -110,9 +123,11 @@ impl HeadWalk {
         self.kept.retain(|head| head.entries >= first);
     }
 
-    /// Entries are missing here, which is told by others: the next head says what they came to.
+    /// Entries are missing here, which is told by others. The next head says what they came to, but nothing that was kept
+    /// can be compared any more: what is missing could be anything.
     pub fn skip(&mut self) {
         self.digest = None;
+        self.kept.clear();
     }
 
     /// Follows one entry; gives what is wrong.
@@ -130,6 +145,7 @@ impl HeadWalk {
     fn compare(&mut self, followed: Position) -> Vec<String> {
         let mut faults = Vec::new();
         while let Some(head) = self.kept.pop_if(|head| head.entries <= followed) {
+            self.is_silent = false;
             let entries = head.entries;
             if self.digest.is_none() || entries != followed {
                 faults.push(format!("what a kept head of {entries} entries signs is not all here"));
@@ -162,10 +178,19 @@ impl HeadWalk {
     /// After the last entry: the heads that fit, and what is wrong with the end.
     pub fn finish(mut self, entries: Position) -> (SignedHeads, Vec<String>) {
         let mut faults = self.compare(entries);
-        faults.extend(self.kept.first().map(|last| {
+        if let (Scope::Whole, Some(last)) = (self.scope, self.kept.first()) {
             let last = last.entries;
-            format!("the journal ends at entry {entries}, and a kept head signs {last} entries")
-        }));
+            faults.push(format!(
+                "the journal ends at entry {entries}, and a kept head signs {last} entries"
+            ));
+        }
+        if self.is_silent && faults.is_empty() {
+            faults.push(
+                "none of the kept heads can be compared with what is here: it begins after them, ends before them, or \
+                 lacks entries; look at the database, or a copy of it"
+                    .into(),
+            );
+        }
         (self.heads, faults)
     }
 }
@@ -209,7 +234,7 @@ mod tests {
     }
 
     fn walked(kept: &[KeptHead], hashes: &[u8]) -> Vec<String> {
-        let mut walk = HeadWalk::new(kept.to_vec());
+        let mut walk = HeadWalk::new(kept.to_vec(), Scope::Whole);
         let mut faults = Vec::new();
         for (place, byte) in (1..).zip(hashes) {
             faults.extend(walk.follow(&Followed {

@@ -18,10 +18,14 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use crate::{
     config::Config,
     daemon::{DaemonError, Parts, Servers},
-    domain::{ids::Caller, journal::DaemonStopped, redact::Redactor},
+    domain::{
+        ids::{Caller, Position, Timestamp},
+        journal::DaemonStopped,
+        redact::Redactor,
+    },
     engine::{self, Engine, EngineError, Intake, Keep},
     grpc::HEALTH_NAMES,
-    ports::{Clock as _, Journal, JournalError, Webhook},
+    ports::{AuditFilter, Clock as _, Journal, JournalError, PageLimit, Webhook},
     signing::{self, Signer},
     sqlite,
     system::SystemClock,
@@ -30,6 +34,10 @@ use crate::{
 
 /// Time between two looks at what is kept for too long.
 const RETENTION: Duration = Duration::from_secs(60 * 60);
+/// Time between two looks whether the examination is done.
+const LOOK: Duration = Duration::from_millis(200);
+/// In microseconds.
+const WEEK: i64 = 7 * 24 * 60 * 60 * 1_000_000;
 
 /// How the last daemon on this store ended.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,8 +47,26 @@ pub(super) enum LastStop {
     Unclean,
 }
 
+/// What the daemons before this one left in the store.
+#[derive(Clone, Copy)]
+pub(super) struct LastLife {
+    pub(super) stop: LastStop,
+    /// A time that has certainly come, whatever the clock says.
+    pub(super) known_time: Timestamp,
+}
+
+impl LastLife {
+    pub(super) async fn of(
+        journal: &sqlite::SqliteJournal,
+        now: Timestamp,
+    ) -> Result<Self, JournalError> {
+        let stop = LastStop::of(journal).await?;
+        Ok(Self { stop, known_time: known_time(journal, now).await? })
+    }
+}
+
 impl LastStop {
-    pub(super) async fn of(journal: &dyn Journal) -> Result<Self, JournalError> {
+    async fn of(journal: &dyn Journal) -> Result<Self, JournalError> {
         let last = journal.daemon_views(&["daemon_started", "daemon_stopped"], None, 1).await?;
         Ok(match last.first() {
             Some(view) if view.kind == "daemon_started" => Self::Unclean,
@@ -95,27 +121,64 @@ pub(super) fn start(config: &Config, parts: &Parts, servers: &Servers, wanted: m
     tasks.spawn("approvals", engine.clone().let_approvals_expire());
     tasks.spawn("webhook", engine.clone().tell_of_questions());
     tasks.spawn("intake", intake(engine.clone(), health.clone(), tasks.token()));
-    if parts.last_stop == LastStop::Unclean {
+    if parts.last.stop == LastStop::Unclean {
         let examined = examine(journal.clone(), engine.clone(), parts.examined.clone());
         let token = tasks.token();
         tasks.spawn("examination", async move { token.run_until_cancelled(examined).await });
     }
     tasks.spawn("mirror", parts.mirror.clone().follow(tasks.token()));
     tasks.spawn("reloads", reloads(engine.clone(), wanted, tasks.token()));
-    tasks.spawn("retention", retention(engine.clone(), config.keep.clone(), tasks.token()));
+    let (mirror, examined) = (parts.mirror.clone(), parts.examined.clone());
+    let (is_in_order, waits) = (parts.last.stop == LastStop::Clean, parts.clock.clone());
+    let ready = async move {
+        while !is_in_order && !examined.load(Ordering::Relaxed) {
+            waits.sleep(LOOK).await;
+        }
+        // What the mirror cannot do, it tells by itself.
+        let _ = mirror.catch_up().await;
+    };
+    let keep = (config.keep.clone(), parts.last.known_time);
+    tasks.spawn("retention", retention(engine.clone(), keep, ready, tasks.token()));
     let clock = parts.clock.clone();
     tasks.spawn("heads", heads(journal.clone(), clock, config.heads.every, tasks.token()));
 }
 
 /// Prunes ended runs that were kept for long enough, and what a daemon that died left half pruned.
-async fn retention(engine: Engine, keep: Keep, stopping: CancellationToken) {
+///
+/// Not before a store that was left in disorder is examined, and the mirror has what is removed. What is removed is gone:
+/// so the clock is not believed alone. At the start it may be a week beyond the last entry, and from then on it goes as fast
+/// as time does.
+async fn retention(
+    engine: Engine,
+    (keep, known): (Keep, Timestamp),
+    ready: impl Future<Output = ()>,
+    stopping: CancellationToken,
+) {
+    if stopping.run_until_cancelled(ready).await.is_none() {
+        return;
+    }
+    let clock = engine.world().clock.clone();
+    let started = clock.steady_ms();
     let mut ticks = tokio::time::interval(RETENTION);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stopping.run_until_cancelled(ticks.tick()).await.is_some() {
-        if let Err(error) = engine.prune_expired(&keep).await {
+        let passed = i64::try_from(clock.steady_ms() - started).unwrap_or(0) * 1000;
+        let now = clock.now().min(Timestamp(known.0.saturating_add(passed)));
+        if let Err(error) = engine.prune_expired(&keep, now).await {
             tracing::warn!(%error, "ended runs could not be pruned; the next hour tries again");
         }
     }
+}
+
+/// A time that has certainly come: that of the last entry, and a week; or now.
+async fn known_time(
+    journal: &sqlite::SqliteJournal,
+    now: Timestamp,
+) -> Result<Timestamp, JournalError> {
+    let before = Position(journal.head().0.saturating_sub(1));
+    let page = journal.audit(AuditFilter::default(), before, PageLimit::entries(1)).await?;
+    let last = page.entries.first().map(|entry| Timestamp(entry.time.0.saturating_add(WEEK)));
+    Ok(last.unwrap_or(now).min(now))
 }
 
 /// Signs the journal's head from time to time, if anything was written. What the journal cannot do, it tells by itself.

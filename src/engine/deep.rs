@@ -46,7 +46,11 @@ impl Engine {
                 if self.stopping().is_cancelled() {
                     return Err(self.farewell());
                 }
-                let faults = self.refold(run, &mut report.checkpoints).await?;
+                let faults = match self.refold(run, &mut report.checkpoints).await {
+                    // Since it was listed.
+                    Err(EngineError::Journal(JournalError::Pruned { .. })) => continue,
+                    found => found?,
+                };
                 report.faults.extend(faults.into_iter().map(|(sequence, what)| AuditFault {
                     position: Position(0),
                     run: Some(run.id),

@@ -76,7 +76,11 @@ impl Engine {
 
     /// Errors: with so many bytes more the disk has so little room that what goes on already needs it.
     pub(super) fn check_disk(&self, more: u64) -> Result<(), EngineError> {
-        let wanted = self.inner.limits.free_disk_bytes.saturating_add(more);
+        self.check_free(self.inner.limits.free_disk_bytes.saturating_add(more))
+    }
+
+    /// Whether so many bytes are free, the watermark aside.
+    pub(super) fn check_free(&self, wanted: u64) -> Result<(), EngineError> {
         match self.inner.world.disk.free_bytes() {
             Ok(free) if free < wanted => Err(EngineError::DiskLow { free, wanted }),
             Ok(_) => Ok(()),

@@ -64,8 +64,14 @@ impl Ledger {
             return Ok(());
         }
         let midnight = Timestamp(day_of(now) * DAY);
+        let tomorrow = Timestamp(midnight.0 + DAY);
         let kinds = ["model_response", "tool_call"].map(str::to_owned).to_vec();
-        let wanted = AuditFilter { kinds, since: Some(midnight), ..AuditFilter::default() };
+        let wanted = AuditFilter {
+            kinds,
+            since: Some(midnight),
+            until: Some(tomorrow),
+            ..AuditFilter::default()
+        };
         let mut submitters: HashMap<RunId, Option<Caller>> = HashMap::new();
         let mut after = Some(last_before(journal, midnight).await?);
         while let Some(place) = after {
@@ -80,7 +86,7 @@ impl Ledger {
                     }
                 };
                 if let Some(submitter) = submitter {
-                    self.add(submitter, entry.time, used_by_view(entry));
+                    self.add(submitter, (entry.time, now), used_by_view(entry));
                 }
             }
             after = page.next;
@@ -88,22 +94,28 @@ impl Ledger {
         Ok(())
     }
 
-    /// Counts what was used, and is on disk by now.
-    pub(super) fn add(&self, submitter: &Caller, time: Timestamp, more: PerDay) {
+    /// Counts what was used, and is on disk by now. An entry's time may be ahead of the clock, where that was set back: what
+    /// is used now is used today.
+    pub(super) fn add(
+        &self,
+        submitter: &Caller,
+        (time, now): (Timestamp, Timestamp),
+        more: PerDay,
+    ) {
         if self.limits == PerDay::default() {
             return;
         }
-        let day = day_of(time);
+        let (day, today) = (day_of(time).min(day_of(now)), day_of(now));
         let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         if used.len() >= SUBMITTERS {
-            used.retain(|_, (last, _)| *last >= day);
+            used.retain(|_, (last, _)| *last == today);
         }
         let (last, sum) = used.entry(submitter.clone()).or_default();
-        if *last < day {
-            (*last, *sum) = (day, PerDay::default());
+        if *last != today {
+            (*last, *sum) = (today, PerDay::default());
         }
         // What was written yesterday and counted late is no more of today's.
-        if *last == day {
+        if day == today {
             *sum = sum.plus(more);
         }
     }
@@ -202,8 +214,12 @@ mod tests {
     }
 
     fn turns(ledger: &Ledger, who: &str, count: u64, time: Timestamp) {
+        counted(ledger, who, count, (time, time));
+    }
+
+    fn counted(ledger: &Ledger, who: &str, count: u64, times: (Timestamp, Timestamp)) {
         (0..count).for_each(|_| {
-            ledger.add(&Caller::new(who), time, of_answer(&TokenCount::default(), None));
+            ledger.add(&Caller::new(who), times, of_answer(&TokenCount::default(), None));
         });
     }
 
@@ -228,7 +244,17 @@ mod tests {
         let tomorrow = Timestamp(NOON.0 + DAY);
         assert_eq!(ledger.standing(&ann, tomorrow, &[]), Standing::Well);
         turns(&ledger, "caller:ann", 1, tomorrow);
-        turns(&ledger, "caller:ann", 10, NOON);
+        counted(&ledger, "caller:ann", 10, (NOON, tomorrow));
         assert_eq!(ledger.standing(&ann, tomorrow, &[]), Standing::Well);
+    }
+
+    #[test]
+    fn a_clock_that_was_ahead_leaves_no_day_without_a_limit() {
+        let (ledger, ann) = (ledger(), Caller::new("caller:ann"));
+        let next_year = Timestamp(NOON.0 + 365 * DAY);
+        turns(&ledger, "caller:ann", 1, next_year);
+        // The run's entries stay ahead of the clock, which is right again.
+        counted(&ledger, "caller:ann", 10, (next_year, NOON));
+        assert!(matches!(ledger.standing(&ann, NOON, &[]), Standing::Out(_)));
     }
 }

@@ -14,6 +14,8 @@ use crate::{
 
 /// Who prunes runs that have been kept for as long as the configuration says.
 const RETENTION: &str = "retention";
+/// Room on the disk that a step wants, in bytes.
+const STEP_ROOM: u64 = 32 << 20;
 /// Runs that are looked for at once.
 const PAGE: usize = 100;
 
@@ -68,6 +70,8 @@ impl Engine {
             if self.stopping().is_cancelled() {
                 return Err(self.farewell());
             }
+            // A step goes through the log; and a store that cannot be written ends the daemon.
+            self.check_free(STEP_ROOM)?;
             let order = PruneOrder { run, by: by.clone(), time: world.clock.now() };
             if world.retention.prune(order).await? == Pruning::Done {
                 return Ok(());
@@ -76,14 +80,14 @@ impl Engine {
     }
 
     /// Finishes what a daemon that died had begun, and prunes what has been kept for long enough.
-    pub async fn prune_expired(&self, keep: &Keep) -> Result<(), EngineError> {
+    pub async fn prune_expired(&self, keep: &Keep, now: Timestamp) -> Result<(), EngineError> {
         let by = Caller::new(RETENTION);
         for run in self.inner.world.retention.half_pruned().await? {
             self.prune_run(&by, run).await?;
         }
         for (state, kept) in &keep.0 {
             let kept = i64::try_from(kept.as_micros()).unwrap_or(i64::MAX);
-            let ended_before = Timestamp(self.inner.world.clock.now().0.saturating_sub(kept));
+            let ended_before = Timestamp(now.0.saturating_sub(kept));
             let wanted = Prunable { states: vec![*state], ended_before, limit: PAGE };
             while self.prune(by.clone(), wanted.clone(), PruneMode::ForGood).await?.has_more {}
         }

@@ -224,7 +224,7 @@ impl RunLog {
         let used: Vec<(Timestamp, PerDay)> = used.collect();
         self.journal.append(Append { run, epoch, after, entries, status, checkpoint }).await?;
         for (time, used) in used {
-            self.ledger.add(&self.state.spec.submitter, time, used);
+            self.ledger.add(&self.state.spec.submitter, (time, self.clock.now()), used);
         }
         Ok(())
     }

@@ -208,7 +208,11 @@ impl Engine {
 
     /// Puts it before the run's driver, and gives what came of it.
     pub(super) async fn ask_of(&self, run: RunId, wanted: Wanted) -> Result<Heard, EngineError> {
-        let claim = self.claim_of(&self.run(run).await?).await?;
+        let summary = self.run(run).await?;
+        if summary.pruned.is_some() {
+            return Err(JournalError::Pruned { run, head: summary.head }.into());
+        }
+        let claim = self.claim_of(&summary).await?;
         // Where no driver listens, one has to read the whole run: not all at once.
         let is_live = self.schedule().running.contains_key(&run);
         let place = match is_live {

@@ -3,6 +3,7 @@
 use tonic::Status;
 
 use crate::{
+    domain::status::StateName,
     engine::{PruneMode, Pruned},
     grpc::convert,
     ports::{EndedRun, Prunable},
@@ -19,10 +20,14 @@ pub(super) fn wanted(request: &v1::PruneRunsRequest) -> Result<(Prunable, PruneM
         convert::invalid("ended_before", "is missing: say up to when ended runs are pruned".into())
     })?;
     let known = request.states.iter().map(|number| convert::listed_state(*number));
-    let states: Vec<_> = known.collect::<Result<_, _>>()?;
-    if let Some(state) = states.iter().flatten().find(|state| !state.is_ended()) {
-        let message = format!("{} is no state of a run that has ended", state.as_str());
-        return Err(convert::invalid("states", message));
+    let known: Vec<Option<StateName>> = known.collect::<Result<_, _>>()?;
+    // Also one that no run of this version is in: without it, nothing would be left of the list, and that means any.
+    let states: Vec<StateName> =
+        known.iter().flatten().copied().filter(|it| it.is_ended()).collect();
+    if states.len() < known.len() {
+        let message =
+            "holds a state in which no run has ended; those are succeeded, failed and cancelled";
+        return Err(convert::invalid("states", message.into()));
     }
     let limit = match usize::try_from(request.limit) {
         Ok(0) => DEFAULT,
@@ -32,7 +37,6 @@ pub(super) fn wanted(request: &v1::PruneRunsRequest) -> Result<(Prunable, PruneM
         }
     };
     let mode = if request.dry_run { PruneMode::DryRun } else { PruneMode::ForGood };
-    let states = states.into_iter().flatten().collect();
     Ok((Prunable { states, ended_before: convert::from_timestamp(ended_before), limit }, mode))
 }
 

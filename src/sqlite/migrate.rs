@@ -233,7 +233,8 @@ fn configure(connection: &Connection) -> rusqlite::Result<()> {
          PRAGMA mmap_size = 0;
          PRAGMA foreign_keys = ON;
          PRAGMA trusted_schema = OFF;
-         PRAGMA cell_size_check = ON;",
+         PRAGMA cell_size_check = ON;
+         PRAGMA secure_delete = FAST;",
     )
 }
 

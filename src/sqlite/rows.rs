@@ -287,6 +287,9 @@ pub(super) fn audit(
     limit: PageLimit,
 ) -> Result<AuditPage, ReadError> {
     let limit = PageLimit { bytes: limit.bytes.min(PAGE_BYTES), ..limit };
+    if let Some(run) = wanted.run {
+        check_unpruned(connection, run, Sequence(0))?;
+    }
     let last: u64 =
         connection.query_row("SELECT coalesce(max(position), 0) FROM entries", [], |r| r.get(0))?;
     let until = after.0.saturating_add(LOOKED_AT).min(last);

@@ -16,7 +16,7 @@ use crate::{
         status::StateName,
     },
     ports::{AuditFault, AuditReport, EntryView, JournalError},
-    signing::{Followed, HeadWalk},
+    signing::{Followed, HeadWalk, Scope},
     sqlite::{migrate, rows, rows::ReadError},
 };
 
@@ -49,7 +49,7 @@ pub(super) fn verify(
     let ids = run_ids(&moment)?;
     let places = ids.iter().map(|(place, run)| (*run, *place)).collect();
     let asked = HashMap::new();
-    let heads = HeadWalk::new(kept);
+    let heads = HeadWalk::new(kept, Scope::Whole);
     let report = AuditReport::default();
     let (chains, pruned) = (HashMap::new(), HashMap::new());
     let mut walk = Walk { chains, ids, places, asked, heads, pruned, report };
@@ -137,6 +137,11 @@ fn listed_ending(row: &Row<'_>) -> Option<Ending> {
     Some(Ending { state, answer }.compared())
 }
 
+/// Whether the table of runs says of a pruned run how it ended, and nothing of what it held.
+fn is_as_said(said: &RunPruned, row: &Row<'_>) -> bool {
+    listed_ending(row).is_some_and(|listed| listed.state == said.state && listed.answer.is_none())
+}
+
 impl End {
     const START: Self =
         Self { sequence: Sequence(0), hash: ChainHash::START, ending: None, is_pruned: false };
@@ -151,7 +156,7 @@ struct Walk {
     asked: HashMap<(i64, String), Position>,
     heads: HeadWalk,
     /// The ends of runs that were pruned, as the journal says.
-    pruned: HashMap<RunId, (Sequence, String)>,
+    pruned: HashMap<RunId, RunPruned>,
     report: AuditReport,
 }
 
@@ -186,7 +191,7 @@ impl Walk {
         if entry.kind == "run_pruned"
             && let Ok(said) = serde_json::from_str::<RunPruned>(&entry.view)
         {
-            self.pruned.insert(said.run_id, (said.entries, said.hash));
+            self.pruned.insert(said.run_id, said);
         }
         faults.extend(self.heads.follow(&entry.followed()));
         self.note_question(entry);
@@ -220,8 +225,9 @@ impl Walk {
     fn check_pruned(&mut self) {
         let is_said = |end: &End, run: Option<&RunId>| {
             let said = run.and_then(|run| self.pruned.get(run));
-            said.is_some_and(|(sequence, hash)| {
-                *sequence == end.sequence && *hash == end.hash.to_string()
+            // One that is under way has not come to the end of its chain, which is still there.
+            said.is_some_and(|said| {
+                said.entries == end.sequence && said.hash == end.hash.to_string()
             })
         };
         let removed = self.chains.iter().filter(|(_, end)| end.is_pruned);
@@ -340,8 +346,9 @@ impl Walk {
 
     /// The table of runs must say of each run what its chain says.
     fn check_heads(&mut self, connection: &Connection) -> Result<(), ReadError> {
-        let mut statement =
-            connection.prepare("SELECT place, head, head_hash, state, status FROM runs")?;
+        let pruned = if has_table(connection, "pruned_entries")? { "pruned_us" } else { "NULL" };
+        let runs = format!("SELECT place, head, head_hash, state, status, {pruned} FROM runs");
+        let mut statement = connection.prepare(&runs)?;
         let mut found = statement.query([])?;
         while let Some(row) = found.next()? {
             let place: i64 = row.get(0)?;
@@ -350,8 +357,16 @@ impl Walk {
             let end = self.chains.get(&place);
             let fits = end.is_some_and(|end| Some(end.sequence) == head && Some(end.hash) == hash);
             let listed = listed_ending(row);
+            let said = self.ids.get(&place).and_then(|run| self.pruned.get(run));
+            let is_pruned = row.get_ref(5).is_ok_and(|pruned| pruned != ValueRef::Null);
             let what = match end.map(|end| &end.ending) {
-                Some(_) if fits && end.is_some_and(|end| end.is_pruned) => continue,
+                _ if is_pruned != said.is_some() => {
+                    "the list of runs does not say of it what the journal says: that it was pruned, or was not"
+                }
+                _ if said.is_some_and(|said| !is_as_said(said, row)) => {
+                    "the run's list does not say how it ended, or holds what was pruned"
+                }
+                Some(_) if fits && said.is_some() => continue,
                 _ if !fits => "the run's chain does not end where the run says it does",
                 Some(ending) if *ending != listed => {
                     "the run's list does not say how its chain ends"

@@ -63,10 +63,12 @@ pub struct RunPruned {
     pub by: Caller,
     /// When the run ended.
     pub ended: Timestamp,
+    /// The state that it ended in.
+    pub state: String,
     /// Entries that are removed: the run's whole chain.
     pub entries: Sequence,
     /// Of the last of them; 64 hexadecimal digits.
     pub hash: String,
-    /// Where in the journal they lay: `3-9,12`. Empty where that would be longer than 64 KiB.
+    /// Where in the journal they lay: `3-9,12`. Empty where that would be longer than 1 MiB.
     pub positions: String,
 }

@@ -122,6 +122,7 @@ pub(super) fn records_of_the_daemon() -> Vec<Record> {
             run_id: run_id(),
             by: Caller::new("uid:0"),
             ended: Timestamp(5),
+            state: "FAILED".into(),
             entries: Sequence(7),
             hash: "00".repeat(32),
             positions: "2-8".into(),

@@ -7,11 +7,10 @@ use crate::{
     domain::{
         chain::ChainHash,
         head::{HeadSigned, JournalDigest},
-        hex::unhex,
         ids::{Position, Sequence, Timestamp},
         journal::NewEntry,
     },
-    signing::Signer,
+    signing::{self, Signer},
     sqlite::writer::{Batch, JobError},
 };
 
@@ -62,27 +61,30 @@ impl Heads {
     }
 }
 
-/// The digest of all entries, from the last head on, and that head's position. Where there is none, of all of them: that
-/// reads the whole journal, and only once, since a head is signed soon.
+/// The digest of all entries, from the last head on, and that head's position. Where there is none, or the last one was
+/// altered, of all of them: that reads the whole journal, and only once, since a head is signed soon.
 fn digest(connection: &Connection) -> rusqlite::Result<(JournalDigest, Position)> {
-    let last: Option<(u64, String)> = connection
+    let last: Option<(u64, i64, String)> = connection
         .query_row(
-            "SELECT position, view FROM entries WHERE run = 0 AND kind = 'head_signed'
+            "SELECT position, time_us, view FROM entries WHERE run = 0 AND kind = 'head_signed'
              ORDER BY sequence DESC LIMIT 1",
             [],
-            |row| Ok((row.get(0)?, row.get(1)?)),
+            |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)),
         )
         .optional()?;
-    let head = last.and_then(|(position, view)| {
+    let head = last.and_then(|(position, time, view)| {
         let head: HeadSigned = serde_json::from_str(&view).ok()?;
-        let digest = JournalDigest(unhex(&head.digest)?.try_into().ok()?);
+        let digest = signing::verified(&head, Timestamp(time))?;
         Some((Position(position), head.entries, digest))
     });
     let (signed, after, mut digest) =
         head.unwrap_or((Position(0), Position(0), JournalDigest::START));
-    let mut statement =
-        connection.prepare("SELECT hash FROM entries WHERE position > ?1 ORDER BY position")?;
-    for hash in statement.query_map([after.0], |row| row.get(0))? {
+    let mut statement = connection.prepare(
+        "SELECT position, hash FROM entries WHERE position > ?1
+             UNION ALL SELECT position, hash FROM pruned_entries WHERE position > ?1
+             ORDER BY position",
+    )?;
+    for hash in statement.query_map([after.0], |row| row.get(1))? {
         digest = digest.and(ChainHash(hash?));
     }
     Ok((digest, signed))

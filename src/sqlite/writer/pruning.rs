@@ -2,7 +2,7 @@
 //! was removed, the journal says: chains and signed heads can be followed past it.
 
 use rusqlite::{OptionalExtension as _, params};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::{
     domain::{
@@ -18,8 +18,10 @@ use crate::{
 
 /// Entries that one step removes.
 const STEP: u64 = 512;
+/// Bytes of entries with which a step ends: all that is freed goes through the log.
+const STEP_BYTES: u64 = 2 << 20;
 /// Longest list of positions that is written down, in bytes.
-const POSITIONS: usize = 64 << 10;
+const POSITIONS: usize = 1 << 20;
 
 /// A run as far as pruning is about it.
 struct Ended {
@@ -27,6 +29,7 @@ struct Ended {
     head: Sequence,
     hash: ChainHash,
     updated: Timestamp,
+    state: StateName,
 }
 
 impl Batch<'_> {
@@ -39,35 +42,56 @@ impl Batch<'_> {
                  FROM runs WHERE id = ?1",
             )?
             .query_row([order.run.to_string()], |row| {
+                let state =
+                    StateName::parse(row.get_ref(4)?.as_str()?).unwrap_or(StateName::Queued);
                 let run = Ended {
+                    state,
                     place: row.get(0)?,
                     head: Sequence(row.get(1)?),
                     hash: ChainHash(row.get(2)?),
                     updated: Timestamp(row.get(3)?),
                 };
-                let is_ended =
-                    StateName::parse(row.get_ref(4)?.as_str()?).is_some_and(StateName::is_ended);
-                Ok((run, is_ended, row.get::<_, Option<i64>>(5)?.is_some(), row.get::<_, bool>(6)?))
+                Ok((
+                    run,
+                    state.is_ended(),
+                    row.get::<_, Option<i64>>(5)?.is_some(),
+                    row.get::<_, bool>(6)?,
+                ))
             })
             .optional()?;
         let refused = |what: &str| {
             let (run, what) = (order.run, what.to_owned());
             JobError::Refused(JournalError::NotPrunable { run, what })
         };
-        match row {
-            None => Err(refused("there is no such run")),
-            Some((_, false, _, _)) => Err(refused("it has not ended")),
-            Some((_, _, true, false)) => Ok(Pruning::Done),
-            Some((run, _, true, true)) => self.remove_step(&run),
-            Some(_) if self.signing.is_none() => Err(refused("nobody signs what is removed")),
-            Some((run, _, false, _)) => {
-                self.begin_pruning(&run, order)?;
-                self.remove_step(&run)
+        let (run, begins) = match row {
+            None => return Err(refused("there is no such run")),
+            Some((_, false, _, _)) => return Err(refused("it has not ended")),
+            Some((_, _, true, false)) => return Ok(Pruning::Done),
+            Some((run, _, true, true)) => (run, None),
+            Some(_) if self.signing.is_none() => {
+                return Err(refused("nobody signs what is removed"));
             }
+            Some((run, _, false, _)) => {
+                let emptied = self.emptied_row(run.place)?;
+                (run, Some(emptied.ok_or_else(|| refused("how it is listed cannot be read"))?))
+            }
+        };
+        // What is freed is written over.
+        self.transaction.pragma_update(None, "secure_delete", true)?;
+        if let Some(emptied) = begins {
+            self.begin_pruning(&run, order, &emptied)?;
         }
+        let step = self.remove_step(&run)?;
+        self.transaction.pragma_update(None, "secure_delete", "FAST")?;
+        Ok(step)
     }
 
-    fn begin_pruning(&mut self, run: &Ended, order: &PruneOrder) -> Result<(), JobError> {
+    fn begin_pruning(
+        &mut self,
+        run: &Ended,
+        order: &PruneOrder,
+        (spec, status): &(String, String),
+    ) -> Result<(), JobError> {
         // What is removed was signed for: whoever keeps the head can tell that it was there.
         self.sign(order.time)?;
         let positions = self
@@ -82,6 +106,7 @@ impl Batch<'_> {
             ended: run.updated,
             entries: run.head,
             hash: run.hash.to_string(),
+            state: run.state.as_str().to_owned(),
             positions: if positions.len() > POSITIONS { String::new() } else { positions },
         };
         let record = record.into();
@@ -90,38 +115,53 @@ impl Batch<'_> {
             let delete = format!("DELETE FROM {derived} WHERE run = ?1");
             self.transaction.prepare_cached(&delete)?.execute([run.place])?;
         }
-        self.empty_row(run.place, order.time)
-    }
-
-    /// The run stays in lists, and its request id is known; what was asked of it and what it said is not.
-    fn empty_row(&self, place: i64, time: Timestamp) -> Result<(), JobError> {
-        let (spec, status): (String, String) = self
-            .transaction
-            .prepare_cached("SELECT spec, status FROM runs WHERE place = ?1")?
-            .query_row([place], |row| Ok((row.get(0)?, row.get(1)?)))?;
-        let mut spec: Value = serde_json::from_str(&spec)?;
-        let mut status: Value = serde_json::from_str(&status)?;
-        spec["task"] = "".into();
-        for said in ["answer", "error"] {
-            status.as_object_mut().map(|status| status.remove(said));
-        }
         self.transaction
             .prepare_cached(
                 "UPDATE runs SET spec = ?2, status = ?3, pruned_us = ?4, is_pruning = 1
                  WHERE place = ?1",
             )?
-            .execute(params![place, spec.to_string(), status.to_string(), time.0])?;
+            .execute(params![run.place, spec, status, order.time.0])?;
         Ok(())
     }
 
-    /// Removes the oldest entries that are left; what they held is written over.
-    fn remove_step(&mut self, run: &Ended) -> Result<Pruning, JobError> {
-        let first: Option<u64> = self
+    /// How the run is listed, without what was asked of it and what it said; none where that cannot be read. It stays in
+    /// lists, and its request id is known.
+    fn emptied_row(&self, place: i64) -> Result<Option<(String, String)>, JobError> {
+        let (spec, status): (String, String) = self
             .transaction
-            .prepare_cached("SELECT min(sequence) FROM entries WHERE run = ?1")?
-            .query_row([run.place], |row| row.get(0))?;
-        let end = first.map_or(0, |first| first.saturating_add(STEP));
-        self.transaction.pragma_update(None, "secure_delete", true)?;
+            .prepare_cached("SELECT spec, status FROM runs WHERE place = ?1")?
+            .query_row([place], |row| Ok((row.get(0)?, row.get(1)?)))?;
+        let emptied = |text: &str| serde_json::from_str::<Map<String, Value>>(text).ok();
+        let (Some(mut spec), Some(mut status)) = (emptied(&spec), emptied(&status)) else {
+            return Ok(None);
+        };
+        spec.insert("task".into(), "".into());
+        for said in ["answer", "error"] {
+            status.remove(said);
+        }
+        Ok(Some((Value::from(spec).to_string(), Value::from(status).to_string())))
+    }
+
+    /// Where a step ends: after so many entries, or with the one that reaches so many bytes. None: no entry is left.
+    fn end_of_step(&self, place: i64) -> rusqlite::Result<Option<u64>> {
+        let mut statement = self.transaction.prepare_cached(
+            "SELECT sequence, length(view) + coalesce(length(body), 0) FROM entries
+             WHERE run = ?1 ORDER BY sequence LIMIT ?2",
+        )?;
+        let mut found = statement.query(params![place, STEP])?;
+        let (mut end, mut bytes) = (None, 0_u64);
+        while bytes < STEP_BYTES
+            && let Some(row) = found.next()?
+        {
+            end = Some(row.get::<_, u64>(0)?.saturating_add(1));
+            bytes = bytes.saturating_add(row.get(1)?);
+        }
+        Ok(end)
+    }
+
+    /// Removes the oldest entries that are left.
+    fn remove_step(&mut self, run: &Ended) -> Result<Pruning, JobError> {
+        let end = self.end_of_step(run.place)?.unwrap_or(u64::MAX >> 1);
         for statement in [
             "INSERT INTO pruned_entries (position, run, sequence, hash)
              SELECT position, run, sequence, hash FROM entries WHERE run = ?1 AND sequence < ?2",
@@ -129,8 +169,7 @@ impl Batch<'_> {
         ] {
             self.transaction.prepare_cached(statement)?.execute(params![run.place, end])?;
         }
-        self.transaction.pragma_update(None, "secure_delete", false)?;
-        if first.is_some() && end <= run.head.0 {
+        if end <= run.head.0 {
             return Ok(Pruning::UnderWay);
         }
         self.transaction

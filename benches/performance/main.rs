@@ -1,7 +1,8 @@
 //! What agentd costs, as tables: steps a second, one run alone, a long history, memory, cold start, a long run opened,
-//! many runs after a crash, reading while others write, and other runtimes beside it. `cargo bench --locked --bench performance` prints all of
-//! them; with names behind `--`, only those (throughput alone history memory start opening recovery reading spawn decision proxy peers). Other
-//! runtimes are compared where AGENTD_REAL_PARTS says where they are: see `peers.rs`.
+//! many runs after a crash, submissions, streams, reading while others write, and other runtimes beside it.
+//! `cargo bench --locked --bench performance` prints all of them; with names behind `--`, only those (throughput alone
+//! history memory streams submitting start opening recovery reading spawn decision proxy peers). Other runtimes are
+//! compared where AGENTD_REAL_PARTS says where they are: see `peers.rs`.
 //!
 //! The daemon is the real program as a process; the model is `backend.rs`, without latency, in this process:
 //! both share the machine. Read ratios and medians, and the disk's figures beside them.
@@ -14,6 +15,7 @@
 )]
 
 mod backend;
+mod callers;
 mod daemon;
 mod disk;
 mod figures;
@@ -44,6 +46,12 @@ async fn measure(named: &[String]) {
     }
     if wanted("memory") {
         rest::memory().await;
+    }
+    if wanted("streams") {
+        callers::streams().await;
+    }
+    if wanted("submitting") {
+        callers::submitting().await;
     }
     if wanted("start") {
         rest::cold_start();

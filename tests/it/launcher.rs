@@ -239,16 +239,20 @@ fn at_no_moment_may_other_processes_of_the_work_s_user_look_into_its_launcher() 
         is_checked = true;
         for _ in 0..20 {
             let launcher = Launcher::fork(Some(owner));
-            let (id, done) = (launcher.id, AtomicBool::new(false));
+            let (id, looked, done) = (launcher.id, AtomicBool::new(false), AtomicBool::new(false));
             std::thread::scope(|scope| {
                 let looks = scope.spawn(|| {
                     let whose = || std::fs::metadata(format!("/proc/{id}/fd")).map(|fd| fd.uid());
                     let mut seen = BTreeSet::new();
                     while !done.load(Ordering::Relaxed) {
                         seen.extend(whose());
+                        looked.store(true, Ordering::Relaxed);
                     }
                     seen
                 });
+                while !looked.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
                 launcher.frame(tier, Some(owner));
                 launcher.order("/bin/sh", "exit 0");
                 let mut text = Vec::new();

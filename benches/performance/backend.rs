@@ -9,10 +9,30 @@ use tokio::net::TcpListener;
 /// What the server does with a request.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Manner {
-    /// It asks for so many steps, then says its last word.
+    /// It asks for so many steps, each of which writes a small file, then says its last word.
     Steps(usize),
+    /// The same, but each step only reads one.
+    Reads(usize),
     /// It never answers.
     Hang,
+}
+
+impl Manner {
+    /// That a run takes.
+    pub(crate) fn steps(self) -> usize {
+        match self {
+            Self::Steps(steps) | Self::Reads(steps) => steps,
+            Self::Hang => 0,
+        }
+    }
+
+    /// Which the steps call.
+    pub(crate) fn tool(self) -> &'static str {
+        match self {
+            Self::Reads(_) => "read_file",
+            Self::Steps(_) | Self::Hang => "write_file",
+        }
+    }
 }
 
 /// Starts to serve on a free port, for as long as the process lives. Gives the base URL.
@@ -34,13 +54,13 @@ async fn respond(
     State(manner): State<Manner>,
     body: Bytes,
 ) -> ([(header::HeaderName, &'static str); 1], String) {
-    let steps = match manner {
-        Manner::Hang => std::future::pending().await,
-        Manner::Steps(steps) => steps,
-    };
+    if let Manner::Hang = manner {
+        std::future::pending::<()>().await;
+    }
+    let steps = manner.steps();
     let taken = memmem::find_iter(&body, b"function_call_output").count();
     let output = match taken < steps {
-        true => call(taken + 1),
+        true => call(manner, taken + 1),
         false => WORD.to_owned(),
     };
     let response = format!(
@@ -55,9 +75,14 @@ async fn respond(
 const WORD: &str = r#"{"type":"message","id":"msg_1","role":"assistant","status":"completed",
 "content":[{"type":"output_text","text":"done","annotations":[]}]}"#;
 
-fn call(step: usize) -> String {
+fn call(manner: Manner, step: usize) -> String {
+    let name = manner.tool();
+    let arguments = match manner {
+        Manner::Reads(_) => r#"{\"path\":\"in.txt\"}"#.to_owned(),
+        _ => format!(r#"{{\"path\":\"out.txt\",\"content\":\"step {step}\\n\"}}"#),
+    };
     format!(
-        r#"{{"type":"function_call","id":"fc_{step}","call_id":"call_{step}","name":"write_file",
-"arguments":"{{\"path\":\"out.txt\",\"content\":\"step {step}\\n\"}}","status":"completed"}}"#
+        r#"{{"type":"function_call","id":"fc_{step}","call_id":"call_{step}","name":"{name}",
+"arguments":"{arguments}","status":"completed"}}"#
     )
 }

@@ -88,6 +88,7 @@ impl Daemon {
     pub(crate) fn workspace(&self, n: usize) -> String {
         let path = self.home.path().join(format!("w{n}"));
         fs::create_dir(&path).unwrap();
+        fs::write(path.join("in.txt"), "a line to read\n").unwrap();
         path.into_os_string().into_string().unwrap()
     }
 
@@ -103,20 +104,6 @@ impl Daemon {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
-    }
-
-    /// Commits that stand in the store's write-ahead log, by the log's own account: of a young store, all
-    /// that were made. Format: the file format of SQLite's documentation, section 4.1.
-    pub(crate) fn commits(&self) -> usize {
-        const HEADER: usize = 32;
-        const FRAME_HEADER: usize = 24;
-        let log = fs::read(self.home.path().join("state/agentd.db-wal")).unwrap();
-        let word = |at: usize| u32::from_be_bytes(log[at..at + 4].try_into().unwrap());
-        let (page, salt) = (word(8) as usize, word(16));
-        let frames = (HEADER..).step_by(FRAME_HEADER + page);
-        let frames = frames.take_while(|at| at + FRAME_HEADER + page <= log.len());
-        // Frames of an earlier log have another salt; only the last frame of a commit tells a size.
-        frames.filter(|at| word(at + 8) == salt && word(at + 4) != 0).count()
     }
 }
 

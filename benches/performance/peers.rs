@@ -102,14 +102,14 @@ fn print(row: &Row) {
 }
 
 async fn agentd() -> Row {
-    let many = measure(RUNS, STEPS).await;
+    let many = measure(RUNS, Manner::Steps(STEPS)).await;
     Row {
         name: format!("agentd {}", env!("CARGO_PKG_VERSION")),
         keeps: "everything, synced before it is acted on".into(),
         steps_a_second: many.steps_a_second,
         cpu_seconds_a_thousand: many.cpu_seconds_a_thousand,
-        ms_alone: measure(1, STEPS).await.ms_a_step,
-        ms_alone_with_many: measure(1, MANY_STEPS).await.ms_a_step,
+        ms_alone: measure(1, Manner::Steps(STEPS)).await.ms_a_step,
+        ms_alone_with_many: measure(1, Manner::Steps(MANY_STEPS)).await.ms_a_step,
         waiting_kib: waiting_kib(WAITING).await.0,
     }
 }
@@ -138,17 +138,14 @@ impl Peer {
         T: for<'de> Deserialize<'de> + Send + 'static,
     {
         let base_url = backend::start(manner).await;
-        let (mode, steps) = match manner {
-            Manner::Steps(steps) => ("steps", steps),
-            Manner::Hang => ("waiting", 0),
-        };
+        let mode = if manner.steps() == 0 { "waiting" } else { "steps" };
         let home = crate::daemon::directory();
         let mut command = Command::new(&self.interpreter);
         let programs = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/peers");
         command
             .arg(programs.join(self.program))
             .args(["--base-url", &base_url, "--mode", mode])
-            .args(["--runs", &runs.to_string(), "--steps", &steps.to_string()])
+            .args(["--runs", &runs.to_string(), "--steps", &manner.steps().to_string()])
             .arg("--directory")
             .arg(home.path())
             .env("AGENTD_PEERS_NODE", &self.parts)

@@ -62,6 +62,8 @@ pub(super) async fn info(global: &Global) -> Result<Exit, Failure> {
             "tools": tools,
             "max_running_runs": info.max_running_runs,
             "max_queued_runs": info.max_queued_runs,
+            "entries": info.entries,
+            "commits": info.commits,
         }))?,
         Format::Table => {
             let limits: Vec<String> =

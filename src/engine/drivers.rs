@@ -30,7 +30,7 @@ impl Engine {
     pub(super) async fn tell(&self, run: RunId, claim: Claim, message: Message) {
         let running = {
             let mut schedule = self.schedule();
-            match schedule.running.get(&run) {
+            match schedule.running.get(run) {
                 Some(running) => (running.inbox.clone(), message),
                 None => {
                     let stored = || Waiting { run, claim, origin: Origin::Stored };
@@ -50,7 +50,6 @@ impl Engine {
         }
         let mut schedule = self.schedule();
         while let Some(waiting) = schedule.next(&self.inner.limits) {
-            schedule.leases.insert(waiting.claim.workspace.clone(), waiting.run);
             self.start(&mut schedule, waiting, None);
         }
     }
@@ -58,7 +57,7 @@ impl Engine {
     fn start(&self, schedule: &mut Schedule, waiting: Waiting, first: Option<Message>) {
         let Waiting { run, claim, origin } = waiting;
         let (inbox, messages) = mpsc::channel(INBOX);
-        let has_workspace = schedule.leases.get(&claim.workspace) == Some(&run);
+        let has_workspace = schedule.has_workspace(run, &claim);
         if let Some(message) = first {
             // The channel is new and has room.
             let _ = inbox.try_send(message);
@@ -130,11 +129,7 @@ impl Engine {
     fn release(&self, run: RunId, again: Option<Waiting>) {
         {
             let mut schedule = self.schedule();
-            if let Some(running) = schedule.running.remove(&run)
-                && schedule.leases.get(&running.claim.workspace) == Some(&run)
-            {
-                schedule.leases.remove(&running.claim.workspace);
-            }
+            schedule.release(run);
             if let Some(again) = again {
                 schedule.queue.push(again);
             }

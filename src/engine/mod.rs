@@ -15,6 +15,7 @@ mod fork;
 mod hosted;
 mod inbox;
 mod invoker;
+mod leases;
 mod ledger;
 mod live;
 mod notices;

@@ -221,8 +221,7 @@ impl Engine {
             let mut schedule = self.schedule();
             for waiting in runs {
                 // Those that were told to stand still just now have a driver, or are queued by it.
-                if !schedule.running.contains_key(&waiting.run) && !schedule.queue.has(waiting.run)
-                {
+                if !schedule.running.has(waiting.run) && !schedule.queue.has(waiting.run) {
                     schedule.queue.push(waiting);
                 }
             }

@@ -214,7 +214,7 @@ impl Engine {
         }
         let claim = self.claim_of(&summary).await?;
         // Where no driver listens, one has to read the whole run: not all at once.
-        let is_live = self.schedule().running.contains_key(&run);
+        let is_live = self.schedule().running.has(run);
         let place = match is_live {
             true => None,
             false => self.inner.hearings.clone().acquire_owned().await.ok(),

@@ -124,6 +124,8 @@ impl AdminService for Admin {
             tools: tools::tools(&self.engine, &info.tools),
             max_running_runs: count(limits.running_runs),
             max_queued_runs: count(limits.queued_runs),
+            entries: world.journal.watch_head().borrow().0,
+            commits: world.journal.commits(),
         }))
     }
 

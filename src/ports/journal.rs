@@ -75,6 +75,9 @@ pub trait Journal: Send + Sync {
     /// Tells of new entries of any chain, as a hint: the last position on disk.
     fn watch_head(&self) -> watch::Receiver<Position>;
 
+    /// How often something was put on disk since the journal was opened: what is written at once shares a commit.
+    fn commits(&self) -> u64;
+
     /// One run as it stands; none if there is no such run.
     async fn run(&self, run: RunId) -> Result<Option<RunSummary>, JournalError>;
 

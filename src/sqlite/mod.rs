@@ -19,7 +19,10 @@ use std::{
     collections::HashMap,
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
 };
 
@@ -142,6 +145,8 @@ struct Shared {
     watchers: Mutex<HashMap<RunId, watch::Sender<Progress>>>,
     /// Last position on disk.
     head: watch::Sender<Position>,
+    /// Of this lifetime.
+    commits: AtomicU64,
 }
 
 impl SqliteJournal {
@@ -292,6 +297,10 @@ impl Journal for SqliteJournal {
 
     fn watch_head(&self) -> watch::Receiver<Position> {
         self.shared.head.subscribe()
+    }
+
+    fn commits(&self) -> u64 {
+        self.shared.commits.load(Ordering::Relaxed)
     }
 
     async fn run(&self, run: RunId) -> Result<Option<RunSummary>, JournalError> {

@@ -10,7 +10,11 @@ mod pruning;
 
 pub use heads::Signing;
 
-use std::{fmt, sync::Arc, thread};
+use std::{
+    fmt,
+    sync::{Arc, atomic::Ordering},
+    thread,
+};
 
 use rusqlite::{
     Connection, OptionalExtension as _, Transaction, TransactionBehavior, config::DbConfig, params,
@@ -217,8 +221,10 @@ impl Thread {
         let mut heads = Vec::with_capacity(BATCH);
         match self.write_batch(jobs, &mut answers, &mut heads) {
             Ok(after) => {
+                let written = after.position != self.heads.position;
                 self.heads = after;
                 self.shared.head.send_replace(after.position);
+                self.shared.commits.fetch_add(u64::from(written), Ordering::Relaxed);
                 heads.into_iter().for_each(|(run, progress)| self.shared.announce(run, progress));
                 answers.into_iter().for_each(Answer::give);
             }

@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard},
+    sync::{
+        Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use agentd::{
@@ -32,13 +35,14 @@ pub(super) struct MemoryStore {
     kept: Mutex<Kept>,
     watchers: Mutex<HashMap<RunId, watch::Sender<Progress>>>,
     head: watch::Sender<Position>,
+    commits: AtomicU64,
 }
 
 impl Store for MemoryStore {
     async fn new() -> Self {
         let kept = Kept { redactor: redactor(), runs: Vec::new(), lines: Vec::new() };
         let (watchers, head) = (Mutex::default(), watch::Sender::default());
-        Self { epoch: Epoch(1), kept: Mutex::new(kept), watchers, head }
+        Self { epoch: Epoch(1), kept: Mutex::new(kept), watchers, head, commits: AtomicU64::new(0) }
     }
 
     fn journal(&self) -> &dyn Journal {
@@ -51,7 +55,7 @@ impl Store for MemoryStore {
 
     async fn reopened(self) -> Self {
         let (epoch, watchers) = (Epoch(self.epoch.0 + 1), Mutex::default());
-        Self { epoch, kept: self.kept, watchers, head: self.head }
+        Self { epoch, kept: self.kept, watchers, head: self.head, commits: AtomicU64::new(0) }
     }
 }
 
@@ -265,6 +269,13 @@ fn conflict(append: &Append, found: Sequence) -> JournalError {
     JournalError::Conflict { run: append.run, expected: append.after, found }
 }
 
+impl MemoryStore {
+    fn committed(&self, kept: &Kept) {
+        self.head.send_replace(Position(kept.lines.len() as u64));
+        self.commits.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 #[async_trait]
 impl Journal for MemoryStore {
     async fn create(&self, admission: Admission, append: Append) -> Result<Created, JournalError> {
@@ -282,7 +293,7 @@ impl Journal for MemoryStore {
         kept.runs.push(Run { id: run, admission, status, checkpoint: None });
         let progress = kept.extend(append);
         self.announce(run, progress);
-        self.head.send_replace(Position(kept.lines.len() as u64));
+        self.committed(&kept);
         Ok(Created::New)
     }
 
@@ -303,14 +314,14 @@ impl Journal for MemoryStore {
         }
         let progress = kept.extend(append);
         self.announce(run, progress);
-        self.head.send_replace(Position(kept.lines.len() as u64));
+        self.committed(&kept);
         Ok(())
     }
 
     async fn append_daemon(&self, entry: NewEntry) -> Result<Sequence, JournalError> {
         let mut kept = self.kept();
         let sequence = kept.write(None, entry);
-        self.head.send_replace(Position(kept.lines.len() as u64));
+        self.committed(&kept);
         Ok(sequence)
     }
 
@@ -421,6 +432,10 @@ impl Journal for MemoryStore {
             }
         }
         Ok(page)
+    }
+
+    fn commits(&self) -> u64 {
+        self.commits.load(Ordering::Relaxed)
     }
 
     fn watch_head(&self) -> watch::Receiver<Position> {

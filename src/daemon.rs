@@ -480,7 +480,9 @@ async fn stop(
     if !parts.engine.stop(config.grace).await {
         tracing::warn!("some steps had not finished; they are left to the next daemon");
     }
-    servers.tasks.stop(CONNECTIONS).await;
+    if !servers.tasks.stop(CONNECTIONS).await {
+        tracing::warn!("what serves callers did not stop by itself, and is broken off");
+    }
     let is_unexamined =
         parts.last.stop == LastStop::Unclean && !parts.examined.load(Ordering::Relaxed);
     let record = DaemonStopped { why: signal.into(), is_unexamined };

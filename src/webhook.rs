@@ -23,8 +23,11 @@ const CONNECT: Duration = Duration::from_secs(5);
 const WHOLE: Duration = Duration::from_secs(15);
 /// Shortest key, in bytes. Source: Standard Webhooks.
 const KEY_BYTES: usize = 24;
+/// Shortest path that is kept out of sight as a secret is, in bytes: a shorter one keeps nobody out.
+const SHORTEST_HIDDEN: usize = 16;
 /// What a secret begins with that is a key in base64.
 const PREFIX: &str = "whsec_";
+const MAKE_ONE: &str = "echo whsec_$(head -c 32 /dev/urandom | base64)";
 
 /// Whom to tell, and how it knows us.
 #[derive(Debug, Clone)]
@@ -55,6 +58,12 @@ impl Address {
         }
     }
 
+    /// What of it must not be seen: many a receiver knows who may post by the path alone.
+    pub fn hidden(&self) -> Option<Secret> {
+        let hidden = self.0.as_str().strip_prefix(&self.to_string())?;
+        (hidden.len() >= SHORTEST_HIDDEN).then(|| hidden.into())
+    }
+
     fn is_on_this_machine(&self) -> bool {
         let host = self.0.host_str().unwrap_or_default().trim_matches(['[', ']']);
         let loopback = host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
@@ -79,20 +88,20 @@ impl fmt::Debug for Address {
 pub struct SigningKey(hmac::Key);
 
 impl SigningKey {
-    /// The key that a secret stands for: after `whsec_` base64, else its very bytes. Errors never repeat it.
+    /// The key that a secret stands for: base64 after `whsec_`. Without the prefix some receivers would take the text
+    /// for base64, and others for the key itself. Errors never repeat it.
     pub fn parse(secret: &Secret) -> Result<Self, String> {
         let text = secret.expose_secret();
-        let bytes = match text.strip_prefix(PREFIX) {
-            Some(encoded) => BASE64_STANDARD
-                .decode(encoded)
-                .map_err(|_| format!("begins with {PREFIX}, and no base64 follows"))?,
-            None => text.as_bytes().to_vec(),
-        };
+        let encoded = text
+            .strip_prefix(PREFIX)
+            .ok_or_else(|| format!("does not begin with {PREFIX}; make one: {MAKE_ONE}"))?;
+        let bytes = BASE64_STANDARD.decode(encoded).map_err(|_| {
+            format!("begins with {PREFIX}, and no base64 follows; make one: {MAKE_ONE}")
+        })?;
         match bytes.len() {
             KEY_BYTES.. => Ok(Self(hmac::Key::new(hmac::HMAC_SHA256, &bytes))),
             short => Err(format!(
-                "is a key of {short} bytes, {KEY_BYTES} at least are wanted; make one: echo \
-                 {PREFIX}$(head -c 32 /dev/urandom | base64)"
+                "is a key of {short} bytes, {KEY_BYTES} at least are wanted; make one: {MAKE_ONE}"
             )),
         }
     }
@@ -207,12 +216,13 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_without_the_prefix_is_taken_by_its_bytes_and_a_weak_one_is_refused() {
-        assert!(key("a secret of thirty-two characters").is_ok());
+    fn a_secret_without_the_prefix_and_a_weak_one_are_refused() {
+        let bare = key("a secret of thirty-two characters").unwrap_err();
+        assert!(bare.contains("does not begin with whsec_; make one: "), "{bare}");
         let short = key("whsec_c2hvcnQ=").unwrap_err();
         assert!(short.contains("a key of 5 bytes, 24 at least are wanted"), "{short}");
         let broken = key("whsec_hunter2-hunter2-hunter2-hunter2").unwrap_err();
-        assert_eq!(broken, "begins with whsec_, and no base64 follows");
+        assert!(broken.contains("begins with whsec_, and no base64 follows"), "{broken}");
     }
 
     #[test]
@@ -227,6 +237,8 @@ mod tests {
             let address = Address::parse(text).unwrap();
             assert_eq!(address.to_string(), shown);
             assert!(!format!("{address:?}").contains("hunter2"));
+            let hidden = address.hidden();
+            assert_eq!(hidden.is_some(), text.contains("hunter2"), "{text}");
         }
         for (text, fault) in [
             ("http://hooks.example.com/x", "is not https"),

@@ -17,7 +17,9 @@ use crate::{
 };
 
 /// Events that a slow follower may be behind; then it misses the oldest.
-const BEHIND: usize = 256;
+const BEHIND: usize = 64;
+/// Longest text of one event, in bytes: what is kept for the followers of a run is at most [`BEHIND`] times as much.
+const PIECE: usize = 4 << 10;
 /// Bytes without white space that are held back; more at once is dropped, and seen with the entry.
 const HELD: usize = 64 << 10;
 
@@ -135,11 +137,22 @@ struct Voice {
 }
 
 impl Voice {
-    fn say(&self, text: Option<String>, event: impl FnOnce(String) -> LiveEvent) {
-        if let Some(text) = text {
-            self.live.say(self.run, event(self.redactor.redact(&text).into_owned()));
+    fn say(&self, text: Option<String>, event: impl Fn(String) -> LiveEvent) {
+        let Some(text) = text else { return };
+        let redacted = self.redactor.redact(&text);
+        for piece in pieces(&redacted) {
+            self.live.say(self.run, event(piece.to_owned()));
         }
     }
+}
+
+/// The text in pieces of at most [`PIECE`] bytes.
+fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
+    std::iter::from_fn(move || {
+        let (piece, rest) = text.split_at(text.floor_char_boundary(PIECE));
+        text = rest;
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 /// Text on its way. A secret may come in pieces, so that what is not ended by white space is held back.
@@ -261,6 +274,16 @@ mod tests {
         assert_eq!(held.take(b"battery \n", &redactor()), Some("correct horse battery \n".into()));
         assert_eq!(held.take(b"correct horse ", &redactor()), None);
         assert_eq!(held.take(b"and rider ", &redactor()), Some("correct horse and rider ".into()));
+    }
+
+    #[test]
+    fn a_long_text_comes_in_pieces_that_can_be_kept_for_slow_followers() {
+        for text in ["", "short", &"aé€😀".repeat(3 * PIECE)] {
+            let pieces: Vec<&str> = pieces(text).collect();
+            assert_eq!(pieces.concat(), text);
+            assert!(pieces.iter().all(|piece| (1..=PIECE).contains(&piece.len())));
+            assert!(pieces.len() <= text.len() / (PIECE - 3) + 1);
+        }
     }
 
     #[test]

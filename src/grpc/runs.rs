@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, pin::Pin, time::Duration};
 
-use futures_util::{Stream, stream};
+use futures_util::{FutureExt as _, Stream, stream};
 use tokio::sync::{broadcast, watch};
 use tonic::{Request, Response, Status};
 
@@ -11,6 +11,7 @@ use crate::{
         access::{Access, Role},
         ids::{CallKey, RunId, Sequence},
         journal::LostRequest,
+        status::StateName,
     },
     engine::{
         CallResolution, Engine, EngineError, Input, LiveEvent, Resume, Submission, Submitted,
@@ -397,23 +398,35 @@ impl Feed {
             // Nothing is taken up, and kept, for somebody who does not read.
             self.events.wanted().await;
             tokio::select! {
-                // Words first: they were said before the entry that holds them.
+                // Entries first: a program that writes without end must not keep them back.
                 biased;
-                said = next_words(&mut words) => {
-                    self.event(convert::live(said)).await?;
-                }
                 changed = heads.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    heads.borrow_and_update();
-                    ended = self.send_stored().await?;
+                    // Its last entry may have been seen by the caller before it came here.
+                    let is_over = heads.borrow_and_update().state.is_some_and(StateName::is_ended);
+                    self.send_said(&mut words).await?;
+                    ended = self.send_stored().await? || is_over;
+                }
+                said = next_words(&mut words) => {
+                    self.event(convert::live(said)).await?;
                 }
                 () = self.engine.world().clock.sleep(HEARTBEAT) => {
                     let head_sequence = self.sent.0;
                     self.event(Event::Heartbeat(v1::Heartbeat { head_sequence })).await?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Sends the words that were said by now: before the entries that hold them.
+    async fn send_said(&mut self, words: &mut broadcast::Receiver<LiveEvent>) -> Result<(), Gone> {
+        for _ in 0..words.len() {
+            self.events.wanted().await;
+            let Some(said) = next_words(words).now_or_never() else { return Ok(()) };
+            self.event(convert::live(said)).await?;
         }
         Ok(())
     }

@@ -18,7 +18,9 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use crate::support::{Backend, Settings, Story, TestDaemon, processes::anonymous_kib, refusal};
+use crate::support::{
+    Backend, PATIENCE, Settings, Story, TestDaemon, processes::anonymous_kib, refusal,
+};
 
 /// Unless AGENTD_SLOW_SUBSCRIBERS says otherwise.
 const SUBSCRIBERS: usize = 5000;
@@ -100,13 +102,16 @@ async fn opened<T, F>(open: impl Fn() -> F) -> Streaming<T>
 where
     F: Future<Output = Result<Response<Streaming<T>>, Status>>,
 {
-    loop {
-        match open().await {
-            Ok(stream) => return stream.into_inner(),
-            Err(status) => assert_eq!(refusal(&status).1, "TOO_MANY_STREAMS"),
+    let opened = async {
+        loop {
+            match open().await {
+                Ok(stream) => return stream.into_inner(),
+                Err(status) => assert_eq!(refusal(&status).1, "TOO_MANY_STREAMS"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    };
+    tokio::time::timeout(PATIENCE, opened).await.expect("there is no place for a stream")
 }
 
 /// The subscriber of this number: each tenth follows the audit, the others a run; each second reads one message.

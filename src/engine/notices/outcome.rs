@@ -23,8 +23,9 @@ pub(super) enum Outcome {
 
 /// What attempt `number` (1 = the first) came to.
 ///
-/// 2xx is told. 4xx is final, except for 408, 425 and 429, which speak of the moment; so do 5xx, and redirects, which
-/// are not followed. Source: docs/adr/0020-approvals-webhook.md.
+/// 2xx is told, and 410 is final. Everything else may be the receiver's deployment, its proxy or a secret that is about
+/// to be changed: it is told again for as long as the question waits. Redirects are not followed. Source:
+/// docs/adr/0020-approvals-webhook.md.
 pub(super) fn outcome(answered: Result<Receipt, NotAnswered>, number: u32, jitter: f64) -> Outcome {
     let Receipt { http_status, retry_after_ms } = match answered {
         Ok(receipt) => receipt,
@@ -36,9 +37,7 @@ pub(super) fn outcome(answered: Result<Receipt, NotAnswered>, number: u32, jitte
     match http_status {
         200..=299 => Outcome::Delivered { http_status },
         429 | 503 => Outcome::Again { after: delay(number, retry_after_ms, jitter), why: said },
-        400..=499 if !matches!(http_status, 408 | 425) => {
-            Outcome::Refused { http_status, reason: said }
-        }
+        410 => Outcome::Refused { http_status, reason: said },
         _ => Outcome::Again { after: delay(number, None, jitter), why: said },
     }
 }
@@ -67,10 +66,8 @@ mod tests {
         for http_status in [200, 202, 204, 299] {
             assert_eq!(answered(http_status, None), Outcome::Delivered { http_status });
         }
-        for http_status in [400, 401, 403, 404, 410, 422, 499] {
-            let reason = format!("the receiver answered with HTTP status {http_status}");
-            assert_eq!(answered(http_status, None), Outcome::Refused { http_status, reason });
-        }
+        let reason = "the receiver answered with HTTP status 410".into();
+        assert_eq!(answered(410, None), Outcome::Refused { http_status: 410, reason });
     }
 
     #[test]
@@ -78,8 +75,10 @@ mod tests {
         for (http_status, millis) in [
             (301, 500),
             (307, 500),
+            (400, 500),
+            (401, 500),
+            (404, 500),
             (408, 500),
-            (425, 500),
             (429, 7_000),
             (500, 500),
             (502, 500),

@@ -11,7 +11,7 @@ use crate::{
     ports::NewCheckpoint,
     sqlite::{
         seal::Place,
-        writer::{Batch, Chain, WriteError},
+        writer::batch::{Batch, Chain, WriteError},
     },
 };
 

@@ -11,7 +11,7 @@ use crate::{
         journal::NewEntry,
     },
     signing::{self, Signer},
-    sqlite::writer::{Batch, JobError},
+    sqlite::writer::batch::{Batch, JobError},
 };
 
 /// Who signs heads, and after how many entries at the latest.

@@ -13,7 +13,7 @@ use crate::{
         status::StateName,
     },
     ports::{JournalError, PruneOrder, Pruning},
-    sqlite::writer::{Batch, JobError},
+    sqlite::writer::batch::{Batch, JobError},
 };
 
 /// Entries that one step removes.

@@ -105,6 +105,21 @@ async fn from_every_sequence_of_an_ended_run_comes_exactly_what_follows_it() {
 }
 
 #[tokio::test]
+async fn a_stream_that_waits_for_more_than_the_run_will_ever_have_ends_with_the_run() {
+    let backend = Backend::start(|_: &Seen| Reply::Hang).await;
+    let daemon = TestDaemon::start(&backend.url());
+    let run = daemon.submit("hang").await;
+    daemon.wait_for_entry(&run.id, "model_request").await;
+    let client = daemon.client().await;
+    let mut events = open(&client, &run.id, 1000, true).await;
+    let caught_up = events.message().await.unwrap().unwrap().event;
+    assert_eq!(caught_up, Some(Event::CaughtUp(v1::CaughtUp { head_sequence: 1000 })));
+    let request = v1::CancelRunRequest { id: run.id, ..Default::default() };
+    client.runs().cancel_run(request).await.unwrap();
+    assert_eq!(rest(&mut events).await, []);
+}
+
+#[tokio::test]
 async fn without_following_a_stream_ends_after_what_is_there_and_says_that_it_has_caught_up() {
     let backend = Backend::start(|_: &Seen| Reply::Hang).await;
     let daemon = TestDaemon::start(&backend.url());

@@ -146,10 +146,9 @@ impl Mirror {
     pub async fn follow(self: Arc<Self>, stopping: CancellationToken) {
         let mut heads = self.journal.watch_head();
         loop {
-            let written = tokio::select! {
-                written = self.catch_up() => written,
-                () = stopping.cancelled() => return,
-            };
+            // Stopped between two pages, and never within one: what a dropped future appends goes on in its thread,
+            // beside whoever appends next.
+            let written = self.catch_up_until(&stopping).await;
             let pace = match &written {
                 Ok(()) => PACE,
                 Err(error) => {
@@ -172,14 +171,19 @@ impl Mirror {
         }
     }
 
-    /// Writes all that the journal has by now; on disk when this returns.
+    /// Writes all that the journal has by now; on disk when this returns. Not to be dropped before, unless nothing is
+    /// written any more after it.
     pub async fn catch_up(&self) -> Result<(), MirrorError> {
+        self.catch_up_until(&CancellationToken::new()).await
+    }
+
+    async fn catch_up_until(&self, stopping: &CancellationToken) -> Result<(), MirrorError> {
         let mut files = self.files.lock().await;
         if let Files::Unseen = *files {
             *files = Files::Own(self.begin().await?);
         }
         let Files::Own(written) = &mut *files else { return Ok(()) };
-        while self.write_page(written, PAGE).await? {}
+        while !stopping.is_cancelled() && self.write_page(written, PAGE).await? {}
         Ok(())
     }
 

@@ -2,11 +2,13 @@
 //! are pure and total: a crash can fall between any two entries, and what is left still folds.
 
 mod calls;
+mod conversation;
 mod decide;
 mod fold;
 mod stored;
 
 pub use calls::{OpenCall, Progress};
+pub use conversation::Conversation;
 pub use decide::{Command, Invocation, InvocationMode, decide};
 pub use fold::{fold, fold_into};
 pub use stored::{StoredFault, encode_items};
@@ -19,7 +21,7 @@ use crate::domain::{
     approval::RunGrant,
     budget::{Budget, Usage},
     ids::{CallKey, RunId, Sequence, Timestamp},
-    item::{Item, check_pairing},
+    item::Item,
     journal::{Entry, Record, RunCreated, Taken},
     tool::ToolCall,
 };
@@ -34,9 +36,8 @@ pub struct RunState {
     pub spec: Arc<RunCreated>,
     /// The limits that hold: those submitted, or those that somebody has set since.
     pub budget: Budget,
-    /// The conversation so far, oldest first, as the model must see it. It only grows.
     #[serde(skip)]
-    pub items: Arc<Vec<Item>>,
+    pub items: Conversation,
     pub inputs: Inputs,
     /// The last turn that said nothing, and was told so.
     pub nudged: Option<u32>,
@@ -168,7 +169,7 @@ impl RunState {
             head: sequence,
             budget: spec.budget,
             spec: Arc::new(spec),
-            items: Arc::new(items),
+            items: items.into(),
             inputs: Inputs::default(),
             nudged: None,
             usage: Usage::default(),
@@ -233,9 +234,7 @@ impl RunState {
             | Phase::Suspended { work: Work::Calling { .. }, .. } => false,
             Phase::Ended(_)
             | Phase::Going(Work::Failing(_))
-            | Phase::Suspended { work: Work::Failing(_), .. } => {
-                check_pairing(self.items.iter().map(Item::paired)).is_ok()
-            }
+            | Phase::Suspended { work: Work::Failing(_), .. } => self.items.is_whole(),
             Phase::Going(_) | Phase::Suspended { .. } => true,
         }
     }

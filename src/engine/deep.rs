@@ -103,15 +103,16 @@ impl Engine {
 /// How a checkpoint is not what the run's journal comes to; nothing where it is, or where another agentd wrote it, which
 /// nobody goes on from.
 fn differs(state: &RunState, kept: &Checkpoint) -> Option<String> {
-    let pieces = kept.pieces.iter().map(|piece| piece.items.as_str());
-    match RunState::decode(&kept.state, pieces) {
+    let pieces = kept.pieces.iter().map(|piece| piece.items.clone());
+    let decoded = RunState::decode(&kept.state, pieces);
+    match decoded.and_then(|mut stored| stored.items.read().map(drop)) {
         Err(fault) if fault.is_other_build() => return None,
         Err(fault) => return Some(format!("its checkpoint cannot be read: {fault}")),
-        Ok(_) => {}
+        Ok(()) => {}
     }
     let ends = kept.pieces.iter().skip(1).map(|piece| piece.first).chain([state.items.len()]);
     let is_same_piece = |(piece, end): (&crate::ports::Piece, usize)| {
-        let items = state.items.get(piece.first..end);
+        let items = state.items.get().and_then(|items| items.get(piece.first..end));
         items.and_then(|items| encode_items(items).ok()).as_ref() == Some(&piece.items)
     };
     let is_same = state.encode().ok().as_ref() == Some(&kept.state)

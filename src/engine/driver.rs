@@ -138,16 +138,16 @@ impl Driver {
     }
 
     async fn ask(&mut self, turn: u32, attempt: u32) -> Result<(), JournalError> {
-        let items = self.log.state().items.len();
+        let items = self.log.conversation().await?;
         let hosted = hosted::admitted(&self.world.policies.current(), &executor::role());
-        self.log.append([hosted.noted(turn, attempt, items)]).await?;
+        self.log.append([hosted.noted(turn, attempt, items.len())]).await?;
         fail_point::reach("ask.before");
         let started = self.world.clock.steady_ms();
         let state = self.log.state();
         let words = Words::new(self.live.clone(), self.world.redactor.clone(), state.id, turn);
         let said = |text: &str| words.hear(text);
         // Held apart from the run, which people may steer meanwhile.
-        let (spec, items) = (state.spec.clone(), state.items.clone());
+        let spec = state.spec.clone();
         let question = Question {
             model: spec.model.as_deref().or(self.world.default_model.as_deref()),
             instructions: executor::INSTRUCTIONS,

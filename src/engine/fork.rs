@@ -13,7 +13,7 @@ use crate::{
         ids::{RunId, Sequence, Timestamp},
         item::Item,
         journal::{Forked, RunCreated},
-        run::RunState,
+        run::{Conversation, RunState},
     },
     engine::{
         Engine, EngineError, Submitted, WhenBusy,
@@ -104,8 +104,8 @@ fn check(wanted: &Fork) -> Result<(), EngineError> {
     check_common(&wanted.agent, &wanted.model, wanted.request_id.as_deref())
 }
 
-fn last_word(items: &[Item]) -> LastWord {
-    match items.last() {
+fn last_word(items: &Conversation) -> LastWord {
+    match items.get().and_then(<[Item]>::last) {
         Some(Item::Model { .. }) => LastWord::Models,
         Some(Item::User { .. } | Item::ToolOutput { .. }) | None => LastWord::Ours,
     }
@@ -169,9 +169,10 @@ impl Engine {
             !wanted.input.is_empty() || last_word(&state.items) == LastWord::Ours
         };
         let parent = self.conversation_at(wanted.run, wanted.at, fits).await?;
-        let mut items = parent.items.to_vec();
+        // Folded from its first entry, so that all of it is there.
+        let mut items = parent.items.get().unwrap_or_default().to_vec();
         let task = match wanted.input.as_str() {
-            "" if last_word(&items) == LastWord::Models => {
+            "" if last_word(&parent.items) == LastWord::Models => {
                 let message = "is empty, and the conversation ends there with the model's own words: say \
                                something, or fork from an earlier checkpoint";
                 return Err(EngineError::InvalidField { field: "input", message: message.into() });

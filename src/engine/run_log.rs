@@ -6,6 +6,7 @@ use crate::{
     domain::{
         budget::PerDay,
         ids::{Epoch, PolicyRevision, RunId, Sequence, Timestamp},
+        item::Item,
         journal::{CheckpointSaved, Entry, NewEntry, Record},
         run::{RunState, StoredFault, encode_items, fold_into},
     },
@@ -169,6 +170,26 @@ impl RunLog {
         }
     }
 
+    /// The conversation so far.
+    ///
+    /// Errors: that of a checkpoint cannot be read, and nor can the journal.
+    pub(super) async fn conversation(&mut self) -> Result<Arc<Vec<Item>>, JournalError> {
+        match self.state.items.read() {
+            Ok(items) => return Ok(items.clone()),
+            Err(error) => {
+                tracing::warn!(run = %self.state.id, %error, "the run's checkpoint is not used");
+            }
+        }
+        let unreadable = |run| JournalError::Unreadable { what: format!("there is no run {run}") };
+        // It is derived: the journal says the same, once all is in it.
+        self.append([]).await?;
+        let folded = Self::walk(&*self.journal, self.state.id, |_| Folding::GoOn).await?;
+        self.state = folded.ok_or_else(|| unreadable(self.state.id))?;
+        self.saved = Saved::default();
+        let items = self.state.items.read();
+        items.cloned().map_err(|_| unreadable(self.state.id))
+    }
+
     pub(super) fn state(&self) -> &RunState {
         &self.state
     }
@@ -237,9 +258,9 @@ impl RunLog {
             return None;
         }
         let (items, first) = (self.state.items.len(), self.saved.items);
+        let new = encode_items(self.state.items.since(first)?);
         self.stage(CheckpointSaved { items, new_items: items - first });
-        let encoded = encode_items(&self.state.items[first..])
-            .and_then(|items| Ok((self.state.encode()?, Piece { first, items })));
+        let encoded = new.and_then(|items| Ok((self.state.encode()?, Piece { first, items })));
         match encoded {
             Ok((state, piece)) => {
                 self.saved = Saved { at: self.state.head, items };
@@ -256,7 +277,7 @@ impl RunLog {
 
 /// The state that a checkpoint is of.
 fn restored(kept: Checkpoint) -> Result<RunState, JournalError> {
-    let pieces = kept.pieces.iter().map(|piece| piece.items.as_str());
+    let pieces = kept.pieces.into_iter().map(|piece| piece.items);
     RunState::decode(&kept.state, pieces)
         .map_err(|fault: StoredFault| JournalError::Unreadable { what: fault.to_string() })
 }

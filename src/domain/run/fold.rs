@@ -1,7 +1,5 @@
 //! What an entry does to a run's state. What is done next: [`super::decide`].
 
-use std::sync::Arc;
-
 use crate::domain::{
     approval::RunGrant,
     ids::CallKey,
@@ -154,7 +152,7 @@ impl RunState {
     fn hear_inputs(&mut self) {
         let heard = std::mem::take(&mut self.inputs.waiting);
         let items = heard.into_iter().map(|text| Item::User { text });
-        Arc::make_mut(&mut self.items).extend(items);
+        self.items.extend(items);
     }
 }
 
@@ -210,7 +208,7 @@ impl Work {
                 Self::Concluding { answer: None, nudged: Nudged::NotYet },
                 Record::ModelNudged(nudge),
             ) => {
-                Arc::make_mut(&mut state.items).push(Item::User { text: nudge.text.clone() });
+                state.items.extend([Item::User { text: nudge.text.clone() }]);
                 Self::ToAsk { attempt: 1 }
             }
             (Self::Calling { mut calls }, record) => {
@@ -238,7 +236,7 @@ fn answered(response: &ModelResponse, state: &mut RunState) -> Work {
     state.usage.add_tokens(&response.tokens);
     let cost = response.cost_micros.unwrap_or(0);
     state.usage.cost_micros = state.usage.cost_micros.saturating_add(cost);
-    Arc::make_mut(&mut state.items).extend(response.items.iter().map(|item| Item::Model {
+    state.items.extend(response.items.iter().map(|item| Item::Model {
         raw: item.raw.clone(),
         call: item.call.as_ref().map(|call| call.call_id.clone()),
     }));
@@ -294,7 +292,7 @@ fn settled(calls: Vec<OpenCall>, state: &mut RunState) -> Work {
     let outputs: Option<Vec<Item>> = calls.iter().map(OpenCall::said).collect();
     match outputs {
         Some(outputs) => {
-            Arc::make_mut(&mut state.items).extend(outputs);
+            state.items.extend(outputs);
             Work::ToAsk { attempt: 1 }
         }
         None => Work::Calling { calls },

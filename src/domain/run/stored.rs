@@ -4,7 +4,10 @@
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::domain::{item::Item, run::RunState};
+use crate::domain::{
+    item::Item,
+    run::{Conversation, RunState},
+};
 
 /// Whose text it is: another build may fold otherwise, and must not go on from what this one thought.
 const BUILD: &str = env!("CARGO_PKG_VERSION");
@@ -49,24 +52,17 @@ impl RunState {
     }
 
     /// The state that [`Self::encode`] wrote, with the pieces of its conversation, in order, as
-    /// [`encode_items`] wrote them.
-    pub fn decode<'a>(
+    /// [`encode_items`] wrote them. These are not read yet.
+    pub fn decode(
         state: &str,
-        pieces: impl IntoIterator<Item = &'a str>,
+        pieces: impl IntoIterator<Item = String>,
     ) -> Result<Self, StoredFault> {
         let found: Found = serde_json::from_str(state)?;
         if found.build != BUILD {
             return Err(StoredFault::OtherBuild(found.build));
         }
         let mut state: Self = serde_json::from_str(found.state.get())?;
-        let mut items = Vec::with_capacity(found.items.min(1 << 16));
-        for piece in pieces {
-            items.append(&mut serde_json::from_str(piece)?);
-        }
-        if items.len() != found.items {
-            return Err(StoredFault::Items { expected: found.items, found: items.len() });
-        }
-        state.items = items.into();
+        state.items = Conversation::stored(pieces, found.items);
         Ok(state)
     }
 }

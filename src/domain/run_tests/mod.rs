@@ -137,7 +137,7 @@ proptest! {
     fn the_model_is_asked_only_when_every_call_has_its_output_in_the_model_s_order(entries in life()) {
         for (_, state) in each_moment(&entries) {
             if let Command::AskModel { .. } = decide(&state) {
-                assert_is_whole(&state.items);
+                assert_is_whole(state.items.get().unwrap());
             }
         }
     }
@@ -189,7 +189,7 @@ proptest! {
         let state = folded(&entries);
         let said = entries.iter().filter(|entry| matches!(entry.record, Record::InputReceived(_))).count();
         let is_said = |item: &&Item| matches!(item, Item::User { text } if &**text == "and this");
-        let heard = state.items.iter().filter(is_said).count();
+        let heard = state.items.get().unwrap().iter().filter(is_said).count();
         prop_assert_eq!(heard + state.inputs.waiting.len(), said);
         if let Phase::Going(Work::ToAsk { .. }) = state.phase {
             prop_assert_eq!(state.inputs.waiting.len(), 0);
@@ -205,10 +205,13 @@ proptest! {
         cut in any::<Index>(),
     ) {
         for (_, state) in each_moment(&entries) {
-            let (head, tail) = state.items.split_at(cut.index(state.items.len() + 1));
+            let items = state.items.get().unwrap();
+            let (head, tail) = items.split_at(cut.index(items.len() + 1));
             let pieces = [head, tail].map(|items| encode_items(items).unwrap());
             let stored = state.encode().unwrap();
-            let read = RunState::decode(&stored, pieces.iter().map(String::as_str)).unwrap();
+            let mut read = RunState::decode(&stored, pieces.clone()).unwrap();
+            prop_assert_eq!(read.items.len(), state.items.len());
+            prop_assert_eq!(read.items.read().map(drop).map_err(|fault| fault.to_string()), Ok(()));
             prop_assert_eq!(&read, &state);
             // The same bytes, also after it was stored once.
             prop_assert_eq!(read.encode().unwrap(), stored);
@@ -233,7 +236,7 @@ proptest! {
             }
             // What an answer asked for that was cut off has not been begun, and has no output.
             if !was_cut_off(&entries) {
-                assert_is_whole(&state.items);
+                assert_is_whole(state.items.get().unwrap());
             }
         }
     }

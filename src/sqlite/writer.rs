@@ -13,6 +13,7 @@ pub use heads::Signing;
 
 use std::{
     fmt,
+    path::Path,
     sync::{Arc, atomic::Ordering},
     thread,
 };
@@ -30,6 +31,7 @@ use crate::{
     ports::{Admission, Append, Created, JournalError, Progress, PruneOrder, Pruning},
     sqlite::{
         OpenError, Shared,
+        backfill::Backfill,
         seal::Seal,
         writer::{
             batch::{Batch, JobError, WriteError},
@@ -104,8 +106,18 @@ impl Writer {
             source,
         })?;
         shared.head.send_replace(heads.position);
-        let state =
-            Thread { connection, epoch, seal, redactor, shared, signing, heads, failed: None };
+        let backfill = Backfill::start(Path::new(connection.path().unwrap_or_default()))?;
+        let state = Thread {
+            connection,
+            epoch,
+            seal,
+            redactor,
+            shared,
+            signing,
+            heads,
+            backfill,
+            failed: None,
+        };
         thread::Builder::new()
             .name("journal-writer".into())
             .spawn(move || state.work(queue))
@@ -173,6 +185,7 @@ struct Thread {
     shared: Arc<Shared>,
     signing: Option<Signing>,
     heads: Heads,
+    backfill: Backfill,
     failed: Option<String>,
 }
 
@@ -226,10 +239,11 @@ impl Thread {
         let mut heads = Vec::with_capacity(BATCH);
         match self.write_batch(jobs, &mut answers, &mut heads) {
             Ok(after) => {
-                let written = after.position != self.heads.position;
+                let entries = after.position.0 - self.heads.position.0;
                 self.heads = after;
                 self.shared.head.send_replace(after.position);
-                self.shared.commits.fetch_add(u64::from(written), Ordering::Relaxed);
+                self.shared.commits.fetch_add(u64::from(entries > 0), Ordering::Relaxed);
+                self.backfill.note(entries);
                 heads.into_iter().for_each(|(run, progress)| self.shared.announce(run, progress));
                 answers.into_iter().for_each(Answer::give);
             }

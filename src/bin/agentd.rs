@@ -106,9 +106,15 @@ fn serve(config: Config) -> ExitCode {
     }
 }
 
-/// One for runs, one for callers, so that these do not wait behind those: docs/adr/0011-two-runtimes.md.
+/// One for runs, one for callers, so that these do not wait behind those: docs/adr/0011-two-runtimes.md. One core is left to
+/// the journal's writer, which all runs wait for.
 fn runtimes() -> std::io::Result<(Runtime, Runtime)> {
-    let runs = Builder::new_multi_thread().enable_all().thread_name("runs").build()?;
+    let cores = std::thread::available_parallelism()?.get();
+    let runs = Builder::new_multi_thread()
+        .enable_all()
+        .thread_name("runs")
+        .worker_threads((cores - 1).max(1))
+        .build()?;
     let callers = Builder::new_multi_thread()
         .enable_all()
         .thread_name("callers")

@@ -490,8 +490,9 @@ async fn stop(
     // A store that is closed in order is signed to its end.
     parts.journal.sign(parts.clock.now()).await?;
     let late = parts.clock.sleep(CONNECTIONS);
+    let nothing_stops_it = CancellationToken::new();
     tokio::select! {
-        caught_up = parts.mirror.catch_up() => if let Err(error) = caught_up {
+        caught_up = parts.mirror.catch_up(&nothing_stops_it) => if let Err(error) = caught_up {
             let error = telemetry::chain(&error);
             tracing::warn!(error, "the next daemon makes up for the mirror");
         },

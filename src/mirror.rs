@@ -148,7 +148,7 @@ impl Mirror {
         loop {
             // Stopped between two pages, and never within one: what a dropped future appends goes on in its thread,
             // beside whoever appends next.
-            let written = self.catch_up_until(&stopping).await;
+            let written = self.catch_up(&stopping).await;
             let pace = match &written {
                 Ok(()) => PACE,
                 Err(error) => {
@@ -171,13 +171,9 @@ impl Mirror {
         }
     }
 
-    /// Writes all that the journal has by now; on disk when this returns. Not to be dropped before, unless nothing is
-    /// written any more after it.
-    pub async fn catch_up(&self) -> Result<(), MirrorError> {
-        self.catch_up_until(&CancellationToken::new()).await
-    }
-
-    async fn catch_up_until(&self, stopping: &CancellationToken) -> Result<(), MirrorError> {
+    /// Writes all that the journal has by now, or what it can until the daemon stops; on disk when this returns. Not to be
+    /// dropped before, unless nothing is written any more after it.
+    pub async fn catch_up(&self, stopping: &CancellationToken) -> Result<(), MirrorError> {
         let mut files = self.files.lock().await;
         if let Files::Unseen = *files {
             *files = Files::Own(self.begin().await?);

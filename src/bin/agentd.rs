@@ -109,7 +109,7 @@ fn serve(config: Config) -> ExitCode {
 /// One for runs, one for callers, so that these do not wait behind those: docs/adr/0011-two-runtimes.md. One core is left to
 /// the journal's writer, which all runs wait for.
 fn runtimes() -> std::io::Result<(Runtime, Runtime)> {
-    let cores = std::thread::available_parallelism()?.get();
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let runs = Builder::new_multi_thread()
         .enable_all()
         .thread_name("runs")

@@ -35,7 +35,7 @@ pub(super) fn webhook(reader: &mut Reader<'_>, known: &mut Vec<Secret>) -> Optio
         (Some(_), Some((path, node))) => {
             let origin = Origin::File { path, at: node.at };
             let key = key(reader, &node, &origin, known);
-            known.extend(address.as_ref().and_then(Address::hidden));
+            known.extend(address.iter().flat_map(Address::hidden));
             Some(WebhookSettings { address: address?, key: key? })
         }
     }

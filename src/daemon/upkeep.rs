@@ -130,12 +130,13 @@ pub(super) fn start(config: &Config, parts: &Parts, servers: &Servers, wanted: m
     tasks.spawn("reloads", reloads(engine.clone(), wanted, tasks.token()));
     let (mirror, examined) = (parts.mirror.clone(), parts.examined.clone());
     let (is_in_order, waits) = (parts.last.stop == LastStop::Clean, parts.clock.clone());
+    let stopping = tasks.token();
     let ready = async move {
-        while !is_in_order && !examined.load(Ordering::Relaxed) {
-            waits.sleep(LOOK).await;
+        while !is_in_order && !examined.load(Ordering::Relaxed) && !stopping.is_cancelled() {
+            stopping.run_until_cancelled(waits.sleep(LOOK)).await;
         }
         // What the mirror cannot do, it tells by itself.
-        let _ = mirror.catch_up().await;
+        let _ = mirror.catch_up(&stopping).await;
     };
     let keep = (config.keep.clone(), parts.last.known_time);
     tasks.spawn("retention", retention(engine.clone(), keep, ready, tasks.token()));
@@ -154,9 +155,8 @@ async fn retention(
     ready: impl Future<Output = ()>,
     stopping: CancellationToken,
 ) {
-    if stopping.run_until_cancelled(ready).await.is_none() {
-        return;
-    }
+    // Stops by itself: an append to the mirror is not to be broken off.
+    ready.await;
     let clock = engine.world().clock.clone();
     let started = clock.steady_ms();
     let mut ticks = tokio::time::interval(RETENTION);

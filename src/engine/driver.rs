@@ -138,7 +138,7 @@ impl Driver {
     }
 
     async fn ask(&mut self, turn: u32, attempt: u32) -> Result<(), JournalError> {
-        let items = self.log.conversation().await?;
+        let Some(items) = self.log.conversation().await? else { return Ok(()) };
         let hosted = hosted::admitted(&self.world.policies.current(), &executor::role());
         self.log.append([hosted.noted(turn, attempt, items.len())]).await?;
         fail_point::reach("ask.before");

@@ -13,14 +13,12 @@ use crate::{
         driver::{Driver, Left},
         inbox::Message,
         recovery,
-        run_log::{Opened, RunLog},
+        run_log::{BUSY, Opened, RunLog},
         schedule::{Claim, Origin, Running, Schedule, Waiting},
     },
     ports::JournalError,
 };
 
-/// How long a journal that is busy is left alone.
-const BUSY: std::time::Duration = std::time::Duration::from_millis(20);
 /// Wishes that may wait in a run's inbox; the caller of one more waits.
 const INBOX: usize = 16;
 

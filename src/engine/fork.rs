@@ -20,7 +20,7 @@ use crate::{
         run_log::{Folding, RunLog},
         submission::{Wanted, check_common, check_labels, digest},
     },
-    ports::Admission,
+    ports::{Admission, JournalError},
 };
 
 /// Starts a run where another one was.
@@ -169,8 +169,8 @@ impl Engine {
             !wanted.input.is_empty() || last_word(&state.items) == LastWord::Ours
         };
         let parent = self.conversation_at(wanted.run, wanted.at, fits).await?;
-        // Folded from its first entry, so that all of it is there.
-        let mut items = parent.items.get().unwrap_or_default().to_vec();
+        let unread = || JournalError::Unreadable { what: "a conversation was not read".into() };
+        let mut items = parent.items.get().ok_or_else(unread)?.to_vec();
         let task = match wanted.input.as_str() {
             "" if last_word(&parent.items) == LastWord::Models => {
                 let message = "is empty, and the conversation ends there with the model's own words: say \

@@ -1,6 +1,6 @@
 //! One run's journal in the hands of its one owner: what is written is folded, in order.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use crate::{
     domain::{
@@ -18,6 +18,8 @@ use crate::{
     ports::{Append, Checkpoint, Clock, Journal, JournalError, NewCheckpoint, Piece, RunStatus},
 };
 
+/// How long a journal that is busy is left alone.
+pub(super) const BUSY: Duration = Duration::from_millis(20);
 /// Entries that are read at once when a run is opened.
 const PAGE: usize = 512;
 
@@ -170,24 +172,30 @@ impl RunLog {
         }
     }
 
-    /// The conversation so far.
+    /// The conversation so far; none where that of a checkpoint cannot be read. The state has been folded anew then, and is
+    /// to be looked at again.
     ///
-    /// Errors: that of a checkpoint cannot be read, and nor can the journal.
-    pub(super) async fn conversation(&mut self) -> Result<Arc<Vec<Item>>, JournalError> {
+    /// Errors: nor can the journal.
+    pub(super) async fn conversation(&mut self) -> Result<Option<Arc<Vec<Item>>>, JournalError> {
         match self.state.items.read() {
-            Ok(items) => return Ok(items.clone()),
+            Ok(items) => return Ok(Some(items.clone())),
             Err(error) => {
                 tracing::warn!(run = %self.state.id, %error, "the run's checkpoint is not used");
             }
         }
-        let unreadable = |run| JournalError::Unreadable { what: format!("there is no run {run}") };
         // It is derived: the journal says the same, once all is in it.
         self.append([]).await?;
-        let folded = Self::walk(&*self.journal, self.state.id, |_| Folding::GoOn).await?;
-        self.state = folded.ok_or_else(|| unreadable(self.state.id))?;
+        let run = self.state.id;
+        let folded = loop {
+            match Self::walk(&*self.journal, run, |_| Folding::GoOn).await {
+                Err(JournalError::Busy) => self.clock.sleep(BUSY).await,
+                folded => break folded?,
+            }
+        };
+        let unknown = || JournalError::Unreadable { what: format!("there is no run {run}") };
+        self.state = folded.ok_or_else(unknown)?;
         self.saved = Saved::default();
-        let items = self.state.items.read();
-        items.cloned().map_err(|_| unreadable(self.state.id))
+        Ok(None)
     }
 
     pub(super) fn state(&self) -> &RunState {

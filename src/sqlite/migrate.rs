@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use rusqlite::{Connection, OpenFlags, config::DbConfig};
+use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{domain::ids::Epoch, sqlite::backup};
@@ -194,17 +194,6 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
     Ok(connection)
 }
 
-/// Opens the database for copying its log into it, and for nothing else: whoever closes it leaves the log as it is.
-pub(super) fn open_for_backfill(path: &Path) -> Result<Connection, OpenError> {
-    let database = |source| OpenError::Database { path: path.to_owned(), source };
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags).map_err(database)?;
-    let configured = configure(&connection)
-        .and_then(|()| connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true));
-    configured.map_err(database)?;
-    Ok(connection)
-}
-
 /// Refuses a file that is not agentd's, or of a schema that this build does not know.
 pub(super) fn check_ours(connection: &Connection, path: &Path) -> Result<(), OpenError> {
     check_owner(connection, path)?;
@@ -233,8 +222,7 @@ fn mark(connection: &Connection) -> rusqlite::Result<()> {
     }
 }
 
-/// FULL: a commit is on disk when it returns. A log of 16 MiB is emptied with the next commit; most of it has been copied
-/// by then: `backfill.rs`.
+/// FULL: a commit is on disk when it returns. Only the writer's thread checkpoints, every 16 MiB.
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute_batch(
         "PRAGMA journal_mode = WAL;

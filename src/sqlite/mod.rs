@@ -1,7 +1,6 @@
 //! The journal in SQLite: one writer thread, a few readers, one owner per state directory.
 //! Knows nothing of what entries mean. Start with [`take`].
 
-mod backfill;
 mod backup;
 mod migrate;
 mod readers;

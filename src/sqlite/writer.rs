@@ -13,7 +13,6 @@ pub use heads::Signing;
 
 use std::{
     fmt,
-    path::Path,
     sync::{Arc, atomic::Ordering},
     thread,
 };
@@ -31,7 +30,6 @@ use crate::{
     ports::{Admission, Append, Created, JournalError, Progress, PruneOrder, Pruning},
     sqlite::{
         OpenError, Shared,
-        backfill::Backfill,
         seal::Seal,
         writer::{
             batch::{Batch, JobError, WriteError},
@@ -106,18 +104,8 @@ impl Writer {
             source,
         })?;
         shared.head.send_replace(heads.position);
-        let backfill = Backfill::start(Path::new(connection.path().unwrap_or_default()))?;
-        let state = Thread {
-            connection,
-            epoch,
-            seal,
-            redactor,
-            shared,
-            signing,
-            heads,
-            backfill,
-            failed: None,
-        };
+        let state =
+            Thread { connection, epoch, seal, redactor, shared, signing, heads, failed: None };
         thread::Builder::new()
             .name("journal-writer".into())
             .spawn(move || state.work(queue))
@@ -185,7 +173,6 @@ struct Thread {
     shared: Arc<Shared>,
     signing: Option<Signing>,
     heads: Heads,
-    backfill: Backfill,
     failed: Option<String>,
 }
 
@@ -239,11 +226,10 @@ impl Thread {
         let mut heads = Vec::with_capacity(BATCH);
         match self.write_batch(jobs, &mut answers, &mut heads) {
             Ok(after) => {
-                let entries = after.position.0 - self.heads.position.0;
+                let written = after.position != self.heads.position;
                 self.heads = after;
                 self.shared.head.send_replace(after.position);
-                self.shared.commits.fetch_add(u64::from(entries > 0), Ordering::Relaxed);
-                self.backfill.note(entries);
+                self.shared.commits.fetch_add(u64::from(written), Ordering::Relaxed);
                 heads.into_iter().for_each(|(run, progress)| self.shared.announce(run, progress));
                 answers.into_iter().for_each(Answer::give);
             }

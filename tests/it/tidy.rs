@@ -134,12 +134,11 @@ const SPAWNS: [&str; 7] = [
 ];
 
 /// Who may have a thread of its own, and what it does.
-const THREADS: [(&str, &str); 8] = [
+const THREADS: [(&str, &str); 7] = [
     ("src/daemon.rs", "waits for signals"),
     ("src/daemon/upkeep.rs", "ends a process whose runtime may hang"),
     ("src/sandbox/egress/names.rs", "looks a name up, which nothing can call off"),
     ("src/sandbox/spawner.rs", "starts launchers, for as long as they live"),
-    ("src/sqlite/backfill.rs", "copies the log while the writer writes"),
     ("src/sqlite/mod.rs", "makes the key while the store is made"),
     ("src/sqlite/readers.rs", "reads, each with its connection"),
     ("src/sqlite/writer.rs", "the one that writes"),

@@ -247,7 +247,8 @@ async fn memory_beyond_the_limit_is_not_given_and_the_daemon_lives() {
 
 #[tokio::test]
 async fn a_fork_bomb_stays_within_its_limit_and_nothing_of_it_is_left() {
-    let bomb = "bomb() { bomb | bomb & }; bomb; sleep 1000";
+    // Not forked: it must outlive the bomb, also where that has taken the last place.
+    let bomb = "bomb() { bomb | bomb & }; bomb; exec sleep 1000";
     let backend = Backend::start(Script { turns: vec![Turn::say("unused")] }).await;
     let probe = TestDaemon::start(&backend.url());
     if !mechanisms(&probe).await["processes"].starts_with("cgroup") {

@@ -282,8 +282,25 @@ impl Lab {
         }
     }
 
-    /// All files of the mirror together hold every entry, whole and in order.
-    fn judge_mirror(&self, entries: u64) {
+    /// All files of the mirror together hold every entry, whole and in order: after a stop in order, or, where that did
+    /// not wait for a slow disk and said so, after the next one.
+    #[expect(clippy::print_stdout, reason = "it is what the gate shows")]
+    fn judge_mirror(&mut self, entries: u64) {
+        for _ in 0..5 {
+            let said_so = self.daemon.log().contains("the next daemon makes up for the mirror");
+            if self.mirrored() >= entries || !said_so {
+                break;
+            }
+            println!("  a stop did not wait for the mirror, and said so");
+            self.daemon.restart();
+            assert_eq!(self.daemon.stop(), Some(0));
+        }
+        let mirrored = self.mirrored();
+        assert!(mirrored >= entries, "{mirrored} of {entries}\n{}", self.daemon.log());
+    }
+
+    /// How many entries are whole and in order in the mirror.
+    fn mirrored(&self) -> u64 {
         let directory = self.daemon.state().join("audit");
         let files = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
         let mut files: Vec<PathBuf> = files.collect();
@@ -305,7 +322,7 @@ impl Lab {
                 .join("\n")
         };
         assert!(report.faults.is_empty(), "{:?}\n{}", report.faults, said());
-        assert!(report.entries >= entries, "{} of {entries}", report.entries);
+        report.entries
     }
 
     /// What the store and the model say of all rounds together.

@@ -33,6 +33,7 @@ use crate::{
     config::Config,
     domain::{
         access::{Access, Credential},
+        hex::hex,
         ids::{Sequence, Timestamp},
         journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
         policy::Policy,
@@ -564,7 +565,7 @@ fn create_private(directory: &Path) -> io::Result<()> {
 /// The owner's bearer token; made at the first start.
 fn token(state: &Path, chance: &SystemChance) -> io::Result<Arc<str>> {
     let fresh = || {
-        let token: String = chance.bytes::<32>().iter().map(|byte| format!("{byte:02x}")).collect();
+        let token: String = hex(&chance.bytes::<32>());
         Ok(format!("{token}\n").into_bytes())
     };
     let token = private_file::read_or_create(&state.join(TOKEN), fresh)?;

@@ -9,7 +9,10 @@ use crate::{
         credential,
         reader::{Origin, Reader},
     },
-    domain::policy::{HostedKind, HostedTool, McpPlace},
+    domain::{
+        hex::hex,
+        policy::{HostedKind, HostedTool, McpPlace},
+    },
     secrets::{self, ExposeSecret as _, Secret},
     yaml::{Content, Node},
 };
@@ -91,8 +94,7 @@ fn tool(reader: &mut Reader<'_>, key: &str, node: &Node, found: &mut Vec<Secret>
 
 /// Of the tool as it is written: credentials are only named in it.
 fn digest(tool: &Map<String, Value>) -> String {
-    let hash = Sha256::digest(Value::Object(tool.clone()).to_string());
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&Sha256::digest(Value::Object(tool.clone()).to_string()))
 }
 
 /// What a tool of this type is to policy. Errors: what is wrong with it.

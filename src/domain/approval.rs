@@ -6,6 +6,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::domain::{
     effect::Facts,
+    hex::hex,
     ids::{Caller, PolicyRevision, RuleId, ToolName},
     tool::ToolCall,
 };
@@ -70,7 +71,7 @@ pub fn digest(
         hasher.update((part.len() as u64).to_le_bytes());
         hasher.update(part);
     }
-    hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hasher.finalize())
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use base64::{
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
+use crate::domain::hex::hex;
+
 pub const MARK: &str = "[redacted]";
 /// Shorter secrets would hide ordinary words.
 const SHORTEST_SECRET: usize = 8;
@@ -155,7 +157,7 @@ fn forms(secret: &str) -> Vec<String> {
     let bytes = secret.as_bytes();
     // Text is redacted as JSON, where quotes and control characters stand escaped.
     let escaped = serde_json::Value::from(secret).to_string();
-    let hexadecimal: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hexadecimal: String = hex(bytes);
     let percent = utf8_percent_encode(secret, IN_A_URL).to_string();
     // Which digits are capital is the encoder's choice.
     let small = small_digits(&percent);

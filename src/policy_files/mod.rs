@@ -19,6 +19,7 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{
     domain::{
+        hex::hex,
         ids::{PolicyRevision, ToolName},
         policy::{Compiled, Gate, HostedTool, IsolationRule, Policy},
         tool::Declaration,
@@ -232,8 +233,7 @@ impl Sources {
             hasher.update((text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         }
-        let hex: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        PolicyRevision::new(format!("sha256:{hex}"))
+        PolicyRevision::new(format!("sha256:{}", hex(&hasher.finalize())))
     }
 }
 

@@ -57,3 +57,37 @@ ALTER TABLE runs ADD COLUMN is_pruning INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX runs_ended ON runs (state, updated_us)
 WHERE state IN ('SUCCEEDED', 'FAILED', 'CANCELLED') AND pruned_us IS NULL;
 CREATE INDEX runs_pruning ON runs (place) WHERE is_pruning = 1;
+
+-- Long texts that views hold, each once: what tools print and models write comes back in one entry after the other.
+CREATE TABLE texts (
+    id     INTEGER PRIMARY KEY,
+    digest BLOB    NOT NULL UNIQUE,          -- SHA-256 of text
+    text   TEXT    NOT NULL                  -- a JSON string with its quotes, as it stands in the view
+) STRICT;
+
+-- Which of them stand in which view.
+CREATE TABLE entry_texts (
+    position INTEGER NOT NULL,
+    at       INTEGER NOT NULL,               -- byte of the view without its long texts that this one belongs to; "" is there
+    text     INTEGER NOT NULL,               -- texts.id
+    PRIMARY KEY (position, at)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX entry_texts_by_text ON entry_texts (text);
+
+-- How many long texts of the view stand beside it.
+ALTER TABLE entries ADD COLUMN texts INTEGER NOT NULL DEFAULT 0;
+
+CREATE TRIGGER texts_are_not_updated BEFORE UPDATE ON texts
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+
+CREATE TRIGGER texts_are_not_deleted BEFORE DELETE ON texts
+WHEN EXISTS (SELECT 1 FROM entry_texts WHERE text = OLD.id)
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+
+CREATE TRIGGER entry_texts_are_not_updated BEFORE UPDATE ON entry_texts
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;
+
+CREATE TRIGGER entry_texts_are_not_deleted BEFORE DELETE ON entry_texts
+WHEN EXISTS (SELECT 1 FROM entries WHERE position = OLD.position)
+BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END;

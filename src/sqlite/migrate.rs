@@ -20,6 +20,8 @@ mod embedded {
 const APPLICATION_ID: i32 = 0x6167_7464;
 /// Versions before this one can corrupt a WAL database when two connections write or checkpoint.
 const LEAST_SQLITE: i32 = 3_051_003;
+/// Prepared statements that a connection keeps: more than there are.
+const STATEMENTS: usize = 64;
 
 /// Why a journal cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -191,6 +193,7 @@ pub(super) fn open_for_reading(path: &Path) -> Result<Connection, OpenError> {
     let connection = Connection::open_with_flags(path, flags).map_err(database)?;
     let settings = "PRAGMA busy_timeout = 5000; PRAGMA trusted_schema = OFF; PRAGMA mmap_size = 0;";
     connection.execute_batch(settings).map_err(database)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     Ok(connection)
 }
 
@@ -224,6 +227,7 @@ fn mark(connection: &Connection) -> rusqlite::Result<()> {
 
 /// FULL: a commit is on disk when it returns. Only the writer's thread checkpoints, every 16 MiB.
 fn configure(connection: &Connection) -> rusqlite::Result<()> {
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
     connection.execute_batch(
         "PRAGMA journal_mode = WAL;
          PRAGMA synchronous = FULL;

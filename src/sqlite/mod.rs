@@ -7,6 +7,7 @@ mod readers;
 mod retention;
 mod rows;
 mod seal;
+mod texts;
 mod verify;
 mod writer;
 

@@ -18,7 +18,10 @@ use crate::{
         Admission, Approvals, AuditFilter, AuditPage, Checkpoint, EntryView, JournalError,
         PageLimit, PendingApproval, Piece, RunFilter, RunPlace, RunStatus, RunSummary,
     },
-    sqlite::seal::{Broken, Place, Seal},
+    sqlite::{
+        seal::{Broken, Place, Seal},
+        texts,
+    },
 };
 
 /// Why something stored cannot be read.
@@ -30,6 +33,11 @@ pub(super) enum ReadError {
     Decode(#[from] DecodeError),
     #[error(transparent)]
     Seal(#[from] Broken),
+    #[error(
+        "a long text of entry {} is missing or stands elsewhere; stop the daemon, and restore a backup (agentctl restore)",
+        position.0
+    )]
+    Text { position: Position },
     #[error("what run {run} held was pruned")]
     Pruned { run: RunId, head: Sequence },
     #[error(
@@ -112,7 +120,7 @@ pub(super) fn entries(
     limit: usize,
 ) -> Result<Vec<Entry>, ReadError> {
     let mut statement = connection.prepare_cached(
-        "SELECT sequence, time_us, kind, version, view, body FROM entries
+        "SELECT sequence, time_us, kind, version, view, body, position, texts FROM entries
          WHERE run = (SELECT place FROM runs WHERE id = ?1 AND pruned_us IS NULL) AND sequence > ?2
          ORDER BY sequence LIMIT ?3",
     )?;
@@ -126,7 +134,7 @@ pub(super) fn entries(
         let body: Option<Vec<u8>> = row.get(5)?;
         let whole = match body {
             Some(sealed) => seal.open_body(Some(run), Place::Entry(sequence), &sealed)?,
-            None => row.get(4)?,
+            None => texts::whole(connection, Position(row.get(6)?), row.get(4)?, row.get(7)?)?,
         };
         bytes += whole.len();
         entries.push(Entry {
@@ -188,15 +196,20 @@ pub(super) fn checkpoint(
 
 const VIEW: &str = "SELECT sequence, position, time_us, kind, version, view, policy_revision, previous, hash, body_digest";
 
-fn view(row: &Row<'_>, run: Option<RunId>) -> rusqlite::Result<EntryView> {
+fn view(
+    connection: &Connection,
+    row: &Row<'_>,
+    run: Option<RunId>,
+) -> Result<EntryView, ReadError> {
+    let position = Position(row.get(1)?);
     Ok(EntryView {
         run,
         sequence: Sequence(row.get(0)?),
-        position: Position(row.get(1)?),
+        position,
         time: Timestamp(row.get(2)?),
         kind: row.get(3)?,
         version: row.get(4)?,
-        payload: row.get(5)?,
+        payload: texts::whole(connection, position, row.get(5)?, row.get(10)?)?,
         policy_revision: row.get(6)?,
         previous: ChainHash(row.get(7)?),
         hash: ChainHash(row.get(8)?),
@@ -212,12 +225,12 @@ pub(super) fn views(
     limit: PageLimit,
 ) -> Result<Vec<EntryView>, ReadError> {
     let mut statement = connection.prepare_cached(&format!(
-        "{VIEW} FROM entries
+        "{VIEW}, texts FROM entries
          WHERE run = (SELECT place FROM runs WHERE id = ?1 AND pruned_us IS NULL) AND sequence > ?2
          ORDER BY sequence LIMIT ?3"
     ))?;
     let mut found = statement.query(params![run.to_string(), after.0, bound(limit.entries)])?;
-    let views = page_of(&mut found, limit.bytes, |row| view(row, Some(run)))?;
+    let views = page_of(&mut found, limit.bytes, |row| view(connection, row, Some(run)))?;
     if views.is_empty() {
         check_unpruned(connection, run, after)?;
     }
@@ -228,7 +241,7 @@ pub(super) fn views(
 fn page_of(
     found: &mut Rows<'_>,
     most_bytes: usize,
-    view: impl Fn(&Row<'_>) -> rusqlite::Result<EntryView>,
+    view: impl Fn(&Row<'_>) -> Result<EntryView, ReadError>,
 ) -> Result<Vec<EntryView>, ReadError> {
     let (mut page, mut bytes) = (Vec::new(), 0);
     while bytes < most_bytes
@@ -249,31 +262,38 @@ pub(super) fn daemon_views(
     limit: usize,
 ) -> Result<Vec<EntryView>, ReadError> {
     let mut statement = connection.prepare_cached(&format!(
-        "{VIEW} FROM entries
+        "{VIEW}, texts FROM entries
          WHERE run = 0 AND sequence < ?1 AND kind IN (SELECT value FROM json_each(?2))
          ORDER BY sequence DESC LIMIT ?3"
     ))?;
     let before = before.and_then(|before| i64::try_from(before.0).ok()).unwrap_or(i64::MAX);
     let kinds = serde_json::Value::from(kinds).to_string();
-    let found = statement.query_map(params![before, kinds, bound(limit)], |row| view(row, None))?;
-    Ok(found.collect::<rusqlite::Result<_>>()?)
+    let mut found = statement.query(params![before, kinds, bound(limit)])?;
+    page_of(&mut found, usize::MAX, |row| view(connection, row, None))
+}
+
+/// A copy of before the second migration has none of its tables.
+pub(super) fn has_table(connection: &Connection, name: &str) -> Result<bool, ReadError> {
+    let mut statement = connection.prepare("SELECT 1 FROM sqlite_schema WHERE name = ?1")?;
+    Ok(statement.exists([name])?)
 }
 
 /// Every entry as everyone may see it, in the order of position.
 pub(super) fn all_views(connection: &Connection) -> Result<Vec<EntryView>, ReadError> {
+    let texts = if has_table(connection, "texts")? { "texts" } else { "0" };
     let mut statement = connection.prepare(&format!(
-        "{VIEW}, runs.id FROM entries LEFT JOIN runs ON entries.run = runs.place ORDER BY position"
+        "{VIEW}, {texts}, runs.id FROM entries LEFT JOIN runs ON entries.run = runs.place ORDER BY position"
     ))?;
-    let found = statement.query_map([], of_any_run)?;
-    Ok(found.collect::<rusqlite::Result<_>>()?)
+    let mut found = statement.query([])?;
+    page_of(&mut found, usize::MAX, |row| of_any_run(connection, row))
 }
 
-fn of_any_run(row: &Row<'_>) -> rusqlite::Result<EntryView> {
-    let run = match row.get_ref(10)? {
+fn of_any_run(connection: &Connection, row: &Row<'_>) -> Result<EntryView, ReadError> {
+    let run = match row.get_ref(11)? {
         rusqlite::types::ValueRef::Null => None,
-        _ => Some(run_id(row, 10)?),
+        _ => Some(run_id(row, 11)?),
     };
-    view(row, run)
+    view(connection, row, run)
 }
 
 /// Entries that are looked at for one page: a filter that fits few must not read the whole journal at once.
@@ -294,7 +314,7 @@ pub(super) fn audit(
         connection.query_row("SELECT coalesce(max(position), 0) FROM entries", [], |r| r.get(0))?;
     let until = after.0.saturating_add(LOOKED_AT).min(last);
     let mut statement = connection.prepare_cached(&format!(
-        "{VIEW}, runs.id FROM entries LEFT JOIN runs ON entries.run = runs.place
+        "{VIEW}, texts, runs.id FROM entries LEFT JOIN runs ON entries.run = runs.place
          WHERE position > ?1 AND position <= ?2
          AND (?3 IS NULL OR runs.id = ?3)
          AND (?4 = '[]' OR kind IN (SELECT value FROM json_each(?4)))
@@ -320,7 +340,7 @@ pub(super) fn audit(
         wanted.until.map(|time| time.0),
         bound(limit.entries)
     ])?;
-    let entries = page_of(&mut found, limit.bytes, of_any_run)?;
+    let entries = page_of(&mut found, limit.bytes, |row| of_any_run(connection, row))?;
     let looked = match entries.last() {
         Some(view) if limit.is_reached_by(&entries) => view.position.0,
         _ => until.max(after.0),
@@ -433,7 +453,7 @@ pub(super) fn pending_approvals(
 ) -> Result<Vec<PendingApproval>, ReadError> {
     let mut statement = connection.prepare_cached(
         "SELECT runs.id, approvals.position, entries.time_us, runs.spec, entries.kind, entries.version, entries.view,
-                entries.body IS NOT NULL
+                entries.body IS NOT NULL, entries.texts
          FROM approvals JOIN runs ON runs.place = approvals.run
          JOIN entries ON entries.position = approvals.position
          WHERE approvals.position > ?1 AND (?2 IS NULL OR runs.id = ?2) AND (?3 IS NULL OR runs.caller = ?3)
@@ -448,7 +468,8 @@ pub(super) fn pending_approvals(
     while bytes < PAGE_BYTES
         && let Some(row) = found.next()?
     {
-        let (kind, view): (String, String) = (row.get(4)?, row.get(6)?);
+        let (kind, position): (String, Position) = (row.get(4)?, Position(row.get(1)?));
+        let view = texts::whole(connection, position, row.get(6)?, row.get(8)?)?;
         bytes += view.len();
         let Record::ApprovalRequested(asked) = Record::decode(&kind, row.get(5)?, &view)? else {
             continue;
@@ -456,7 +477,7 @@ pub(super) fn pending_approvals(
         let spec: SpecRow = json(row, 3)?;
         pending.push(PendingApproval {
             run: run_id(row, 0)?,
-            position: Position(row.get(1)?),
+            position,
             time: Timestamp(row.get(2)?),
             submitter: spec.submitter,
             task: spec.task,

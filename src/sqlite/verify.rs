@@ -17,7 +17,7 @@ use crate::{
     },
     ports::{AuditFault, AuditReport, EntryView, JournalError},
     signing::{Followed, HeadWalk, Scope},
-    sqlite::{migrate, rows, rows::ReadError},
+    sqlite::{migrate, rows, rows::ReadError, texts},
 };
 
 /// Faults that are told; more are not looked for.
@@ -56,7 +56,7 @@ pub(super) fn verify(
     let mut statement = moment.prepare(&entries_and_what_is_left(&moment)?)?;
     let mut found = statement.query([])?;
     while let Some(row) = found.next()? {
-        match (Pruned::read(row), Stored::read(row)) {
+        match (Pruned::read(row), Stored::read(&moment, row)) {
             (Some(pruned), _) => walk.step_past(&pruned),
             (None, Ok(entry)) => walk.step(&entry),
             (None, Err(error)) => walk.unreadable(row, &error),
@@ -65,6 +65,7 @@ pub(super) fn verify(
             return Ok(walk.report);
         }
     }
+    walk.check_texts(&moment)?;
     walk.check_heads(&moment)?;
     walk.check_questions(&moment)?;
     walk.check_pruned();
@@ -75,20 +76,18 @@ pub(super) fn verify(
 
 /// All entries in the order of position, and what is left of pruned ones between them, which have no kind.
 fn entries_and_what_is_left(connection: &Connection) -> Result<String, ReadError> {
-    const ENTRIES: &str = "SELECT position, run, sequence, time_us, kind, version, view, body,
-                                  body_digest, policy_revision, previous, hash FROM entries";
-    const LEFT: &str = "SELECT position, run, sequence, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
-                               NULL, hash FROM pruned_entries";
-    Ok(match has_table(connection, "pruned_entries")? {
-        true => format!("{ENTRIES} UNION ALL {LEFT} ORDER BY position"),
-        false => format!("{ENTRIES} ORDER BY position"),
+    let entries = |texts: &str| {
+        format!(
+            "SELECT position, run, sequence, time_us, kind, version, view, body, body_digest,
+                    policy_revision, previous, hash, {texts} FROM entries"
+        )
+    };
+    const LEFT: &str = "SELECT position, run, sequence, NULL, NULL, NULL, NULL, NULL, NULL,
+                               NULL, NULL, hash, 0 FROM pruned_entries";
+    Ok(match rows::has_table(connection, "pruned_entries")? {
+        true => format!("{} UNION ALL {LEFT} ORDER BY position", entries("texts")),
+        false => format!("{} ORDER BY position", entries("0")),
     })
-}
-
-/// A copy of before the table has none.
-fn has_table(connection: &Connection, name: &str) -> Result<bool, ReadError> {
-    let mut statement = connection.prepare("SELECT 1 FROM sqlite_schema WHERE name = ?1")?;
-    Ok(statement.exists([name])?)
 }
 
 /// A run whose id cannot be read is as good as missing.
@@ -245,7 +244,7 @@ impl Walk {
     }
 
     /// An entry that holds what no daemon wrote. Its chain goes on after it, and will not fit.
-    fn unreadable(&mut self, row: &Row<'_>, error: &rusqlite::Error) {
+    fn unreadable(&mut self, row: &Row<'_>, error: &ReadError) {
         let expected = Position(self.report.entries + 1);
         let found = row.get(0).map(Position).ok();
         let gap = found.and_then(|position| self.gap_before(position));
@@ -318,7 +317,7 @@ impl Walk {
 
     /// The table of questions must hold those that nobody has answered, and no others.
     fn check_questions(&mut self, connection: &Connection) -> Result<(), ReadError> {
-        if !has_table(connection, "approvals")? {
+        if !rows::has_table(connection, "approvals")? {
             return Ok(());
         }
         let mut statement = connection.prepare("SELECT run, call, position FROM approvals")?;
@@ -344,9 +343,27 @@ impl Walk {
         Ok(())
     }
 
+    /// The long texts that stand beside entries must be theirs, and their digests'.
+    fn check_texts(&mut self, connection: &Connection) -> Result<(), ReadError> {
+        if rows::has_table(connection, "texts")? {
+            let faults = texts::faults(connection, MOST_FAULTS)?;
+            let end = Position(self.report.entries);
+            let fault = |(position, what): (Option<Position>, &str)| AuditFault {
+                position: position.unwrap_or(end),
+                run: None,
+                sequence: Sequence(0),
+                what: what.into(),
+            };
+            self.report.faults.extend(faults.into_iter().map(fault));
+            self.report.faults.sort_by_key(|fault| fault.position);
+        }
+        Ok(())
+    }
+
     /// The table of runs must say of each run what its chain says.
     fn check_heads(&mut self, connection: &Connection) -> Result<(), ReadError> {
-        let pruned = if has_table(connection, "pruned_entries")? { "pruned_us" } else { "NULL" };
+        let pruned =
+            if rows::has_table(connection, "pruned_entries")? { "pruned_us" } else { "NULL" };
         let runs = format!("SELECT place, head, head_hash, state, status, {pruned} FROM runs");
         let mut statement = connection.prepare(&runs)?;
         let mut found = statement.query([])?;
@@ -424,16 +441,17 @@ impl Pruned {
 }
 
 impl Stored {
-    /// Errors: a value is not of the kind that its column holds.
-    fn read(row: &Row<'_>) -> rusqlite::Result<Self> {
+    /// Errors: a value is not of the kind that its column holds, or a long text of the view is not there.
+    fn read(connection: &Connection, row: &Row<'_>) -> Result<Self, ReadError> {
+        let position = Position(row.get(0)?);
         Ok(Self {
-            position: Position(row.get(0)?),
+            position,
             place: row.get(1)?,
             sequence: Sequence(row.get(2)?),
             time: Timestamp(row.get(3)?),
             kind: row.get(4)?,
             version: row.get(5)?,
-            view: row.get(6)?,
+            view: texts::whole(connection, position, row.get(6)?, row.get(12)?)?,
             body: row.get(7)?,
             body_digest: row.get(8)?,
             policy_revision: row.get(9)?,

@@ -8,6 +8,7 @@ mod batch;
 mod derived;
 mod heads;
 mod pruning;
+mod texts;
 
 pub use heads::Signing;
 

@@ -33,7 +33,8 @@ struct Closed {
 impl Closed {
     async fn new() -> Self {
         let turns = vec![
-            Turn::call("write_file", json!({"path": "out", "content": "x"})),
+            // Long enough that texts of it stand beside its entries.
+            Turn::call("write_file", json!({"path": "out", "content": "x".repeat(9000)})),
             Turn::say("done"),
         ];
         let backend = Backend::start(Script { turns }).await;
@@ -63,6 +64,10 @@ impl Closed {
                 "PRAGMA synchronous = OFF;
                  DROP TRIGGER entries_are_not_updated;
                  DROP TRIGGER entries_are_not_deleted;
+                 DROP TRIGGER texts_are_not_updated;
+                 DROP TRIGGER texts_are_not_deleted;
+                 DROP TRIGGER entry_texts_are_not_updated;
+                 DROP TRIGGER entry_texts_are_not_deleted;
                  {sql};"
             ))
             .unwrap_or_else(|error| panic!("{sql}: {error}"));
@@ -106,6 +111,7 @@ async fn an_altered_value_of_any_entry_and_any_column_is_found_at_its_position()
             vec!["coalesce(policy_revision, '') || 'x'", "iif(policy_revision IS NULL, '', NULL)"]
         }
         "previous" | "hash" => vec!["randomblob(32)"],
+        "texts" => vec!["texts + 1", "texts + 300"],
         other => panic!("what alters the column {other}?"),
     };
 
@@ -128,6 +134,64 @@ async fn an_altered_value_of_any_entry_and_any_column_is_found_at_its_position()
         let next = position + 1;
         let at = if next > closed.entries.len() as u64 { 7_000_000 } else { next };
         assert_eq!(fault.position, Position(at), "told where it should have been");
+    }
+}
+
+#[tokio::test]
+async fn long_texts_that_were_altered_moved_or_removed_are_found_at_their_entry() {
+    let closed = Closed::new().await;
+    let database = Connection::open(&closed.path).unwrap();
+    let held = "SELECT id, min(position), max(position) FROM entry_texts JOIN texts
+                ON entry_texts.text = texts.id GROUP BY id";
+    let texts: Vec<(i64, u64, u64)> = database
+        .prepare(held)
+        .unwrap()
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    drop(database);
+    assert!(!texts.is_empty(), "control: there are long texts");
+    assert!(texts.iter().any(|(_, first, last)| first < last), "and one that entries share");
+    for (id, first, last) in texts {
+        for (table, set) in [
+            ("texts", "text = replace(text, 'xx', 'xy')"),
+            ("texts", "text = 7"),
+            ("texts", "text = CAST(x'ff' AS TEXT)"),
+            ("texts", "digest = randomblob(32)"),
+            ("texts", "digest = x''"),
+            ("texts", "id = id + 1000"),
+        ] {
+            let sql = format!("UPDATE {table} SET {set} WHERE id = {id}");
+            let faults = closed.after(&sql).faults;
+            assert!(
+                faults.iter().any(|fault| fault.position == Position(first)),
+                "{sql}: {faults:?}"
+            );
+        }
+        for position in [first, last] {
+            for sql in [
+                format!("DELETE FROM texts WHERE id = {id}"),
+                format!("DELETE FROM entry_texts WHERE position = {position}"),
+                format!("UPDATE entry_texts SET at = at + 1 WHERE position = {position}"),
+                format!("UPDATE entry_texts SET at = -1 WHERE position = {position}"),
+                format!("UPDATE entry_texts SET at = 1000000 WHERE position = {position}"),
+                format!("UPDATE entry_texts SET text = 0 WHERE position = {position}"),
+                format!("UPDATE entries SET texts = 0 WHERE position = {position}"),
+                format!("UPDATE entries SET texts = -1 WHERE position = {position}"),
+            ] {
+                let faults = closed.after(&sql).faults;
+                let at = |fault: &AuditFault| fault.position == Position(position);
+                assert!(faults.iter().any(at), "{sql}: {faults:?}");
+            }
+        }
+    }
+    for sql in [
+        "INSERT INTO texts (digest, text) VALUES (x'01', 'a')",
+        "INSERT INTO entry_texts SELECT 1, 0, id FROM texts LIMIT 1",
+        "INSERT INTO entry_texts SELECT 900000, 0, id FROM texts LIMIT 1",
+    ] {
+        assert_ne!(closed.after(sql).faults, [], "{sql}");
     }
 }
 
@@ -276,6 +340,10 @@ async fn the_journal_refuses_to_be_changed_through_sqlite() {
         "UPDATE OR REPLACE entries SET position = 1 WHERE position = 2",
         "DELETE FROM entries WHERE position = 3",
         "DELETE FROM entries",
+        "UPDATE texts SET text = ''",
+        "DELETE FROM texts",
+        "UPDATE entry_texts SET at = at + 1",
+        "DELETE FROM entry_texts",
     ] {
         let error = connection.execute(sql, []).unwrap_err();
         assert_eq!(error.to_string(), "the journal is append-only", "{sql}");
@@ -286,7 +354,7 @@ async fn the_journal_refuses_to_be_changed_through_sqlite() {
     connection
         .execute(
             "REPLACE INTO entries SELECT position, run, sequence, time_us, kind, version, '{}', body,
-             body_digest, policy_revision, previous, hash FROM entries WHERE position = 3",
+             body_digest, policy_revision, previous, hash, texts FROM entries WHERE position = 3",
             [],
         )
         .unwrap();

@@ -35,6 +35,7 @@ mod kills;
 mod launcher;
 mod limits;
 mod lists;
+mod long_texts;
 mod loops;
 mod mirror;
 mod policy;

@@ -154,7 +154,7 @@ const MIGRATIONS: [(&str, &str); 2] = [
     ("V1__journal.sql", "54ab771763bad6f7cc4ef3546d27204cdf19055a73263ea3d361ef5b3b978585"),
     (
         "V2__approvals_and_checkpoints.sql",
-        "489f8f53080f526649248fd241f0c262b8df817ed1e17ea55bca03fc0dfc1674",
+        "7003e0d9f1f33382bb7c9f7e8fd817a3c6f3421546a431f2b499abfd0394ad99",
     ),
 ];
 

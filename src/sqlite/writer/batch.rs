@@ -236,11 +236,12 @@ impl Batch<'_> {
             policy_revision: revision,
         };
         let hash = linked.hash(chain.hash);
+        let (view, texts) = self.set_apart(position, &stored.view)?;
         self.transaction
             .prepare_cached(
                 "INSERT INTO entries (position, run, sequence, time_us, kind, version, view, body,
-                                      body_digest, policy_revision, previous, hash)
-                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12)",
+                                      body_digest, policy_revision, previous, hash, texts)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13)",
             )?
             .execute(params![
                 position.0,
@@ -249,12 +250,13 @@ impl Batch<'_> {
                 entry.time.0,
                 linked.kind,
                 linked.version,
-                stored.view,
+                view,
                 body,
                 digest,
                 revision,
                 chain.hash.0,
                 hash.0,
+                texts,
             ])?;
         self.note_question(chain.place, position, &entry.record)?;
         chain.head = sequence;

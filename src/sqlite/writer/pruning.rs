@@ -145,8 +145,11 @@ impl Batch<'_> {
     /// Where a step ends: after so many entries, or with the one that reaches so many bytes. None: no entry is left.
     fn end_of_step(&self, place: i64) -> rusqlite::Result<Option<u64>> {
         let mut statement = self.transaction.prepare_cached(
-            "SELECT sequence, length(view) + coalesce(length(body), 0) FROM entries
-             WHERE run = ?1 ORDER BY sequence LIMIT ?2",
+            "SELECT sequence, length(view) + coalesce(length(body), 0) + CASE texts WHEN 0 THEN 0 ELSE (
+                 SELECT coalesce(sum(octet_length(texts.text)), 0)
+                 FROM entry_texts JOIN texts ON texts.id = entry_texts.text
+                 WHERE entry_texts.position = entries.position) END
+             FROM entries WHERE run = ?1 ORDER BY sequence LIMIT ?2",
         )?;
         let mut found = statement.query(params![place, STEP])?;
         let (mut end, mut bytes) = (None, 0_u64);
@@ -162,6 +165,7 @@ impl Batch<'_> {
     /// Removes the oldest entries that are left.
     fn remove_step(&mut self, run: &Ended) -> Result<Pruning, JobError> {
         let end = self.end_of_step(run.place)?.unwrap_or(u64::MAX >> 1);
+        let with_texts = self.with_texts(run.place, end)?;
         for statement in [
             "INSERT INTO pruned_entries (position, run, sequence, hash)
              SELECT position, run, sequence, hash FROM entries WHERE run = ?1 AND sequence < ?2",
@@ -169,6 +173,7 @@ impl Batch<'_> {
         ] {
             self.transaction.prepare_cached(statement)?.execute(params![run.place, end])?;
         }
+        self.remove_texts(&with_texts)?;
         if end <= run.head.0 {
             return Ok(Pruning::UnderWay);
         }

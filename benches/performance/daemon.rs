@@ -71,6 +71,13 @@ impl Daemon {
         self.child = boot(self.home.path(), &self.base_url);
     }
 
+    /// Killed, and what it leaves.
+    pub(crate) fn stopped(mut self) -> tempfile::TempDir {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        std::mem::replace(&mut self.home, directory())
+    }
+
     pub(crate) fn home(&self) -> &Path {
         self.home.path()
     }

@@ -1,7 +1,7 @@
 //! What agentd costs, as tables: steps a second, one run alone, a long history, memory, cold start, a long run opened,
-//! many runs after a crash, submissions, streams, reading while others write, and other runtimes beside it.
+//! many runs after a crash, long texts, submissions, streams, reading while others write, and other runtimes beside it.
 //! `cargo bench --locked --bench performance` prints all of them; with names behind `--`, only those (throughput alone
-//! history memory streams submitting start opening recovery reading spawn decision proxy peers). Other runtimes are
+//! history memory streams submitting start opening recovery texts reading spawn decision proxy peers). Other runtimes are
 //! compared where AGENTD_REAL_PARTS says where they are: see `peers.rs`.
 //!
 //! The daemon is the real program as a process; the model is `backend.rs`, without latency, in this process:
@@ -61,6 +61,9 @@ async fn measure(named: &[String]) {
     }
     if wanted("recovery") {
         stored::recovery().await;
+    }
+    if wanted("texts") {
+        stored::texts().await;
     }
     if wanted("reading") {
         rest::reading().await;

@@ -1,6 +1,9 @@
-//! What lies on disk, read again: a long run opened from its checkpoint, and many runs after a crash.
+//! What lies on disk, read again: a long run opened from its checkpoint, many runs after a crash, and what long texts take.
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::{
+    fs,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
 
 use agentd::{client::Client, proto::v1};
 
@@ -100,4 +103,55 @@ pub(crate) async fn recovery() {
     println!("| it serves callers | {ready:.0} ms |");
     println!("| the first run is taken over | {:.0} ms |", after(*first));
     println!("| the last run is taken over | {:.0} ms |\n", after(*last));
+}
+
+/// Bytes of the store, once its log is empty.
+fn store_bytes(daemon: Daemon) -> u64 {
+    let home = daemon.stopped();
+    let path = home.path().join("state/agentd.db");
+    let database = rusqlite::Connection::open(&path).unwrap();
+    database.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(())).unwrap();
+    fs::metadata(path).unwrap().len()
+}
+
+/// Milliseconds of a search that finds nothing, through all entries.
+async fn searched(client: &Client) -> f64 {
+    const TIMES: usize = 21;
+    let mut times = Vec::with_capacity(TIMES);
+    for _ in 0..TIMES {
+        let filter = v1::AuditFilter { tool: "no_such_tool".into(), ..Default::default() };
+        let request = v1::ListAuditEntriesRequest { filter: Some(filter), ..Default::default() };
+        let started = Instant::now();
+        let found = client.audit().list_audit_entries(request).await.unwrap();
+        times.push(milliseconds(started.elapsed()));
+        assert!(found.get_ref().entries.is_empty());
+    }
+    median(&mut times)
+}
+
+pub(crate) async fn texts() {
+    const RUNS: usize = 16;
+    const STEPS: usize = 20;
+    println!("## Long texts\n");
+    println!("{RUNS} runs of {STEPS} steps, each of which reads the same file.\n");
+    println!("| file | steps/s | bytes of the store a step | search through all entries |");
+    println!("|---|---|---|---|");
+    for kib in [1, 7, 9, 16, 64, 256] {
+        let daemon = Daemon::start(&backend::start(Manner::Reads(STEPS)).await);
+        let client = daemon.client().await;
+        let line = "a line of sixty-four bytes that is read again and again and so on\n";
+        let workspaces: Vec<String> = (0..RUNS).map(|n| daemon.workspace(n)).collect();
+        for workspace in &workspaces {
+            fs::write(format!("{workspace}/in.txt"), line.repeat(kib * 16)).unwrap();
+        }
+        let runs = workspaces.into_iter().map(|place| carry_out(client.clone(), place, STEPS));
+        let started = Instant::now();
+        futures_util::future::join_all(runs).await;
+        let all = (RUNS * STEPS) as f64;
+        let rate = all / started.elapsed().as_secs_f64();
+        let search = searched(&client).await;
+        let bytes = store_bytes(daemon) as f64 / all;
+        println!("| {kib} KiB | {rate:.0} | {bytes:.0} | {search:.2} ms |");
+    }
+    println!();
 }

@@ -8,8 +8,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{domain::ids::Position, sqlite::rows::ReadError};
 
-/// Shortest string of a view that is stored beside it, in bytes as it stands there, with its quotes.
-pub(super) const LONG: usize = 8 << 10;
+/// Shortest string of a view that is stored beside it, in bytes as it stands there, with its quotes: a page of the
+/// database, which its row would not hold either.
+pub(super) const LONG: usize = 4 << 10;
 /// What stands for it in the row, so that this is still JSON.
 pub(super) const CUT: &str = "\"\"";
 

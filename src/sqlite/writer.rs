@@ -6,6 +6,7 @@
 
 mod batch;
 mod derived;
+mod folding;
 mod heads;
 mod pruning;
 mod texts;
@@ -34,6 +35,7 @@ use crate::{
         seal::Seal,
         writer::{
             batch::{Batch, JobError, WriteError},
+            folding::Folding,
             heads::Heads,
         },
     },
@@ -105,8 +107,17 @@ impl Writer {
             source,
         })?;
         shared.head.send_replace(heads.position);
-        let state =
-            Thread { connection, epoch, seal, redactor, shared, signing, heads, failed: None };
+        let state = Thread {
+            connection,
+            epoch,
+            seal,
+            redactor,
+            shared,
+            signing,
+            heads,
+            folding: Folding::default(),
+            failed: None,
+        };
         thread::Builder::new()
             .name("journal-writer".into())
             .spawn(move || state.work(queue))
@@ -174,6 +185,7 @@ struct Thread {
     shared: Arc<Shared>,
     signing: Option<Signing>,
     heads: Heads,
+    folding: Folding,
     failed: Option<String>,
 }
 
@@ -201,6 +213,7 @@ impl Thread {
             if let Some(last) = last {
                 return self.close(last);
             }
+            self.fold(!queue.is_empty());
         }
     }
 
@@ -235,14 +248,28 @@ impl Thread {
                 answers.into_iter().for_each(Answer::give);
             }
             Err(error) => {
-                // After a failed commit or sync nobody knows what is on disk: acknowledge nothing more.
-                let message = format!("{error}; check the disk, then start agentd again");
-                tracing::error!(%error, "the journal cannot be written, the daemon must stop");
-                self.abandon();
+                let message = self.fail(&error);
                 answers.into_iter().for_each(|answer| answer.fail(&message));
-                self.failed = Some(message);
             }
         }
+    }
+
+    /// What is copied was acknowledged before, and stays in the log where the copy fails.
+    fn fold(&mut self, is_awaited: bool) {
+        if self.failed.is_none()
+            && let Err(error) = self.folding.fold(&self.connection, is_awaited)
+        {
+            self.fail(&error.into());
+        }
+    }
+
+    /// After a failed commit or sync nobody knows what is on disk: acknowledges nothing more.
+    fn fail(&mut self, error: &WriteError) -> String {
+        let message = format!("{error}; check the disk, then start agentd again");
+        tracing::error!(%error, "the journal cannot be written, the daemon must stop");
+        self.abandon();
+        self.failed = Some(message.clone());
+        message
     }
 
     /// Leaves the files as they are: the last connection that closes would sync once more and fold the log into the

@@ -246,6 +246,15 @@ async fn a_sync_that_would_succeed_the_second_time_is_not_tried_again_either() {
     assert_eq!(shim.get(Counter::SyncsFailed), 1, "the fault came");
 }
 
+/// The log is copied into the database file, and then begun again: a copy of which nobody knows whether it is on disk must
+/// not count. It is made between two calls, and tells the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_log_that_cannot_be_folded_into_the_database_is_kept_and_stops_the_daemon() {
+    let broken = |shim: &Shim| shim.set(Counter::FoldsToFail, 1);
+    let shim = check_that_it_stops(Shim::of_faults(), broken, "disk I/O error").await;
+    assert_eq!(shim.get(Counter::SyncsFailed), 1, "the fault came");
+}
+
 // --- a slow disk ---------------------------------------------------------------------------------------------------
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -29,6 +29,7 @@ struct control {
   int64_t writes_refused;    /* ENOSPC that was given */
   int64_t syncs_left;        /* syncs of the database that still succeed; -1: all do */
   int64_t syncs_to_fail;     /* how many fail then */
+  int64_t folds_to_fail;     /* how many syncs of the database file itself fail, at once */
   int64_t syncs_failed;      /* EIO that was given */
   int64_t syncs_after;       /* syncs of the database that were tried after the first EIO */
   int64_t sync_microseconds; /* how long every sync takes */
@@ -322,8 +323,13 @@ int fallocate64(int fd, int mode, off_t at, off_t length) { return fallocate(fd,
 
 /* --- syncs -------------------------------------------------------------------------------------------------------- */
 
-static int sync_fails(void) {
+static int sync_fails(const char *path) {
   if (look(&control->syncs_failed) > 0) add(&control->syncs_after, 1);
+  if (ends_with(path, "/agentd.db") && look(&control->folds_to_fail) > 0) {
+    add(&control->folds_to_fail, -1);
+    add(&control->syncs_failed, 1);
+    return 1;
+  }
   if (take(&control->syncs_left) || look(&control->syncs_to_fail) == 0) return 0;
   add(&control->syncs_to_fail, -1);
   add(&control->syncs_failed, 1);
@@ -355,7 +361,7 @@ static int sync_of(int fd, long call) {
   struct timespec wanted = {pause / 1000000, pause % 1000000 * 1000};
   if (pause > 0) syscall(SYS_nanosleep, &wanted, NULL);
   int done = 0, error = errno;
-  if (is_database && sync_fails()) {
+  if (is_database && sync_fails(path)) {
     done = -1;
     error = EIO;
   } else if (log_file < 0) {

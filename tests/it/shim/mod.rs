@@ -21,6 +21,7 @@ pub(crate) enum Counter {
     WritesRefused,
     SyncsLeft,
     SyncsToFail,
+    FoldsToFail,
     SyncsFailed,
     SyncsAfter,
     SyncMicroseconds,

@@ -217,8 +217,7 @@ async fn assemble(
     let known = callers::load(&config.callers, vec![owner]).map_err(DaemonError::Callers)?;
     let tokens = known.iter().map(|caller| caller.token.to_string());
     let secrets = config.secrets.iter().map(|secret| secret.expose_secret().to_owned());
-    let secrets = secrets.chain(tokens);
-    let redactor = Redactor::new(secrets);
+    let redactor = Redactor::new(secrets.chain(tokens));
     let store = store??;
     let restored = store.restored();
     let journal = upkeep::open(store, config, redactor.clone())?;
@@ -239,6 +238,7 @@ async fn assemble(
         model: Arc::new(backend),
         default_model: config.model.clone(),
         prices: Arc::new(config.prices.clone()),
+        role_budgets: config.role_budgets.clone(),
         sandbox,
         journal: journal.clone(),
         backups: journal.clone(),

@@ -25,6 +25,11 @@ pub enum Origin {
     BuiltIn,
 }
 
+/// The roles that agents have.
+pub fn roles() -> Vec<RoleName> {
+    all().into_iter().map(|agent| agent.role).collect()
+}
+
 /// Every agent, by name.
 pub fn all() -> Vec<Agent> {
     vec![Agent {

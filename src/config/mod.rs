@@ -7,6 +7,7 @@ mod credential;
 mod hosted;
 mod prices;
 mod reader;
+mod roles;
 mod tools;
 mod webhook;
 
@@ -27,7 +28,7 @@ use crate::{
     backend::{self, Streaming},
     callers::CallerSettings,
     domain::{
-        budget::{PerDay, Prices},
+        budget::{PerDay, Prices, RoleBudgets},
         policy::{Gate, HostedTool},
     },
     engine::{Keep, Limits},
@@ -108,6 +109,8 @@ pub struct Config {
     pub model: Option<String>,
     pub limits: Limits,
     pub prices: Prices,
+    /// For submissions that do not say.
+    pub role_budgets: RoleBudgets,
     /// Launchers of each kind that wait for a call.
     pub ready_launchers: u8,
     /// How long steps under way may take when the daemon stops.
@@ -276,6 +279,7 @@ impl Config {
         let callers = callers::callers(reader);
         let webhook = webhook::webhook(reader, &mut secrets);
         let prices = prices::prices(reader);
+        let role_budgets = roles::budgets(reader);
         let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
         let log_format =
             reader.take(names::LOG_FORMAT, flags.log_format, || Some(LogFormat::default()));
@@ -294,6 +298,7 @@ impl Config {
             model,
             limits: limits?,
             prices,
+            role_budgets,
             ready_launchers: ready?.0,
             grace: Duration::from_secs(grace?.0),
             heads: heads?,

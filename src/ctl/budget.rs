@@ -1,5 +1,7 @@
 //! The flags that limit a run, for every verb that takes them.
 
+use std::collections::HashMap;
+
 use clap::Args;
 
 use crate::proto::v1;
@@ -22,6 +24,10 @@ pub(super) struct Flags {
     /// Suspend the run once its answers have cost so much, by the daemon's price table
     #[arg(long, value_parser = micros, value_name = "DOLLARS")]
     budget_cost: Option<u64>,
+    /// Suspend the run once agents of a role have used so much of it: ROLE=turns:N,calls:N,tokens:N,time:SECONDS,cost:DOLLARS;
+    /// may be repeated
+    #[arg(long, value_parser = role_budget, value_name = "ROLE=LIMITS")]
+    role_budget: Vec<(String, v1::Budget)>,
 }
 
 impl Flags {
@@ -34,6 +40,42 @@ impl Flags {
             max_cost_micros: self.budget_cost.unwrap_or(0),
         }
     }
+
+    pub(super) fn role_budgets(&self) -> HashMap<String, v1::Budget> {
+        self.role_budget.iter().cloned().collect()
+    }
+}
+
+fn role_budget(text: &str) -> Result<(String, v1::Budget), String> {
+    let wanted = "a role and its limits are wanted, executor=turns:20,tokens:100000 for example";
+    let (role, limits) = text.split_once('=').ok_or(wanted)?;
+    if role.is_empty() || limits.is_empty() {
+        return Err(wanted.to_owned());
+    }
+    let mut budget = v1::Budget::default();
+    for limit in limits.split(',') {
+        let (what, number) = limit.split_once(':').ok_or(wanted)?;
+        let whole = || {
+            number.parse().ok().filter(|n: &u64| *n > 0).ok_or_else(|| {
+                format!("{what}: a whole number above zero is wanted, not {number:?}")
+            })
+        };
+        let small =
+            || u32::try_from(whole()?).map_err(|_| format!("{what}: {number} is too large"));
+        match what {
+            "turns" => budget.max_turns = small()?,
+            "calls" => budget.max_tool_calls = small()?,
+            "tokens" => budget.max_tokens = whole()?,
+            "time" => budget.max_wall_seconds = whole()?,
+            "cost" => budget.max_cost_micros = micros(number)?,
+            _ => {
+                return Err(format!(
+                    "there is no limit {what:?}; there are turns, calls, tokens, time and cost"
+                ));
+            }
+        }
+    }
+    Ok((role.to_owned(), budget))
 }
 
 fn micros(dollars: &str) -> Result<u64, String> {

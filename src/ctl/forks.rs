@@ -131,6 +131,7 @@ pub(super) async fn fork(global: &Global, wanted: Fork) -> Result<Exit, Failure>
             None => String::new(),
         },
         budget: Some(wanted.budget.budget()),
+        role_budgets: wanted.budget.role_budgets(),
         labels: wanted.label.into_iter().collect::<HashMap<_, _>>(),
         request_id: wanted.request_id,
         when_workspace_busy: v1::BusyWorkspace::Wait.into(),

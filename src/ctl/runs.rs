@@ -165,6 +165,7 @@ async fn submit(global: &Global, submit: Submit) -> Result<Exit, Failure> {
         request_id: submit.request_id,
         labels: submit.label.into_iter().collect::<HashMap<_, _>>(),
         budget: Some(submit.budget.budget()),
+        role_budgets: submit.budget.role_budgets(),
         when_workspace_busy: match submit.refuse_if_busy {
             true => v1::BusyWorkspace::Refuse.into(),
             false => v1::BusyWorkspace::Wait.into(),

@@ -101,6 +101,7 @@ pub(super) async fn resume(global: &Global, wanted: Resume) -> Result<Exit, Fail
         id: String::new(),
         why: wanted.why,
         budget: Some(wanted.budget.budget()),
+        role_budgets: wanted.budget.role_budgets(),
         repeat_lost_request: wanted.repeat_request,
     };
     each(global, wanted.which, "resume", async |client: &Client, id| {

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::domain::ids::RoleName;
+
 /// Longest task text that is accepted, in bytes.
 pub const TASK_BYTES: usize = 1 << 20;
 /// Most bytes of one stream of output (stdout, stderr, a file) that the model is shown: half from
@@ -32,6 +34,16 @@ pub struct Budget {
     pub max_cost_micros: u64,
 }
 
+/// A limit of zero is none.
+fn or_any(limit: u64) -> u64 {
+    if limit == 0 { u64::MAX } else { limit }
+}
+
+/// As [`or_any`] for a role.
+fn or_any_of(role: Option<&RoleName>, limit: u64) -> u64 {
+    if role.is_some() { or_any(limit) } else { limit }
+}
+
 /// By reference, as serde asks.
 fn is_zero(number: &u64) -> bool {
     *number == 0
@@ -54,6 +66,56 @@ impl Budget {
             max_wall_seconds: or(self.max_wall_seconds, base.max_wall_seconds),
             max_cost_micros: or(self.max_cost_micros, base.max_cost_micros),
         }
+    }
+}
+
+/// Limits of what the agents of each role use of a run. A zero is any.
+pub type RoleBudgets = BTreeMap<RoleName, Budget>;
+
+/// With `base` for each role wherever `wanted` does not say.
+pub fn roles_over(mut wanted: RoleBudgets, base: &RoleBudgets) -> RoleBudgets {
+    for (role, base) in base {
+        let own = wanted.entry(role.clone()).or_insert(*base);
+        *own = own.over(*base);
+    }
+    wanted
+}
+
+/// What limits a run.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits<'a> {
+    /// Of all its agents together.
+    pub run: Budget,
+    pub roles: &'a RoleBudgets,
+}
+
+/// One limit, and how far it is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit<'a> {
+    /// In words that a number can stand before.
+    pub what: &'static str,
+    /// Whose; none where it is the whole run's.
+    pub role: Option<&'a RoleName>,
+    pub used: u64,
+    pub of: u64,
+}
+
+impl Limit<'_> {
+    /// Names it, also in the journal.
+    pub fn name(&self) -> String {
+        match self.role {
+            Some(role) => format!("{} of {role}", self.what),
+            None => self.what.to_owned(),
+        }
+    }
+
+    pub fn is_used_up(&self) -> bool {
+        self.used >= self.of
+    }
+
+    /// Whether 80 percent are used.
+    pub fn is_nearly_used_up(&self) -> bool {
+        u128::from(self.used) * 5 >= u128::from(self.of) * 4 && self.used > 0
     }
 }
 
@@ -129,6 +191,54 @@ pub struct Usage {
 }
 
 impl Usage {
+    /// How far the limits are used up that are looked at before a turn.
+    pub fn against<'a>(&self, budget: &Budget, role: Option<&'a RoleName>) -> [Limit<'a>; 4] {
+        let tokens = self.input_tokens.saturating_add(self.output_tokens);
+        let limit = |what, used, of| Limit { what, role, used, of };
+        // A run always has the first two.
+        let turns = or_any_of(role, u64::from(budget.max_turns));
+        [
+            limit("turns", u64::from(self.turns), turns),
+            limit("tokens", tokens, or_any_of(role, budget.max_tokens)),
+            limit("seconds of work", self.wall_us / 1_000_000, or_any(budget.max_wall_seconds)),
+            limit("millionths of a dollar", self.cost_micros, or_any(budget.max_cost_micros)),
+        ]
+    }
+
+    /// How far the limit of tool calls is used up, with so many more.
+    pub fn calls_against<'a>(
+        &self,
+        more: u64,
+        budget: &Budget,
+        role: Option<&'a RoleName>,
+    ) -> Limit<'a> {
+        let used = u64::from(self.tool_calls).saturating_add(more);
+        let of = or_any_of(role, u64::from(budget.max_tool_calls));
+        Limit { what: "tool calls", role, used, of }
+    }
+
+    /// Adds what was used between two moments of a run.
+    pub fn add_between(&mut self, before: &Self, after: &Self) {
+        let small = |sum: &mut u32, before: u32, after: u32| {
+            *sum = sum.saturating_add(after.saturating_sub(before));
+        };
+        let large = |sum: &mut u64, before: u64, after: u64| {
+            *sum = sum.saturating_add(after.saturating_sub(before));
+        };
+        small(&mut self.turns, before.turns, after.turns);
+        small(&mut self.tool_calls, before.tool_calls, after.tool_calls);
+        let unknown = &mut self.turns_of_unknown_cost;
+        small(unknown, before.turns_of_unknown_cost, after.turns_of_unknown_cost);
+        large(&mut self.input_tokens, before.input_tokens, after.input_tokens);
+        let cached = &mut self.cached_input_tokens;
+        large(cached, before.cached_input_tokens, after.cached_input_tokens);
+        large(&mut self.output_tokens, before.output_tokens, after.output_tokens);
+        large(&mut self.reasoning_tokens, before.reasoning_tokens, after.reasoning_tokens);
+        large(&mut self.cpu_ms, before.cpu_ms, after.cpu_ms);
+        large(&mut self.wall_us, before.wall_us, after.wall_us);
+        large(&mut self.cost_micros, before.cost_micros, after.cost_micros);
+    }
+
     pub fn add_tokens(&mut self, tokens: &TokenCount) {
         // The counts are the backend's word: absurd ones must not wrap around a budget.
         let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);

@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::domain::{
-    budget::{Budget, TokenCount},
+    budget::{Budget, RoleBudgets, TokenCount},
     head::HeadSigned,
     ids::{
         CallId, Caller, Epoch, PolicyRevision, RuleId, RunId, Sequence, Timestamp, ToolName, TreeId,
@@ -161,6 +161,8 @@ pub struct RunCreated {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
     pub budget: Budget,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub role_budgets: RoleBudgets,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
     pub submitter: Caller,

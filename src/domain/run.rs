@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     approval::RunGrant,
-    budget::{Budget, Usage},
-    ids::{CallKey, RunId, Sequence, Timestamp},
+    budget::{Budget, Limits, RoleBudgets, Usage},
+    ids::{CallKey, RoleName, RunId, Sequence, Timestamp},
     item::Item,
     journal::{Entry, Record, RunCreated, Taken},
     tool::ToolCall,
@@ -36,13 +36,18 @@ pub struct RunState {
     pub spec: Arc<RunCreated>,
     /// The limits that hold: those submitted, or those that somebody has set since.
     pub budget: Budget,
+    pub role_budgets: RoleBudgets,
+    /// Of the agent that speaks to the model.
+    pub role: RoleName,
     #[serde(skip)]
     pub items: Conversation,
     pub inputs: Inputs,
     /// The last turn that said nothing, and was told so.
     pub nudged: Option<u32>,
     pub usage: Usage,
-    /// Limits of the budget that were warned of since it was set.
+    /// What of it the agents of each role have used.
+    pub role_usage: BTreeMap<RoleName, Usage>,
+    /// Limits of the budgets that were warned of since it was set.
     pub warned: Vec<String>,
     /// What people allowed for the rest of the run.
     pub grants: Vec<RunGrant>,
@@ -168,11 +173,15 @@ impl RunState {
             id,
             head: sequence,
             budget: spec.budget,
+            role_budgets: spec.role_budgets.clone(),
+            // The agents that there are have the names of their roles.
+            role: RoleName::new(&*spec.agent),
             spec: Arc::new(spec),
             items: items.into(),
             inputs: Inputs::default(),
             nudged: None,
             usage: Usage::default(),
+            role_usage: BTreeMap::new(),
             warned: Vec::new(),
             grants: Vec::new(),
             snapshots: Snapshots::default(),
@@ -201,6 +210,11 @@ impl RunState {
             }
             Phase::Going(_) | Phase::Suspended { .. } | Phase::Ended(_) => false,
         }
+    }
+
+    /// What limits the run.
+    pub fn limits(&self) -> Limits<'_> {
+        Limits { run: self.budget, roles: &self.role_budgets }
     }
 
     /// The call of that key, if it is one of the turn under way.

@@ -139,7 +139,7 @@ impl Driver {
 
     async fn ask(&mut self, turn: u32, attempt: u32) -> Result<(), JournalError> {
         let Some(items) = self.log.conversation().await? else { return Ok(()) };
-        let hosted = hosted::admitted(&self.world.policies.current(), &executor::role());
+        let hosted = hosted::admitted(&self.world.policies.current(), &self.log.state().role);
         self.log.append([hosted.noted(turn, attempt, items.len())]).await?;
         fail_point::reach("ask.before");
         let started = self.world.clock.steady_ms();
@@ -224,10 +224,13 @@ impl Driver {
     /// Carries calls out: all intents on disk first, then the effects side by side.
     async fn invoke(&mut self, calls: Vec<Invocation>) -> Result<(), JournalError> {
         let state = self.log.state();
-        let workspace = PathBuf::from(&state.spec.workspace);
-        let preparing = calls
-            .into_iter()
-            .map(|call| invoker::prepare(&self.world, state.id, workspace.clone(), call));
+        let site = invoker::Site {
+            run: state.id,
+            workspace: PathBuf::from(&state.spec.workspace),
+            role: state.role.clone(),
+        };
+        let preparing =
+            calls.into_iter().map(|call| invoker::prepare(&self.world, site.clone(), call));
         let prepared = join_all(preparing).await;
         let may_change = prepared.iter().any(|call| call.pending.may_change_something());
         if may_change && self.log.state().snapshots.before.is_none() {

@@ -9,7 +9,7 @@ use crate::{
     agents::executor,
     domain::{
         access::Access,
-        budget::{self, Budget, Usage},
+        budget::{self, Budget, RoleBudgets, Usage, roles_over},
         ids::{RunId, Sequence, Timestamp},
         item::Item,
         journal::{Forked, RunCreated},
@@ -39,6 +39,7 @@ pub struct Fork {
     pub workspace: String,
     /// Zeros stand for the run's own limits. Counted anew.
     pub budget: Budget,
+    pub role_budgets: RoleBudgets,
     pub labels: BTreeMap<String, String>,
     pub request_id: Option<String>,
     pub when_busy: WhenBusy,
@@ -77,6 +78,8 @@ struct Sent<'a> {
     model: &'a str,
     workspace: &'a str,
     budget: Budget,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    role_budgets: &'a RoleBudgets,
     labels: &'a BTreeMap<String, String>,
 }
 
@@ -90,6 +93,7 @@ impl Fork {
             model: &self.model,
             workspace: &self.workspace,
             budget: self.budget,
+            role_budgets: &self.role_budgets,
             labels: &self.labels,
         }
     }
@@ -195,6 +199,7 @@ impl Engine {
                 .filter(|model| !model.is_empty())
                 .or_else(|| parent.spec.model.clone()),
             budget: wanted.budget.over(parent.budget),
+            role_budgets: roles_over(wanted.role_budgets, &parent.role_budgets),
             labels: wanted.labels,
             submitter: access.caller.clone(),
             request_id: wanted.request_id,

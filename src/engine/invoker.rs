@@ -7,11 +7,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    agents::executor,
     domain::{
         approval::{self, Leave},
         effect::{Effect, EffectResult, Facts, NetworkUse, Unresolved},
-        ids::{PolicyRevision, RuleId, RunId},
+        ids::{PolicyRevision, RoleName, RuleId, RunId},
         item::{RawJson, names},
         journal::{
             ApprovalDecided, ApprovalDecision, ApprovalRequested, Decided, NetworkUsed, Record,
@@ -140,11 +139,20 @@ pub(super) struct Finished {
     pub(super) failure: Option<SandboxError>,
 }
 
+/// Where a call is made, and by whom.
+#[derive(Debug, Clone)]
+pub(super) struct Site {
+    pub(super) run: RunId,
+    /// Absolute, resolved.
+    pub(super) workspace: PathBuf,
+    /// Of the agent that asked for it.
+    pub(super) role: RoleName,
+}
+
 /// Decides about one call. Touches nothing.
 pub(super) async fn prepare(
     world: &World,
-    run: RunId,
-    workspace: PathBuf,
+    Site { run, workspace, role }: Site,
     invocation: Invocation,
 ) -> Prepared {
     let Invocation { call, mode, earlier, leave, denied } = invocation;
@@ -152,24 +160,26 @@ pub(super) async fn prepare(
     match mode {
         InvocationMode::First => {
             let scene = scene(&policy, run, workspace, &call, None);
-            first(world, policy, scene, (call, &leave)).await
+            first(world, policy, (scene, &role), (call, &leave)).await
         }
         InvocationMode::Again { attempt } => {
             let scene = scene(&policy, run, workspace, &call, earlier);
-            again(world, policy, scene, (call, &leave), (attempt, Twice::AsPolicySays)).await
+            again(world, policy, (scene, &role), (call, &leave), (attempt, Twice::AsPolicySays))
+                .await
         }
         InvocationMode::Retry { attempt } => {
             let scene = scene(&policy, run, workspace, &call, earlier);
-            again(world, policy, scene, (call, &leave), (attempt, Twice::AsSomebodySaid)).await
+            again(world, policy, (scene, &role), (call, &leave), (attempt, Twice::AsSomebodySaid))
+                .await
         }
         InvocationMode::Approved { attempt: 1 } => {
             let scene = scene(&policy, run, workspace, &call, None);
-            first(world, policy, scene, (call, &leave)).await.allowed()
+            first(world, policy, (scene, &role), (call, &leave)).await.allowed()
         }
         InvocationMode::Approved { attempt } => {
             let scene = scene(&policy, run, workspace, &call, earlier);
             let twice = (attempt, Twice::AsSomebodySaid);
-            again(world, policy, scene, (call, &leave), twice).await.allowed()
+            again(world, policy, (scene, &role), (call, &leave), twice).await.allowed()
         }
         InvocationMode::CloseUnstarted => {
             let ruling = built_in(RuleId::new("builtin/cancelled"), "the run was cancelled".into());
@@ -230,7 +240,7 @@ fn denial(said: Option<&ApprovalDecided>) -> (RuleId, String) {
 async fn first(
     world: &World,
     policy: Arc<Policy>,
-    scene: Scene,
+    (scene, role): (Scene, &RoleName),
     (call, leave): (ToolCall, &Leave),
 ) -> Prepared {
     let revision = Some(policy.revision.clone());
@@ -254,8 +264,7 @@ async fn first(
         }
     };
     let facts = resolved.facts.clone();
-    let role = executor::role();
-    let (facts, ruling, next) = match policy.decide_with_leave(&role, &call, resolved, leave) {
+    let (facts, ruling, next) = match policy.decide_with_leave(role, &call, resolved, leave) {
         Decision::Allow(permit) => {
             let ruling = permit.ruling().clone();
             let permit = Box::new(permit);
@@ -314,7 +323,7 @@ fn asked(
 async fn again(
     world: &World,
     policy: Arc<Policy>,
-    scene: Scene,
+    scene: (Scene, &RoleName),
     call: (ToolCall, &Leave),
     (attempt, twice): (u32, Twice),
 ) -> Prepared {

@@ -47,7 +47,11 @@ pub use tool_calls::{ToolCallPage, ToolCallView};
 use std::sync::Arc;
 
 use crate::{
-    domain::{budget::Prices, ids::Epoch, redact::Redactor},
+    domain::{
+        budget::{Prices, RoleBudgets},
+        ids::Epoch,
+        redact::Redactor,
+    },
     ports::{Backups, Chance, Clock, Disk, Journal, Model, Retention, Sandbox, Webhook},
     tools::Toolbox,
 };
@@ -59,6 +63,8 @@ pub struct World {
     /// For runs that name none; none: the backend's first.
     pub default_model: Option<String>,
     pub prices: Arc<Prices>,
+    /// For submissions that do not say.
+    pub role_budgets: RoleBudgets,
     pub sandbox: Arc<dyn Sandbox>,
     pub journal: Arc<dyn Journal>,
     pub backups: Arc<dyn Backups>,

@@ -11,11 +11,11 @@ use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    agents::executor,
+    agents::{self, executor},
     domain::{
         access::{Access, Reach},
-        budget::PerDay,
-        ids::{CallKey, PolicyRevision, Position, RunId, Sequence, Timestamp},
+        budget::{Budget, PerDay, RoleBudgets, roles_over},
+        ids::{CallKey, PolicyRevision, Position, RoleName, RunId, Sequence, Timestamp},
         journal::{ApprovalDecision, NewEntry, Record, Resolution, RunCreated},
         redact,
         run::RunState,
@@ -272,6 +272,7 @@ impl Engine {
             agent: executor::NAME.into(),
             model: Some(wanted.model).filter(|model| !model.is_empty()),
             budget: wanted.budget,
+            role_budgets: wanted.role_budgets,
             labels: wanted.labels,
             submitter: caller.clone(),
             request_id: wanted.request_id.clone(),
@@ -303,7 +304,8 @@ impl Engine {
         spec.workspace = self.admit(&spec.workspace, &reach).await?;
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();
-        self.check_price(spec.budget.max_cost_micros, spec.model.as_deref())?;
+        spec.role_budgets = roles_over(spec.role_budgets, &world.role_budgets);
+        self.check_limits(&spec.budget, &spec.role_budgets, spec.model.as_deref())?;
         let now = world.clock.now();
         let run = world.chance.run_id(now);
         let state = RunState::created(run, Sequence(1), now, spec.clone());
@@ -329,7 +331,31 @@ impl Engine {
     }
 
     /// A limit that nothing counts towards would be no limit.
-    pub(super) fn check_price(&self, limit: u64, model: Option<&str>) -> Result<(), EngineError> {
+    pub(super) fn check_limits(
+        &self,
+        budget: &Budget,
+        role_budgets: &RoleBudgets,
+        model: Option<&str>,
+    ) -> Result<(), EngineError> {
+        let field = "role_budgets";
+        let roles = agents::roles();
+        if let Some(unknown) = role_budgets.keys().find(|role| !roles.contains(role)) {
+            let unknown: String = unknown.as_str().chars().take(80).collect();
+            let known = roles.iter().map(RoleName::as_str).collect::<Vec<_>>().join(", ");
+            let message = format!("there is no role {unknown:?}; there are: {known}");
+            return Err(EngineError::InvalidField { field, message });
+        }
+        self.check_price("budget", budget.max_cost_micros, model)?;
+        let costs = role_budgets.values().map(|budget| budget.max_cost_micros);
+        self.check_price(field, costs.max().unwrap_or(0), model)
+    }
+
+    fn check_price(
+        &self,
+        field: &'static str,
+        limit: u64,
+        model: Option<&str>,
+    ) -> Result<(), EngineError> {
         let World { prices, default_model, .. } = &self.inner.world;
         let model = model.or(default_model.as_deref());
         if limit == 0 || model.is_some_and(|name| prices.contains_key(name)) {
@@ -340,7 +366,7 @@ impl Engine {
             "limits the cost, and there is no price for the model ({named}); name a model that `prices` in the \
              configuration has"
         );
-        Err(EngineError::InvalidField { field: "budget", message })
+        Err(EngineError::InvalidField { field, message })
     }
 
     /// Notes a run that is about to be written, unless it is not to wait and would have to.

@@ -5,7 +5,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     domain::{
-        budget::{self, Budget},
+        budget::{self, Budget, Limits, RoleBudgets, roles_over},
         ids::{Caller, RunId},
         journal::{InputReceived, LostRequest, PauseRequested, RunResumed},
         run::{Phase, RunState, Suspension, Wish, Work},
@@ -31,6 +31,8 @@ pub struct Resume {
     pub why: String,
     /// Limits from now on; a zero leaves a limit as it is.
     pub budget: Budget,
+    /// The same, by role.
+    pub role_budgets: RoleBudgets,
     pub lost_request: LostRequest,
 }
 
@@ -57,14 +59,16 @@ pub(super) fn pause(state: &RunState, by: Caller, why: String) -> Result<Vec<Not
 
 /// What is written of the wish to go on; nothing where the run goes on as it is.
 pub(super) fn resume(state: &RunState, wanted: Resume) -> Result<Vec<Noted>, NotNow> {
-    let Resume { by, why, budget, lost_request } = wanted;
+    let Resume { by, why, budget, role_budgets, lost_request } = wanted;
     if state.wish == Wish::Cancel && !state.name().is_ended() {
         return Err(NotNow::State { message: "the run is being cancelled".into() });
     }
     let budget = budget.over(state.budget);
-    let resumed =
-        RunResumed { by, why, budget: (budget != state.budget).then_some(budget), lost_request };
-    let is_new = resumed.budget.is_some() || state.wish == Wish::Pause;
+    let budget = (budget != state.budget).then_some(budget);
+    let mut role_budgets = roles_over(role_budgets, &state.role_budgets);
+    role_budgets.retain(|role, budget| state.role_budgets.get(role) != Some(budget));
+    let resumed = RunResumed { by, why, budget, role_budgets, lost_request };
+    let is_new = resumed.changes_limits() || state.wish == Wish::Pause;
     match &state.phase {
         Phase::Ended(_) => return Err(ended(state, "fork it, or submit it again")),
         Phase::Going(Work::BackingOff { .. }) => {}
@@ -90,10 +94,13 @@ fn check_lifted(
     match why {
         Suspension::Paused { .. } => Ok(()),
         Suspension::BudgetExhausted { .. } => {
-            let budget = resumed.budget.unwrap_or(state.budget);
-            match state.would_exceed(work, &budget) {
+            let run = resumed.budget.unwrap_or(state.budget);
+            let roles = roles_over(resumed.role_budgets.clone(), &state.role_budgets);
+            match state.would_exceed(work, Limits { run, roles: &roles }) {
                 Some(limit) => not_now(format!(
-                    "the run would stand still at once: its budget of {limit} is used up; give a larger one"
+                    "the run would stand still at once: its budget of {} {} is used up; give a larger one",
+                    limit.of,
+                    limit.name()
                 )),
                 None => Ok(()),
             }
@@ -174,7 +181,7 @@ impl Engine {
     pub async fn resume_run(&self, run: RunId, wanted: Resume) -> Result<RunSummary, EngineError> {
         check_length("why", &wanted.why, WHY_BYTES)?;
         let model = self.run(run).await?.model;
-        self.check_price(wanted.budget.max_cost_micros, model.as_deref())?;
+        self.check_limits(&wanted.budget, &wanted.role_budgets, model.as_deref())?;
         self.steer(run, Wanted::Resume(wanted)).await
     }
 

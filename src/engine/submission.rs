@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 use crate::{
     agents::executor,
     domain::{
-        budget::{self, Budget},
+        budget::{self, Budget, RoleBudgets},
         journal::RunCreated,
     },
     engine::EngineError,
@@ -37,6 +37,8 @@ pub struct Submission {
     pub labels: BTreeMap<String, String>,
     /// Zeros stand for the defaults.
     pub budget: Budget,
+    /// By role; what is not said is as the configuration says.
+    pub role_budgets: RoleBudgets,
     pub when_busy: WhenBusy,
 }
 

@@ -1,6 +1,6 @@
 //! Domain to proto and back, and every error to its `Status`: the only place where codes are chosen.
 
-use std::time::Duration;
+use std::{collections::HashMap, time::Duration};
 
 use axum::http::HeaderMap;
 use prost_types::Timestamp;
@@ -11,8 +11,8 @@ use crate::{
     agents::{Agent, Origin},
     domain::{
         access::Role,
-        budget::{Budget, Usage},
-        ids::{self, RunId},
+        budget::{Budget, RoleBudgets, Usage},
+        ids::{self, RoleName, RunId},
         journal::{Decided, Resolution, Verdict},
         status::StateName,
         tool::{EffectClass, OutcomeKind},
@@ -453,6 +453,11 @@ pub(super) fn budget(wanted: Option<v1::Budget>) -> Budget {
         max_wall_seconds: wanted.max_wall_seconds,
         max_cost_micros: wanted.max_cost_micros,
     }
+}
+
+/// As they were sent: zeros stand for no limit, or for the one that there is.
+pub(super) fn role_budgets(wanted: HashMap<String, v1::Budget>) -> RoleBudgets {
+    wanted.into_iter().map(|(role, of)| (RoleName::new(role), budget(Some(of)))).collect()
 }
 
 pub(super) fn live(event: LiveEvent) -> Event {

@@ -64,6 +64,7 @@ pub(super) async fn fork(
         model: request.model,
         workspace: request.workspace,
         budget: convert::budget(request.budget),
+        role_budgets: convert::role_budgets(request.role_budgets),
         labels: request.labels.into_iter().collect(),
         request_id: Some(request.request_id).filter(|id| !id.is_empty()),
     };

@@ -84,6 +84,7 @@ impl RunService for Runs {
             request_id: Some(request.request_id).filter(|id| !id.is_empty()),
             labels: request.labels.into_iter().collect(),
             budget: convert::budget(request.budget),
+            role_budgets: convert::role_budgets(request.role_budgets),
         };
         let submitted = self.engine.submit(access, submission).await.map_err(convert::status)?;
         let (run, existed) = match submitted {
@@ -300,7 +301,8 @@ impl RunService for Runs {
             let path = "/agentd.v1.RunService/ResumeRun with repeat_lost_request";
             return Err(convert::role_denied(access.role, path, roles::DECIDE));
         }
-        let changes_budget = request.budget.is_some_and(|budget| budget != v1::Budget::default());
+        let changes_budget = request.budget.is_some_and(|budget| budget != v1::Budget::default())
+            || !request.role_budgets.is_empty();
         if access.role == Role::Approver && (!request.repeat_lost_request || changes_budget) {
             let path = "/agentd.v1.RunService/ResumeRun but for repeat_lost_request";
             return Err(convert::role_denied(access.role, path, roles::SUBMIT));
@@ -309,6 +311,7 @@ impl RunService for Runs {
             by: access.caller,
             why: request.why,
             budget: convert::budget(request.budget),
+            role_budgets: convert::role_budgets(request.role_budgets),
             lost_request: match request.repeat_lost_request {
                 true => LostRequest::Repeat,
                 false => LostRequest::Leave,

@@ -134,6 +134,106 @@ async fn a_price_table_that_cannot_be_read_is_refused_with_its_places() {
     }
 }
 
+fn turns(max_turns: u32) -> v1::Budget {
+    v1::Budget { max_turns, ..Default::default() }
+}
+
+/// Every task wants two turns.
+#[tokio::test]
+async fn a_run_stands_still_once_a_role_has_used_up_its_part_and_goes_on_with_a_larger_one() {
+    let (_backend, mut daemon) = priced().await;
+    daemon.put("script.sh", "echo ran >>ran\n");
+    let request = v1::CreateRunRequest {
+        role_budgets: [("executor".to_owned(), turns(1))].into(),
+        budget: Some(turns(50)),
+        ..daemon.request("work")
+    };
+    let id = daemon.create(request).await.unwrap().run.unwrap().id;
+    let story = daemon.story(&id).await;
+    assert_eq!(story.state(), RunState::OutOfBudget);
+    let said = &story.run.error.as_ref().unwrap().message;
+    assert!(said.contains("the budget of the role executor in the run, of 1 turns"), "{said}");
+    assert!(said.contains("--role-budget executor="), "{said}");
+    assert_eq!(daemon.read("ran").unwrap(), "ran\n", "what was asked for is done, then it rests");
+
+    // More for the run is not more for the role; and the role's own limit outlives the daemon.
+    daemon.kill();
+    daemon.restart();
+    let resume = |budget, role_budgets: &[(&str, v1::Budget)]| v1::ResumeRunRequest {
+        id: id.clone(),
+        budget: Some(budget),
+        role_budgets: role_budgets.iter().map(|(role, of)| ((*role).to_owned(), *of)).collect(),
+        ..Default::default()
+    };
+    let client = daemon.client().await;
+    let refused = client.runs().resume_run(resume(turns(70), &[])).await.unwrap_err();
+    assert_eq!(refusal(&refused).0, Code::FailedPrecondition);
+    assert!(refused.message().contains("1 turns of executor"), "{refused:?}");
+    let refused = client.runs().resume_run(resume(turns(0), &[("cook", turns(9))])).await;
+    assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
+
+    let done =
+        daemon.agentctl(&["run", "resume", &id, "--role-budget", "executor=turns:2,calls:9"]).await;
+    assert!(done.status.success(), "{done:?}");
+    let story = daemon.story(&id).await;
+    assert_eq!(story.state(), RunState::Succeeded);
+    let resumed = &story.payloads("run_resumed")[0];
+    assert_eq!(resumed["role_budgets"]["executor"]["max_turns"], 2, "{resumed}");
+    assert_eq!(resumed["budget"], json!(null), "the run's own stays as it was");
+    assert_eq!(daemon.read("ran").unwrap(), "ran\n", "and nothing is done twice");
+}
+
+#[tokio::test]
+async fn the_configuration_s_budget_of_a_role_holds_where_a_submission_says_nothing_of_it() {
+    let backend = Backend::start(reply).await;
+    let configuration = "role_budgets:\n  executor: {turns: 1, cost_dollars: 3}\n\
+                         prices:\n  dear: {input: 1, cached_input: 1, output: 1}\n";
+    let daemon = TestDaemon::start_with(Settings {
+        base_url: backend.url(),
+        configuration: configuration.into(),
+        ..Settings::default()
+    });
+    daemon.put("script.sh", "true\n");
+    let request = |role_budgets: &[(&str, v1::Budget)]| v1::CreateRunRequest {
+        role_budgets: role_budgets.iter().map(|(role, of)| ((*role).to_owned(), *of)).collect(),
+        model: "dear".into(),
+        ..daemon.request("work")
+    };
+    let states = [
+        (request(&[]), RunState::OutOfBudget),
+        (request(&[("executor", turns(4))]), RunState::Succeeded),
+    ];
+    for (request, expected) in states {
+        let id = daemon.create(request).await.unwrap().run.unwrap().id;
+        let story = daemon.story(&id).await;
+        assert_eq!(story.state(), expected, "{:?}", story.run.error);
+        let held = &story.payloads("run_created")[0]["role_budgets"]["executor"];
+        assert_eq!(held["max_cost_micros"], 3_000_000, "{held}");
+    }
+    let unknown = daemon.create(request(&[("cook", turns(1))])).await.unwrap_err();
+    assert!(
+        unknown.message().contains("there is no role \"cook\"; there are: executor"),
+        "{unknown:?}"
+    );
+    let priceless = v1::CreateRunRequest { model: "cheap".into(), ..request(&[]) };
+    let priceless = daemon.create(priceless).await.unwrap_err();
+    assert!(priceless.message().starts_with("role_budgets: limits the cost"), "{priceless:?}");
+
+    let said = TestDaemon::refused(Settings {
+        base_url: backend.url(),
+        configuration: "role_budgets:\n  cook: {turns: 1}\n  executor: {turns: 0, calls: 3}\n"
+            .into(),
+        ..Settings::default()
+    });
+    for fault in [
+        "cook: there is no such role; there are executor",
+        "executor.turns: a whole number from 1",
+        "executor.calls: there is no such key",
+    ] {
+        assert!(said.contains(fault), "{fault}: {said}");
+    }
+}
+
 /// All runs of one submitter count together, also those of a daemon that died, and a run that stands still for that has
 /// lost nothing.
 #[tokio::test]

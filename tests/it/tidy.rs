@@ -32,7 +32,17 @@ const ROOMS: [(&str, &[&str]); 32] = [
     ("system", &["domain", "ports"]),
     (
         "config",
-        &["backend", "callers", "domain", "engine", "secrets", "telemetry", "webhook", "yaml"],
+        &[
+            "agents",
+            "backend",
+            "callers",
+            "domain",
+            "engine",
+            "secrets",
+            "telemetry",
+            "webhook",
+            "yaml",
+        ],
     ),
     (
         "daemon",

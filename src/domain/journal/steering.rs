@@ -1,10 +1,13 @@
 //! What the journal remembers of people who steer a run: what they want of it, and what they say to it.
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{budget::Budget, ids::Caller};
+use crate::domain::{
+    budget::{Budget, RoleBudgets},
+    ids::Caller,
+};
 
 /// Somebody wants the run to stop for good.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +33,17 @@ pub struct RunResumed {
     /// The limits from now on; none: as they were.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget: Option<Budget>,
+    /// The limits of roles that have other ones from now on.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub role_budgets: RoleBudgets,
     #[serde(default, skip_serializing_if = "LostRequest::is_left")]
     pub lost_request: LostRequest,
+}
+
+impl RunResumed {
+    pub fn changes_limits(&self) -> bool {
+        self.budget.is_some() || !self.role_budgets.is_empty()
+    }
 }
 
 /// What is to become of a request whose answer was lost, where the backend's own tools may have done something for it.

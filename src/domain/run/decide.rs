@@ -1,11 +1,11 @@
 //! What is done next with a run, from its state alone. What an entry does to the state: [`super::fold`].
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use crate::domain::{
     approval::{Leave, RunGrant},
-    budget::Budget,
-    ids::Timestamp,
+    budget::{Budget, Limit, Limits, Usage},
+    ids::{RoleName, Timestamp},
     item::RawJson,
     journal::{ApprovalDecided, BudgetWarning},
     run::{
@@ -127,7 +127,7 @@ fn decide_cancelled(work: &Work) -> Command {
 fn decide_going(state: &RunState, work: &Work) -> Command {
     let turn = state.turn();
     match work {
-        Work::ToAsk { attempt } => match used_up(state, &state.budget) {
+        Work::ToAsk { attempt } => match used_up(state, state.limits()) {
             Some(limit) => Command::Suspend(out_of(limit)),
             None => match nearly_used_up(state) {
                 Some(warning) => Command::Warn(warning),
@@ -161,7 +161,7 @@ fn decide_going(state: &RunState, work: &Work) -> Command {
 }
 
 fn decide_calls(state: &RunState, open: &[OpenCall]) -> Command {
-    if let Some(limit) = too_many_calls(state, open, &state.budget) {
+    if let Some(limit) = too_many_calls(state, open, state.limits()) {
         return Command::Suspend(out_of(limit));
     }
     let due: Vec<Invocation> = open
@@ -217,70 +217,75 @@ pub(super) fn due_invocation(open: &OpenCall, grants: &[RunGrant]) -> Option<Inv
 }
 
 impl RunState {
-    /// The limit, with its number, that a run at `work` would come up against at once under `budget`; none if there
-    /// is none.
-    pub fn would_exceed(&self, work: &Work, budget: &Budget) -> Option<String> {
-        let exceeded = match work {
-            Work::ToAsk { .. } => used_up(self, budget),
-            Work::Calling { calls } => too_many_calls(self, calls, budget),
+    /// The limit that a run at `work` would come up against at once under `limits`; none if there is none.
+    pub fn would_exceed<'a>(&'a self, work: &Work, limits: Limits<'a>) -> Option<Limit<'a>> {
+        match work {
+            Work::ToAsk { .. } => used_up(self, limits),
+            Work::Calling { calls } => too_many_calls(self, calls, limits),
             Work::Asking { .. }
             | Work::AskLost { .. }
             | Work::BackingOff { .. }
             | Work::Concluding { .. }
             | Work::Failing(_) => None,
-        };
-        exceeded.map(|(what, limit)| format!("{limit} {what}"))
+        }
     }
 }
 
-/// How much of each limit that is checked before a turn is used; a limit of zero is none.
-fn used(state: &RunState, budget: &Budget) -> [(&'static str, u64, u64); 4] {
-    let usage = &state.usage;
-    let tokens = usage.input_tokens.saturating_add(usage.output_tokens);
-    let or_any = |limit: u64| if limit == 0 { u64::MAX } else { limit };
-    [
-        ("turns", u64::from(usage.turns), u64::from(budget.max_turns)),
-        ("tokens", tokens, budget.max_tokens),
-        ("seconds of work", usage.wall_us / 1_000_000, or_any(budget.max_wall_seconds)),
-        ("millionths of a dollar", usage.cost_micros, or_any(budget.max_cost_micros)),
-    ]
+/// Who has limits by now: the run, and the role of the agent that speaks; each with what it has used.
+fn limited<'a>(
+    state: &'a RunState,
+    limits: Limits<'a>,
+) -> impl Iterator<Item = (Usage, Budget, Option<&'a RoleName>)> {
+    let role = &state.role;
+    let usage = state.role_usage.get(role).copied().unwrap_or_default();
+    let role = limits.roles.get(role).map(|budget| (usage, *budget, Some(role)));
+    iter::once((state.usage, limits.run, None)).chain(role)
 }
 
 /// A limit that leaves no room for another turn.
-fn used_up(state: &RunState, budget: &Budget) -> Option<(&'static str, u64)> {
-    let spent = used(state, budget).into_iter().find(|(_, used, of)| used >= of);
-    spent.map(|(what, _, limit)| (what, limit))
+fn used_up<'a>(state: &'a RunState, limits: Limits<'a>) -> Option<Limit<'a>> {
+    let all = limited(state, limits).flat_map(|(usage, budget, role)| usage.against(&budget, role));
+    all.into_iter().find(Limit::is_used_up)
 }
 
 /// A limit of which 80 percent are used, and that was not warned of.
 fn nearly_used_up(state: &RunState) -> Option<BudgetWarning> {
-    let (usage, budget) = (&state.usage, &state.budget);
-    let calls = ("tool calls", u64::from(usage.tool_calls), u64::from(budget.max_tool_calls));
-    let is_near = |used: u64, of: u64| u128::from(used) * 5 >= u128::from(of) * 4 && used > 0;
-    used(state, budget)
-        .into_iter()
-        .chain([calls])
-        .find(|(limit, used, of)| is_near(*used, *of) && !state.warned.iter().any(|it| it == limit))
-        .map(|(limit, used, of)| BudgetWarning { limit: limit.to_owned(), used, of })
+    let all = limited(state, state.limits()).flat_map(|(usage, budget, role)| {
+        let calls = usage.calls_against(0, &budget, role);
+        usage.against(&budget, role).into_iter().chain([calls])
+    });
+    let near = all.filter(Limit::is_nearly_used_up);
+    let mut named = near.map(|limit| (limit.name(), limit));
+    let (name, limit) = named.find(|(name, _)| !state.warned.contains(name))?;
+    Some(BudgetWarning { limit: name, used: limit.used, of: limit.of })
 }
 
-fn too_many_calls(
-    state: &RunState,
+fn too_many_calls<'a>(
+    state: &'a RunState,
     open: &[OpenCall],
-    budget: &Budget,
-) -> Option<(&'static str, u64)> {
-    let asked = open.iter().filter(|call| call.progress == Progress::Asked).count();
-    let limit = budget.max_tool_calls;
-    (state.usage.tool_calls as usize + asked > limit as usize)
-        .then_some(("tool calls", u64::from(limit)))
+    limits: Limits<'a>,
+) -> Option<Limit<'a>> {
+    let asked = open.iter().filter(|call| call.progress == Progress::Asked).count() as u64;
+    limited(state, limits)
+        .map(|(usage, budget, role)| usage.calls_against(asked, &budget, role))
+        .find(|limit| limit.used > limit.of)
 }
 
-fn out_of((what, limit): (&'static str, u64)) -> Suspension {
+fn out_of(limit: Limit<'_>) -> Suspension {
+    let Limit { what, of, .. } = limit;
+    let whose = match limit.role {
+        None => "the run's budget".to_owned(),
+        Some(role) => format!("the budget of the role {role} in the run,"),
+    };
+    let larger = match limit.role {
+        None => "agentctl run resume".to_owned(),
+        Some(role) => format!("agentctl run resume --role-budget {role}=..."),
+    };
     Suspension::BudgetExhausted {
-        limit: what.to_owned(),
+        limit: limit.name(),
         message: format!(
-            "the run's budget of {limit} {what} is used up; everything is kept. \
-             Let it go on with a larger one (agentctl run resume), or cancel it"
+            "{whose} of {of} {what} is used up; everything is kept. \
+             Let it go on with a larger one ({larger}), or cancel it"
         ),
     }
 }

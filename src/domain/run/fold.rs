@@ -2,6 +2,7 @@
 
 use crate::domain::{
     approval::RunGrant,
+    budget::Usage,
     ids::CallKey,
     item::Item,
     journal::{
@@ -25,7 +26,13 @@ pub fn fold(mut state: RunState, entry: &Entry) -> RunState {
 
 /// [`fold`] in place, for an owner whose history must not be copied.
 pub fn fold_into(state: &mut RunState, entry: &Entry) {
+    let before = state.usage;
     state.count_time(entry);
+    fold_entry(state, entry);
+    state.charge_role(&before);
+}
+
+fn fold_entry(state: &mut RunState, entry: &Entry) {
     state.head = entry.sequence;
     state.updated = entry.time;
     if let Phase::Ended(_) = state.phase {
@@ -46,6 +53,14 @@ pub fn fold_into(state: &mut RunState, entry: &Entry) {
 }
 
 impl RunState {
+    /// What was used since is the work of the agent that speaks.
+    fn charge_role(&mut self, before: &Usage) {
+        if self.usage != *before {
+            let (role, after) = (self.role.clone(), self.usage);
+            self.role_usage.entry(role).or_default().add_between(before, &after);
+        }
+    }
+
     /// Time at work, up to this entry: that in which a request or a call was under way, and a daemon there.
     fn count_time(&mut self, entry: &Entry) {
         if self.is_under_way() && !matches!(entry.record, Record::RunRecovered(_)) {
@@ -64,8 +79,9 @@ impl RunState {
                 if self.wish == Wish::Pause {
                     self.wish = Wish::GoOn;
                 }
-                if let Some(budget) = resumed.budget {
-                    self.budget = budget;
+                if resumed.changes_limits() {
+                    self.budget = resumed.budget.unwrap_or(self.budget);
+                    self.role_budgets.extend(resumed.role_budgets.clone());
                     self.warned.clear();
                 }
             }

@@ -25,7 +25,7 @@ use serde_json::{Value, json, value::to_raw_value};
 use super::*;
 use crate::domain::{
     approval::{Leave, RunGrant},
-    budget::TokenCount,
+    budget::{TokenCount, Usage},
     effect::Isolation,
     head::HeadSigned,
     host::Host,
@@ -264,6 +264,8 @@ proptest! {
     fn no_budget_is_overrun(entries in life()) {
         for (so_far, state) in each_moment(&entries) {
             let (used, budget) = (state.usage, state.budget);
+            let by_role: Vec<Usage> = state.role_usage.values().copied().collect();
+            prop_assert!(by_role == [used] || (by_role.is_empty() && used == Usage::default()));
             // The last answer may go over the limit of tokens; none is asked for after that.
             if let Command::AskModel { .. } = decide(&state) {
                 prop_assert!(used.turns < budget.max_turns);

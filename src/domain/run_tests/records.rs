@@ -20,6 +20,7 @@ pub(super) fn spec(budget: Budget) -> RunCreated {
         agent: "executor".into(),
         model: None,
         budget,
+        role_budgets: BTreeMap::new(),
         labels: BTreeMap::new(),
         submitter: Caller::new("uid:1000"),
         request_id: None,
@@ -241,7 +242,8 @@ pub(super) fn paused() -> Record {
 
 pub(super) fn by_somebody() -> RunResumed {
     let (by, lost_request) = (Caller::new("uid:1000"), LostRequest::Leave);
-    RunResumed { by, why: String::new(), budget: None, lost_request }
+    let role_budgets = BTreeMap::new();
+    RunResumed { by, why: String::new(), budget: None, role_budgets, lost_request }
 }
 
 pub(super) fn run_resumed(resumed: RunResumed) -> Record {

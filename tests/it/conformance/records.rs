@@ -81,6 +81,7 @@ impl Submission {
             agent: "executor".into(),
             model: self.request.map(|n| format!("model-{n}")),
             budget: Budget::default(),
+            role_budgets: BTreeMap::new(),
             labels: labels(&self.labels),
             submitter: caller(self.by),
             request_id: self.request.map(request_id),

@@ -1,0 +1,86 @@
+//! What the configuration file says of the roles of agents: for each what its agents may use of a run.
+
+use serde_json::Value;
+
+use crate::{
+    agents,
+    config::reader::{Origin, Reader},
+    domain::{
+        budget::{Budget, RoleBudgets},
+        ids::RoleName,
+    },
+    yaml::{Content, Node},
+};
+
+const KEY: &str = "role_budgets";
+const KEYS: [&str; 5] = ["turns", "tool_calls", "tokens", "seconds", "cost_dollars"];
+
+/// The budgets; what is wrong with them is told through the reader.
+pub(super) fn budgets(reader: &mut Reader<'_>) -> RoleBudgets {
+    let Some((path, node)) = reader.node(KEY) else { return RoleBudgets::new() };
+    let roles = match &node.content {
+        Content::Map(roles) => roles.as_slice(),
+        Content::Scalar(Value::Null) => &[],
+        Content::Scalar(_) | Content::List(_) => {
+            reader.fault_at(node.at, KEY, "is not a map of roles");
+            &[]
+        }
+    };
+    let known = agents::roles();
+    let mut budgets = RoleBudgets::new();
+    for (key, node) in roles {
+        let role = RoleName::new(&*key.name);
+        if !known.contains(&role) {
+            let known: Vec<&str> = known.iter().map(RoleName::as_str).collect();
+            let message =
+                format!("{}: there is no such role; there are {}", key.name, known.join(", "));
+            reader.fault_at(key.at, KEY, &message);
+        }
+        budgets.insert(role, budget(reader, node, &key.name));
+    }
+    let names = budgets.keys().map(RoleName::as_str).collect::<Vec<_>>().join(", ");
+    reader.show(KEY, names, &Origin::File { path, at: node.at });
+    budgets
+}
+
+fn budget(reader: &mut Reader<'_>, node: &Node, role: &str) -> Budget {
+    let none = Budget {
+        max_turns: 0,
+        max_tool_calls: 0,
+        max_tokens: 0,
+        max_wall_seconds: 0,
+        max_cost_micros: 0,
+    };
+    let Content::Map(keys) = &node.content else {
+        let message = format!("{role} is not a map; it wants some of {}", KEYS.join(", "));
+        reader.fault_at(node.at, KEY, &message);
+        return none;
+    };
+    for (key, _) in keys.iter().filter(|(key, _)| !KEYS.contains(&key.name.as_str())) {
+        let message =
+            format!("{role}.{}: there is no such key; there are {}", key.name, KEYS.join(", "));
+        reader.fault_at(key.at, KEY, &message);
+    }
+    let mut whole = |name: &str, most: u64| {
+        let Some((_, node)) = keys.iter().find(|(key, _)| key.name == name) else { return 0 };
+        let number = match &node.content {
+            Content::Scalar(value) => value.as_u64(),
+            Content::List(_) | Content::Map(_) => None,
+        };
+        let number = number.filter(|number| (1..=most).contains(number));
+        if number.is_none() {
+            let message = format!("{role}.{name}: a whole number from 1 to {most} is wanted");
+            reader.fault_at(node.at, KEY, &message);
+        }
+        number.unwrap_or(0)
+    };
+    let small = |number: u64| u32::try_from(number).unwrap_or(u32::MAX);
+    const MOST: u64 = i64::MAX as u64;
+    Budget {
+        max_turns: small(whole("turns", u64::from(u32::MAX))),
+        max_tool_calls: small(whole("tool_calls", u64::from(u32::MAX))),
+        max_tokens: whole("tokens", MOST),
+        max_wall_seconds: whole("seconds", MOST),
+        max_cost_micros: whole("cost_dollars", MOST / 1_000_000) * 1_000_000,
+    }
+}

@@ -102,7 +102,7 @@ pub(super) struct Submit {
     /// The directory to work in [default: this one]
     #[arg(long, value_name = "DIR")]
     workspace: Option<PathBuf>,
-    /// Who carries it out: executor
+    /// Who carries it out: executor, or default (plan, execute, review)
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     agent: String,
     /// The model [default: the daemon's]

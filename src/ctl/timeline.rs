@@ -147,7 +147,40 @@ impl<W: Write> Timeline<W> {
                 self.line(entry, &format!("{stands} {}: {}", text("reason"), text("message")))
             }
             "run_finished" => self.finished(entry, &payload),
-            _ => self.people(entry, &payload),
+            _ => self.agents(entry, &payload),
+        }
+    }
+
+    /// Which agent speaks, and what it has come to.
+    fn agents(&mut self, entry: &v1::JournalEntry, payload: &Value) -> io::Result<()> {
+        let text = |value: &Value| printable(value.as_str().unwrap_or_default());
+        let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+        match entry.kind.as_str() {
+            "agent_began" => self.line(entry, &format!("» the {} begins", text(&payload["seat"]))),
+            "plan_made" => {
+                self.line(entry, "the plan")?;
+                for (number, step) in (1..).zip(list(&payload["plan"]["steps"])) {
+                    self.quote(&format!("{number}. {}", text(&step["intent"])))?;
+                }
+                Ok(())
+            }
+            "output_refused" => {
+                let refused =
+                    self.colour.paint(Paint::Warning, "! not the shape that was asked for");
+                self.line(entry, &format!("{refused}: {}", text(&payload["why"])))
+            }
+            "reviewed" => {
+                let verdict = text(&payload["verdict"]);
+                let paint = if verdict == "accept" { Paint::Good } else { Paint::Warning };
+                let verdict = self.colour.paint(paint, &format!("verdict: {verdict}"));
+                let said = format!("{verdict} {}", text(&payload["reason"]));
+                self.line(entry, said.trim_end())?;
+                for finding in list(&payload["findings"]) {
+                    self.quote(&format!("- {}", text(&finding)))?;
+                }
+                Ok(())
+            }
+            _ => self.people(entry, payload),
         }
     }
 

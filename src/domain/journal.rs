@@ -8,6 +8,7 @@ mod approvals;
 mod calls;
 mod daemon;
 mod steering;
+mod team;
 
 pub use approvals::{
     ApprovalDecided, ApprovalDecision, ApprovalRequested, WebhookDelivered, WebhookRefused,
@@ -20,6 +21,7 @@ pub use daemon::{
     BackupMade, DaemonStarted, DaemonStopped, DrainRequested, RunAnchored, RunPruned, StoreRestored,
 };
 pub use steering::{CancelRequested, InputReceived, LostRequest, PauseRequested, RunResumed};
+pub use team::{AgentBegan, OutputRefused, PlanMade, Reviewed, Team};
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -110,6 +112,10 @@ records! {
     "model_response" 1 => ModelResponse,
     "backend_error" 1 => BackendError,
     "model_nudged" 1 => ModelNudged,
+    "agent_began" 1 => AgentBegan,
+    "plan_made" 1 => PlanMade,
+    "output_refused" 1 => OutputRefused,
+    "reviewed" 1 => Reviewed,
     "tool_call" 1 => ToolCalled,
     "approval_requested" 1 => ApprovalRequested,
     "approval_decided" 1 => ApprovalDecided,
@@ -168,6 +174,9 @@ pub struct RunCreated {
     pub submitter: Caller,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// How its agents work together; none: one does all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub team: Option<Team>,
     /// Where it begins, if not anew.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forked: Option<Forked>,

@@ -15,6 +15,7 @@ pub mod ids;
 pub mod item;
 pub mod journal;
 pub mod origin;
+pub mod plan;
 pub mod policy;
 pub mod ranges;
 pub mod redact;

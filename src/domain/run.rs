@@ -6,12 +6,14 @@ mod conversation;
 mod decide;
 mod fold;
 mod stored;
+mod team;
 
 pub use calls::{OpenCall, Progress};
 pub use conversation::Conversation;
 pub use decide::{Command, Invocation, InvocationMode, decide};
 pub use fold::{fold, fold_into};
 pub use stored::{StoredFault, encode_items};
+pub use team::{Conclusion, Seat, Stage};
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -41,6 +43,8 @@ pub struct RunState {
     pub role: RoleName,
     #[serde(skip)]
     pub items: Conversation,
+    /// How far its agents have come, where there are several.
+    pub stage: Stage,
     pub inputs: Inputs,
     /// The last turn that said nothing, and was told so.
     pub nudged: Option<u32>,
@@ -109,6 +113,10 @@ pub enum Work {
     Calling { calls: Vec<OpenCall> },
     /// The model said its last word; none when it said nothing.
     Concluding { answer: Option<Arc<str>>, nudged: Nudged },
+    /// One of several agents has said its last word, and another is to begin.
+    HandingOver { to: Seat },
+    /// The reviewer took the work.
+    Accepted,
     /// Nothing more can be done.
     Failing(Failure),
 }
@@ -165,19 +173,29 @@ pub struct Failure {
 impl RunState {
     /// The state after the first entry of a run's chain, whose record it is.
     pub fn created(id: RunId, sequence: Sequence, time: Timestamp, mut spec: RunCreated) -> Self {
-        let items = match &mut spec.forked {
-            Some(forked) => std::mem::take(&mut forked.items),
-            None => vec![Item::User { text: spec.task.clone() }],
+        let (items, stage, work) = match (&mut spec.forked, spec.team) {
+            (Some(forked), team) => {
+                let stage = team.map_or_else(Stage::default, |_| Stage::of_executor());
+                (std::mem::take(&mut forked.items), stage, Work::ToAsk { attempt: 1 })
+            }
+            (None, None) => {
+                let items = vec![Item::User { text: spec.task.clone() }];
+                (items, Stage::default(), Work::ToAsk { attempt: 1 })
+            }
+            (None, Some(_)) => {
+                (Vec::new(), Stage::default(), Work::HandingOver { to: Seat::Planner })
+            }
         };
         Self {
             id,
             head: sequence,
             budget: spec.budget,
             role_budgets: spec.role_budgets.clone(),
-            // The agents that there are have the names of their roles.
-            role: RoleName::new(&*spec.agent),
+            // An agent that is alone has the name of its role; of several, the one that begins has another.
+            role: RoleName::new(if spec.team.is_some() { "executor" } else { &*spec.agent }),
             spec: Arc::new(spec),
             items: items.into(),
+            stage,
             inputs: Inputs::default(),
             nudged: None,
             usage: Usage::default(),
@@ -186,7 +204,7 @@ impl RunState {
             grants: Vec::new(),
             snapshots: Snapshots::default(),
             wish: Wish::GoOn,
-            phase: Phase::Going(Work::ToAsk { attempt: 1 }),
+            phase: Phase::Going(work),
             created: time,
             updated: time,
         }
@@ -261,9 +279,11 @@ impl RunState {
                 | Work::Asking { .. }
                 | Work::AskLost { .. }
                 | Work::BackingOff { .. } => self.usage.turns + 1,
-                Work::Calling { .. } | Work::Concluding { .. } | Work::Failing(_) => {
-                    self.usage.turns
-                }
+                Work::Calling { .. }
+                | Work::Concluding { .. }
+                | Work::HandingOver { .. }
+                | Work::Accepted
+                | Work::Failing(_) => self.usage.turns,
             },
             Phase::Ended(_) => self.usage.turns,
         }

@@ -89,6 +89,8 @@ impl Driver {
                 Command::Nudge { turn } => {
                     self.log.stage(ModelNudged { turn, text: executor::NUDGE.into() });
                 }
+                Command::Begin(seat) => self.begin(seat).await?,
+                Command::Conclude { turn, conclusion } => self.conclude(turn, conclusion),
                 Command::Warn(warning) => self.warn(warning),
                 Command::Suspend(why) => self.suspend(why).await?,
                 Command::Finish(ending) => self.finish(ending).await?,
@@ -139,8 +141,10 @@ impl Driver {
 
     async fn ask(&mut self, turn: u32, attempt: u32) -> Result<(), JournalError> {
         let Some(items) = self.log.conversation().await? else { return Ok(()) };
+        let stage = &self.log.state().stage;
+        let heard = stage.heard_by(stage.seat(), &items);
         let hosted = hosted::admitted(&self.world.policies.current(), &self.log.state().role);
-        self.log.append([hosted.noted(turn, attempt, items.len())]).await?;
+        self.log.append([hosted.noted(turn, attempt, heard.len())]).await?;
         fail_point::reach("ask.before");
         let started = self.world.clock.steady_ms();
         let state = self.log.state();
@@ -148,11 +152,12 @@ impl Driver {
         let said = |text: &str| words.hear(text);
         // Held apart from the run, which people may steer meanwhile.
         let spec = state.spec.clone();
+        let voice = self.voice();
         let question = Question {
             model: spec.model.as_deref().or(self.world.default_model.as_deref()),
-            instructions: executor::INSTRUCTIONS,
-            items: &items,
-            tools: self.world.tools.specs(),
+            instructions: voice.instructions,
+            items: &heard,
+            tools: &voice.tools,
             hosted_tools: &hosted.leaves,
         };
         let answer = {
@@ -175,6 +180,7 @@ impl Driver {
         };
         fail_point::reach("ask.after");
         // Or what is folded in next would have to copy the conversation.
+        drop(heard);
         drop(items);
         let duration_ms = self.world.clock.steady_ms().saturating_sub(started);
         match answer {

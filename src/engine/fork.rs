@@ -1,19 +1,19 @@
 //! Runs that go on where another one was: which places of a run those are, and how one begins there. What is copied is
 //! the conversation; files are as they are.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use serde::Serialize;
 
 use crate::{
-    agents::executor,
+    agents,
     domain::{
         access::Access,
         budget::{self, Budget, RoleBudgets, Usage, roles_over},
         ids::{RunId, Sequence, Timestamp},
         item::Item,
         journal::{Forked, RunCreated},
-        run::{Conversation, RunState},
+        run::{RunState, Seat},
     },
     engine::{
         Engine, EngineError, Submitted, WhenBusy,
@@ -108,8 +108,13 @@ fn check(wanted: &Fork) -> Result<(), EngineError> {
     check_common(&wanted.agent, &wanted.model, wanted.request_id.as_deref())
 }
 
-fn last_word(items: &Conversation) -> LastWord {
-    match items.get().and_then(<[Item]>::last) {
+/// What the executor has heard and said: it is the executor who goes on elsewhere.
+fn heard(state: &RunState) -> Option<Cow<'_, [Item]>> {
+    Some(state.stage.heard_by(Seat::Executor, state.items.get()?))
+}
+
+fn last_word(state: &RunState) -> LastWord {
+    match heard(state).as_deref().and_then(<[Item]>::last) {
         Some(Item::Model { .. }) => LastWord::Models,
         Some(Item::User { .. } | Item::ToolOutput { .. }) | None => LastWord::Ours,
     }
@@ -122,7 +127,7 @@ fn checkpoint(state: &RunState) -> Checkpoint {
         turn: state.usage.turns,
         items: state.items.len(),
         usage: state.usage,
-        by: last_word(&state.items),
+        by: last_word(state),
     }
 }
 
@@ -169,14 +174,16 @@ impl Engine {
             return Ok(Submitted::Existed(self.run(run).await?));
         }
         // Where nothing is said, the model must have something to answer.
-        let fits = |state: &RunState| {
-            !wanted.input.is_empty() || last_word(&state.items) == LastWord::Ours
-        };
+        let fits =
+            |state: &RunState| !wanted.input.is_empty() || last_word(state) == LastWord::Ours;
         let parent = self.conversation_at(wanted.run, wanted.at, fits).await?;
         let unread = || JournalError::Unreadable { what: "a conversation was not read".into() };
-        let mut items = parent.items.get().ok_or_else(unread)?.to_vec();
+        let mut items = heard(&parent).ok_or_else(unread)?.into_owned();
+        if items.is_empty() {
+            items.push(Item::User { text: parent.spec.task.clone() });
+        }
         let task = match wanted.input.as_str() {
-            "" if last_word(&parent.items) == LastWord::Models => {
+            "" if last_word(&parent) == LastWord::Models => {
                 let message = "is empty, and the conversation ends there with the model's own words: say \
                                something, or fork from an earlier checkpoint";
                 return Err(EngineError::InvalidField { field: "input", message: message.into() });
@@ -191,10 +198,12 @@ impl Engine {
             true => own.to_owned(),
             false => wanted,
         };
+        let agent = or_parents(wanted.agent, &parent.spec.agent);
         let spec = RunCreated {
             task,
             workspace: or_parents(wanted.workspace, &parent.spec.workspace),
-            agent: executor::NAME.into(),
+            team: agents::team(&agent),
+            agent,
             model: Some(wanted.model)
                 .filter(|model| !model.is_empty())
                 .or_else(|| parent.spec.model.clone()),

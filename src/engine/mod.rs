@@ -29,6 +29,7 @@ mod runs;
 mod schedule;
 mod steering;
 mod submission;
+mod team;
 mod tool_calls;
 
 pub use approvals::{ApprovalChoice, Scope};

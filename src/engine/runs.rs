@@ -14,8 +14,8 @@ use crate::{
     agents::{self, executor},
     domain::{
         access::{Access, Reach},
-        budget::{Budget, PerDay, RoleBudgets, roles_over},
-        ids::{CallKey, PolicyRevision, Position, RoleName, RunId, Sequence, Timestamp},
+        budget::{PerDay, roles_over},
+        ids::{CallKey, PolicyRevision, Position, RunId, Sequence, Timestamp},
         journal::{ApprovalDecision, NewEntry, Record, Resolution, RunCreated},
         redact,
         run::RunState,
@@ -266,10 +266,13 @@ impl Engine {
         wanted: Submission,
     ) -> Result<Submitted, EngineError> {
         let caller = access.caller.clone();
+        let agent = Some(wanted.agent).filter(|agent| !agent.is_empty());
+        let agent = agent.unwrap_or_else(|| executor::NAME.to_owned());
         let spec = RunCreated {
             task: wanted.task.into(),
             workspace: wanted.workspace,
-            agent: executor::NAME.into(),
+            team: agents::team(&agent),
+            agent,
             model: Some(wanted.model).filter(|model| !model.is_empty()),
             budget: wanted.budget,
             role_budgets: wanted.role_budgets,
@@ -328,45 +331,6 @@ impl Engine {
             Created::Existed(run) => Ok(Submitted::Existed(self.run(run).await?)),
             Created::New => Ok(Submitted::New(self.run(run).await?)),
         }
-    }
-
-    /// A limit that nothing counts towards would be no limit.
-    pub(super) fn check_limits(
-        &self,
-        budget: &Budget,
-        role_budgets: &RoleBudgets,
-        model: Option<&str>,
-    ) -> Result<(), EngineError> {
-        let field = "role_budgets";
-        let roles = agents::roles();
-        if let Some(unknown) = role_budgets.keys().find(|role| !roles.contains(role)) {
-            let unknown: String = unknown.as_str().chars().take(80).collect();
-            let known = roles.iter().map(RoleName::as_str).collect::<Vec<_>>().join(", ");
-            let message = format!("there is no role {unknown:?}; there are: {known}");
-            return Err(EngineError::InvalidField { field, message });
-        }
-        self.check_price("budget", budget.max_cost_micros, model)?;
-        let costs = role_budgets.values().map(|budget| budget.max_cost_micros);
-        self.check_price(field, costs.max().unwrap_or(0), model)
-    }
-
-    fn check_price(
-        &self,
-        field: &'static str,
-        limit: u64,
-        model: Option<&str>,
-    ) -> Result<(), EngineError> {
-        let World { prices, default_model, .. } = &self.inner.world;
-        let model = model.or(default_model.as_deref());
-        if limit == 0 || model.is_some_and(|name| prices.contains_key(name)) {
-            return Ok(());
-        }
-        let named = model.unwrap_or("the backend's own choice");
-        let message = format!(
-            "limits the cost, and there is no price for the model ({named}); name a model that `prices` in the \
-             configuration has"
-        );
-        Err(EngineError::InvalidField { field, message })
     }
 
     /// Notes a run that is about to be written, unless it is not to wait and would have to.

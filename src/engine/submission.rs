@@ -6,12 +6,13 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    agents::executor,
+    agents,
     domain::{
         budget::{self, Budget, RoleBudgets},
+        ids::RoleName,
         journal::RunCreated,
     },
-    engine::EngineError,
+    engine::{Engine, EngineError, World},
     ports::{JournalError, RunSummary},
 };
 
@@ -83,9 +84,13 @@ pub(super) fn check_common(
     request_id: Option<&str>,
 ) -> Result<(), EngineError> {
     let invalid = |field, message: String| Err(EngineError::InvalidField { field, message });
-    if !matches!(agent, "" | executor::NAME) {
+    if !agent.is_empty() && !agents::NAMEABLE.contains(&agent) {
         let agent: String = agent.chars().take(80).collect();
-        return invalid("agent", format!("there is no agent {agent:?}; there is \"executor\""));
+        let known = agents::NAMEABLE.join(", ");
+        return invalid(
+            "agent",
+            format!("no run can name an agent {agent:?}; it can name: {known}"),
+        );
     }
     if let Some(id) = request_id
         && (id.is_empty() || id.len() > REQUEST_ID_BYTES)
@@ -116,6 +121,47 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), EngineError
         return invalid(format!("{key:?} or its value is too long"));
     }
     Ok(())
+}
+
+impl Engine {
+    /// A limit that nothing counts towards would be no limit.
+    pub(super) fn check_limits(
+        &self,
+        budget: &Budget,
+        role_budgets: &RoleBudgets,
+        model: Option<&str>,
+    ) -> Result<(), EngineError> {
+        let field = "role_budgets";
+        let roles = agents::roles();
+        if let Some(unknown) = role_budgets.keys().find(|role| !roles.contains(role)) {
+            let unknown: String = unknown.as_str().chars().take(80).collect();
+            let known = roles.iter().map(RoleName::as_str).collect::<Vec<_>>().join(", ");
+            let message = format!("there is no role {unknown:?}; there are: {known}");
+            return Err(EngineError::InvalidField { field, message });
+        }
+        self.check_price("budget", budget.max_cost_micros, model)?;
+        let costs = role_budgets.values().map(|budget| budget.max_cost_micros);
+        self.check_price(field, costs.max().unwrap_or(0), model)
+    }
+
+    fn check_price(
+        &self,
+        field: &'static str,
+        limit: u64,
+        model: Option<&str>,
+    ) -> Result<(), EngineError> {
+        let World { prices, default_model, .. } = &self.inner.world;
+        let model = model.or(default_model.as_deref());
+        if limit == 0 || model.is_some_and(|name| prices.contains_key(name)) {
+            return Ok(());
+        }
+        let named = model.unwrap_or("the backend's own choice");
+        let message = format!(
+            "limits the cost, and there is no price for the model ({named}); name a model that `prices` in the \
+             configuration has"
+        );
+        Err(EngineError::InvalidField { field, message })
+    }
 }
 
 /// SHA-256 of what was submitted, as it was sent, by which a repetition is known.

@@ -9,7 +9,8 @@ use crate::domain::{
     item::RawJson,
     journal::{ApprovalDecided, BudgetWarning},
     run::{
-        Ending, Failure, Nudged, OpenCall, Phase, Progress, RunState, Suspension, Wish, Work, calls,
+        Conclusion, Ending, Failure, Nudged, OpenCall, Phase, Progress, RunState, Seat, Suspension,
+        Wish, Work, calls,
     },
     tool::{EffectClass, OnUnknown, ToolCall},
 };
@@ -28,6 +29,13 @@ pub enum Command {
     /// Tell the model that it said nothing.
     Nudge {
         turn: u32,
+    },
+    /// Let one of several agents begin.
+    Begin(Seat),
+    /// Write down what one of several agents has come to.
+    Conclude {
+        turn: u32,
+        conclusion: Conclusion,
     },
     /// Say that most of a limit is used up.
     Warn(BudgetWarning),
@@ -90,6 +98,8 @@ fn paused(command: Command) -> Command {
         Command::AskModel { .. }
         | Command::Invoke(_)
         | Command::Nudge { .. }
+        | Command::Begin(_)
+        | Command::Conclude { .. }
         | Command::Warn(_) => {
             let message = "somebody paused the run; `agentctl run resume` lets it go on".into();
             Command::Suspend(Suspension::Paused { message })
@@ -145,8 +155,11 @@ fn decide_going(state: &RunState, work: &Work) -> Command {
                 .into(),
         }),
         Work::Calling { calls } => decide_calls(state, calls),
-        Work::Concluding { answer: Some(answer), .. } => {
-            Command::Finish(Ending::Succeeded { answer: answer.clone() })
+        Work::Concluding { answer: Some(answer), .. } => state.concluded(answer),
+        Work::HandingOver { to } => Command::Begin(*to),
+        Work::Accepted => {
+            let answer = state.stage.result.clone().unwrap_or_default();
+            Command::Finish(Ending::Succeeded { answer })
         }
         Work::Concluding { answer: None, nudged: Nudged::NotYet } => Command::Nudge { turn },
         Work::Concluding { answer: None, nudged: Nudged::Already } => {
@@ -226,6 +239,8 @@ impl RunState {
             | Work::AskLost { .. }
             | Work::BackingOff { .. }
             | Work::Concluding { .. }
+            | Work::HandingOver { .. }
+            | Work::Accepted
             | Work::Failing(_) => None,
         }
     }

@@ -10,8 +10,8 @@ use crate::domain::{
         Record, RunResumed, Sent, WorkspaceSnapshot,
     },
     run::{
-        Ending, Failure, Inputs, Nudged, OpenCall, Phase, Progress, Replay, RunState, Suspension,
-        Wish, Work, calls, decide::due_invocation,
+        Ending, Failure, Inputs, Nudged, OpenCall, Phase, Progress, Replay, RunState, Seat,
+        Suspension, Wish, Work, calls, decide::due_invocation,
     },
     tool::{OnUnknown, ToolCall},
 };
@@ -151,9 +151,12 @@ impl Phase {
                 state.hear_inputs();
                 Work::ToAsk { attempt: 1 }
             }
+            // It is the executor who is spoken to; what was said is heard once that has begun.
+            Work::Accepted => Work::HandingOver { to: Seat::Executor },
             Work::Asking { .. }
             | Work::AskLost { .. }
             | Work::Calling { .. }
+            | Work::HandingOver { .. }
             | Work::Failing(_) => work,
         };
         match self {
@@ -226,6 +229,19 @@ impl Work {
             ) => {
                 state.items.extend([Item::User { text: nudge.text.clone() }]);
                 Self::ToAsk { attempt: 1 }
+            }
+            (Self::HandingOver { .. }, Record::AgentBegan(began)) => {
+                Self::begun(began, None, state)
+            }
+            (Self::Concluding { answer, .. }, Record::AgentBegan(began)) => {
+                Self::begun(began, answer, state)
+            }
+            (Self::Concluding { .. }, Record::PlanMade(made)) => Self::planned(made, state),
+            (Self::Concluding { .. }, Record::OutputRefused(refused)) => {
+                Self::corrected(refused, state)
+            }
+            (Self::Concluding { .. }, Record::Reviewed(reviewed)) => {
+                Self::reviewed(reviewed, state)
             }
             (Self::Calling { mut calls }, record) => {
                 calls.iter_mut().for_each(|open| open.fold(record, state));

@@ -74,6 +74,9 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
         4 => (number(), number(), retry_at)
             .prop_map(|(turn, attempt, retry_at)| failed(turn, attempt, retry_at)),
         4 => number().prop_map(nudged),
+        2 => (select(SEATS.as_slice()), number()).prop_map(|(seat, round)| began(seat, round)),
+        2 => (number(), number(), select(conclusions()))
+            .prop_map(|(turn, round, conclusion)| concluded(turn, round, conclusion)),
         8 => (any_key(), class).prop_map(|(call, class)| called(call, class)),
         8 => (any_key(), number()).prop_map(|(call, attempt)| resumed(call, attempt)),
         4 => (any_key(), any_resolution()).prop_map(|(call, said)| resolved(call, said)),
@@ -94,6 +97,14 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
         1 => any_ending().prop_map(finished),
         1 => select(records_of_the_daemon()),
     ]
+}
+
+const SEATS: [Seat; 3] = [Seat::Planner, Seat::Executor, Seat::Reviewer];
+
+fn conclusions() -> Vec<Conclusion> {
+    let unreadable = Conclusion::Unreadable { why: "no JSON".into() };
+    let verdicts = verdicts().map(Conclusion::Verdict);
+    [Conclusion::Plan(plan()), unreadable].into_iter().chain(verdicts).collect()
 }
 
 pub(super) fn records_of_the_daemon() -> Vec<Record> {
@@ -159,11 +170,14 @@ pub(super) fn reload(outcome: Reloaded) -> Record {
 pub(super) fn garbage() -> impl Strategy<Value = Vec<Entry>> {
     let strays = vec((any::<Index>(), any_record()), 1..6);
     let spoilt = (life(), strays).prop_map(|(life, strays)| {
-        let mut records: Vec<Record> = life.into_iter().skip(1).map(|entry| entry.record).collect();
+        let mut life = life.into_iter().map(|entry| entry.record);
+        let first = life.next();
+        let mut records: Vec<Record> = life.collect();
         for (place, stray) in strays {
             records.insert(place.index(records.len() + 1), stray);
         }
-        chain(Budget::default(), records)
+        let Some(Record::RunCreated(spec)) = first else { unreachable!("a life begins with it") };
+        chain_of(RunCreated { budget: Budget::default(), ..spec }, records)
     });
     let senseless =
         (budget(), vec(any_record(), 0..30)).prop_map(|(budget, records)| chain(budget, records));

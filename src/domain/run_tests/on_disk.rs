@@ -17,6 +17,8 @@ fn examples() -> Vec<Record> {
             model: Some("qwen3".into()),
             labels: BTreeMap::from([("team".into(), "infra".into())]),
             request_id: Some("r-1".into()),
+            team: Some(Team { max_review_rounds: 3 }),
+            role_budgets: BTreeMap::from([(RoleName::new("planner"), Budget::default())]),
             ..spec(Budget::default())
         }
         .into(),
@@ -51,6 +53,8 @@ fn examples() -> Vec<Record> {
         }
         .into(),
         nudged(1),
+    ];
+    let called = vec![
         called(call, EffectClass::Pure),
         ToolCalled { facts, ..intent(call, EffectClass::NonIdempotent) }.into(),
         ToolCalled { on_unknown: OnUnknown::TellModel, ..intent(call, EffectClass::NonIdempotent) }
@@ -84,8 +88,28 @@ fn examples() -> Vec<Record> {
         finished(Ending::Failed(failure())),
         finished(Ending::Cancelled),
     ];
-    [first, of_approvals(call), on, of_standing_still(call), endings, records_of_the_daemon()]
-        .concat()
+    [
+        first,
+        of_agents(),
+        called,
+        of_approvals(call),
+        on,
+        of_standing_still(call),
+        endings,
+        records_of_the_daemon(),
+    ]
+    .concat()
+}
+
+fn of_agents() -> Vec<Record> {
+    vec![
+        began(Seat::Planner, 0),
+        concluded(1, 0, Conclusion::Plan(plan())),
+        concluded(1, 0, Conclusion::Unreadable { why: "no JSON".into() }),
+        concluded(1, 1, Conclusion::Verdict(verdicts()[0].clone())),
+        concluded(1, 1, Conclusion::Verdict(verdicts()[1].clone())),
+        concluded(1, 1, Conclusion::Verdict(verdicts()[2].clone())),
+    ]
 }
 
 fn of_approvals(call: CallKey) -> Vec<Record> {

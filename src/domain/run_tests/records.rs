@@ -24,6 +24,7 @@ pub(super) fn spec(budget: Budget) -> RunCreated {
         labels: BTreeMap::new(),
         submitter: Caller::new("uid:1000"),
         request_id: None,
+        team: None,
         forked: None,
     }
 }
@@ -88,6 +89,36 @@ pub(super) fn backend_error(turn: u32, attempt: u32, retry_at: Option<Timestamp>
         sent: Sent::Maybe,
         retry_at,
     }
+}
+
+pub(super) fn began(seat: Seat, round: u32) -> Record {
+    let role = RoleName::new(match seat {
+        Seat::Planner => "planner",
+        Seat::Executor => "executor",
+        Seat::Reviewer => "reviewer",
+    });
+    AgentBegan { seat, role, round, text: format!("{seat:?}, begin").into() }.into()
+}
+
+pub(super) fn concluded(turn: u32, round: u32, conclusion: Conclusion) -> Record {
+    match conclusion {
+        Conclusion::Plan(plan) => PlanMade { turn, plan }.into(),
+        Conclusion::Verdict(verdict) => Reviewed { turn, round, verdict }.into(),
+        Conclusion::Unreadable { why } => OutputRefused { turn, why, text: "again".into() }.into(),
+    }
+}
+
+pub(super) fn plan() -> Plan {
+    let step = Step { intent: "tidy".into(), tools: vec!["shell_exec".into()], check: "ls".into() };
+    Plan { steps: vec![step] }
+}
+
+pub(super) fn verdicts() -> [plan::Verdict; 3] {
+    [
+        plan::Verdict::Accept { reason: "it fits".into() },
+        plan::Verdict::Revise { findings: vec!["no test".into()] },
+        plan::Verdict::Veto { reason: "a secret".into(), rule: Some("builtin/x".into()) },
+    ]
 }
 
 pub(super) fn nudged(turn: u32) -> Record {
@@ -200,7 +231,11 @@ pub(super) fn failure() -> Failure {
 
 /// A run's chain: its creation, then `records`.
 pub(super) fn chain(budget: Budget, records: impl IntoIterator<Item = Record>) -> Vec<Entry> {
-    let created = Record::from(spec(budget));
+    chain_of(spec(budget), records)
+}
+
+pub(super) fn chain_of(spec: RunCreated, records: impl IntoIterator<Item = Record>) -> Vec<Entry> {
+    let created = Record::from(spec);
     (1..).zip(std::iter::once(created).chain(records)).map(entry).collect()
 }
 

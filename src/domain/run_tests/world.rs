@@ -7,6 +7,8 @@ use super::*;
 #[derive(Debug, Clone)]
 pub(super) struct Fate {
     budget: Budget,
+    /// None: one agent alone.
+    team: Option<Team>,
     /// What comes back from the backend, over and over from the start; at least one.
     replies: Vec<Reply>,
     /// The daemon dies instead of writing these entries, counted from 0.
@@ -91,7 +93,7 @@ pub(super) enum Heard {
 
 impl World {
     pub(super) fn new(fate: Fate) -> Self {
-        let entries = chain(fate.budget, []);
+        let entries = chain_of(RunCreated { team: fate.team, ..spec(fate.budget) }, []);
         let state = folded(&entries);
         let planned = HashMap::new();
         let (replies, writes, listened) = (0, 0, 0);
@@ -133,7 +135,9 @@ impl World {
     /// more; then there is the way to the end.
     fn most_steps(&self) -> usize {
         let turns = self.fate.budget.max_turns as usize;
-        turns * (retry::MAX_ATTEMPTS as usize + 2)
+        // An agent that has come to its end makes two more.
+        turns * (retry::MAX_ATTEMPTS as usize + 4)
+            + 2
             + 2 * self.fate.deaths.len()
             // One warning for each limit, and again whenever there is more.
             + 5 * (1 + self.fate.resumptions)
@@ -141,7 +145,7 @@ impl World {
             + 3 * self.fate.decisions.len()
             // What is said may make one turn more; and each time that the run is let go on it has more turns.
             + 4 * self.fate.said.len()
-            + self.fate.resumptions * (4 * (retry::MAX_ATTEMPTS as usize + 2) + 2)
+            + self.fate.resumptions * (4 * (retry::MAX_ATTEMPTS as usize + 4) + 2)
             + 8
     }
 
@@ -217,6 +221,10 @@ impl World {
             Command::AskModel { turn, attempt, .. } => self.ask(turn, attempt),
             Command::Invoke(invocations) => self.invoke(&invocations),
             Command::Nudge { turn } => self.write(nudged(turn)),
+            Command::Begin(seat) => self.write(began(seat, self.state.stage.rounds)),
+            Command::Conclude { turn, conclusion } => {
+                self.write(concluded(turn, self.state.stage.rounds + 1, conclusion))
+            }
             Command::Warn(warning) => self.write(warning.into()),
             Command::Suspend(why) => self.write(suspended(why)),
             Command::Finish(ending) => self.write(finished(ending)),
@@ -245,6 +253,7 @@ impl World {
         let tokens = TokenCount { input: 20, output: 10, ..TokenCount::default() };
         match reply {
             Reply::Answer { calls, text } => {
+                let text = text.map(|text| self.in_shape(turn, text));
                 let keys = (0..).map(|index| key(turn, index));
                 self.planned.extend(keys.zip(calls.iter().copied()));
                 ModelResponse { text, tokens, ..response(turn, attempt, calls.len()) }.into()
@@ -260,6 +269,16 @@ impl World {
             }
             Reply::LastingError => failed(turn, attempt, None),
         }
+    }
+
+    /// Of several agents, two are to answer in a shape; mostly they do.
+    fn in_shape(&self, turn: u32, text: Arc<str>) -> Arc<str> {
+        let json = match self.state.stage.seat() {
+            Seat::Planner => serde_json::to_string(&plan()),
+            Seat::Reviewer => serde_json::to_string(&verdicts()[turn as usize % 3]),
+            Seat::Executor => return text,
+        };
+        if turn % 5 == 4 { text } else { json.unwrap().into() }
     }
 
     /// All intents first; then the calls come to their ends in any order.
@@ -381,11 +400,13 @@ pub(super) fn fate() -> impl Strategy<Value = Fate> {
     let (deaths, unsafe_requests) = (btree_set(0..40usize, 0..4), btree_set(0..8usize, 0..3));
     let said_of_calls = (vec(any_resolution(), 0..4), vec(any_decision(), 0..4));
     let people = (said_of_calls, said(), 0..3usize, option::of(0..20usize));
-    (budget(), vec(reply(), 1..5), deaths, unsafe_requests, people).prop_map(
-        |(budget, replies, deaths, unsafe_requests, people)| {
+    let team = option::of((0..3u32).prop_map(|max_review_rounds| Team { max_review_rounds }));
+    ((budget(), team), vec(reply(), 1..5), deaths, unsafe_requests, people).prop_map(
+        |((budget, team), replies, deaths, unsafe_requests, people)| {
             let ((resolutions, decisions), said, resumptions, cancel_at) = people;
             Fate {
                 budget,
+                team,
                 replies,
                 deaths,
                 resolutions,

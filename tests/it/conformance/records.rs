@@ -85,6 +85,7 @@ impl Submission {
             labels: labels(&self.labels),
             submitter: caller(self.by),
             request_id: self.request.map(request_id),
+            team: None,
             forked: None,
         }
     }

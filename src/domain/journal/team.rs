@@ -1,0 +1,64 @@
+//! What the journal remembers of the agents of a run: who began to speak and with which words, the plan, the verdicts.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{
+    ids::RoleName,
+    plan::{Plan, Verdict},
+    run::Seat,
+};
+
+/// How the agents of a run work together, where there is more than one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Team {
+    /// How often the work may be sent back.
+    pub max_review_rounds: u32,
+}
+
+impl Default for Team {
+    fn default() -> Self {
+        Self { max_review_rounds: 3 }
+    }
+}
+
+/// An agent of the run speaks from now on, and is told this first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentBegan {
+    pub seat: Seat,
+    /// Of the agent, in the policy.
+    pub role: RoleName,
+    /// How often the work was sent back before.
+    pub round: u32,
+    pub text: Arc<str>,
+}
+
+/// The planner's plan, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanMade {
+    /// Of the answer that it is in.
+    pub turn: u32,
+    pub plan: Plan,
+}
+
+/// What an agent said does not have the shape that was asked for; it is asked once more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OutputRefused {
+    /// Of the answer.
+    pub turn: u32,
+    pub why: String,
+    /// What the agent is told.
+    pub text: Arc<str>,
+}
+
+/// The reviewer's verdict, checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reviewed {
+    /// Of the answer that it is in.
+    pub turn: u32,
+    /// From 1.
+    pub round: u32,
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}

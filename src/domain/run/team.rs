@@ -1,0 +1,174 @@
+//! The agents of a run: who speaks, what each of them has heard, and what follows when one has said its last word. A run
+//! of one agent alone has none of this.
+
+use std::{borrow::Cow, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{
+    item::Item,
+    journal::{AgentBegan, OutputRefused, PlanMade, Reviewed},
+    plan::{Plan, Verdict},
+    run::{Command, Ending, Failure, Phase, RunState, Work},
+};
+
+/// What an agent does in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Seat {
+    Planner,
+    Executor,
+    Reviewer,
+}
+
+/// How far the agents have come.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Stage {
+    /// Who spoke when: each part of the conversation is one agent's, and begins at this item. None: all of it is one
+    /// agent's.
+    parts: Vec<(Seat, usize)>,
+    pub plan: Option<Arc<Plan>>,
+    /// What the executor said last.
+    pub result: Option<Arc<str>>,
+    /// What the reviewer wants mended.
+    pub findings: Vec<String>,
+    /// How often the work was sent back.
+    pub rounds: u32,
+    /// Whether the agent that speaks was told that its words had not the shape that was asked for.
+    is_corrected: bool,
+}
+
+/// What one of several agents has come to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Conclusion {
+    Plan(Plan),
+    Verdict(Verdict),
+    /// Nothing that can be used.
+    Unreadable {
+        why: String,
+    },
+}
+
+impl Stage {
+    /// Of a run that goes on with what an executor has heard.
+    pub(super) fn of_executor() -> Self {
+        Self { parts: vec![(Seat::Executor, 0)], ..Self::default() }
+    }
+
+    pub fn seat(&self) -> Seat {
+        self.parts.last().map_or(Seat::Executor, |(seat, _)| *seat)
+    }
+
+    /// What an agent has heard and said, out of the whole conversation. A reviewer has not heard earlier ones.
+    pub fn heard_by<'a>(&self, seat: Seat, items: &'a [Item]) -> Cow<'a, [Item]> {
+        if self.parts.is_empty() {
+            return Cow::Borrowed(items);
+        }
+        let ends = self.parts.iter().skip(1).map(|(_, from)| *from).chain([items.len()]);
+        let parts = self.parts.iter().zip(ends).filter(|((of, _), _)| *of == seat);
+        let mut parts: Vec<&[Item]> =
+            parts.filter_map(|((_, from), end)| items.get(*from..end)).collect();
+        if seat == Seat::Reviewer {
+            parts.drain(..parts.len().saturating_sub(1));
+        }
+        match parts.as_slice() {
+            [only] => Cow::Borrowed(only),
+            parts => Cow::Owned(parts.concat()),
+        }
+    }
+}
+
+impl RunState {
+    /// What the agent that speaks said last, where nothing is to follow from it yet.
+    pub fn last_words(&self) -> Option<&str> {
+        match &self.phase {
+            Phase::Going(Work::Concluding { answer, .. })
+            | Phase::Suspended { work: Work::Concluding { answer, .. }, .. } => answer.as_deref(),
+            Phase::Going(_) | Phase::Suspended { .. } | Phase::Ended(_) => None,
+        }
+    }
+
+    /// What follows the last word of the agent that speaks.
+    pub(super) fn concluded(&self, answer: &Arc<str>) -> Command {
+        let finished = || Command::Finish(Ending::Succeeded { answer: answer.clone() });
+        if self.spec.team.is_none() {
+            return finished();
+        }
+        let turn = self.usage.turns;
+        let conclusion = match self.stage.seat() {
+            Seat::Executor => return Command::Begin(Seat::Reviewer),
+            Seat::Planner => Plan::read(answer).map(Conclusion::Plan),
+            Seat::Reviewer => Verdict::read(answer).map(Conclusion::Verdict),
+        };
+        match conclusion {
+            Ok(conclusion) => Command::Conclude { turn, conclusion },
+            Err(why) if self.stage.is_corrected => Command::Finish(Ending::Failed(Failure {
+                reason: "OUTPUT_INVALID".into(),
+                message: format!(
+                    "what the model said, twice, has not the shape that was asked for ({why}); its words are in the \
+                     journal. Try another model, or the executor alone (--agent executor)"
+                ),
+            })),
+            Err(why) => Command::Conclude { turn, conclusion: Conclusion::Unreadable { why } },
+        }
+    }
+}
+
+impl Work {
+    pub(super) fn begun(
+        began: &AgentBegan,
+        answer: Option<Arc<str>>,
+        state: &mut RunState,
+    ) -> Self {
+        if state.stage.seat() == Seat::Executor && answer.is_some() {
+            state.stage.result = answer;
+        }
+        state.stage.parts.push((began.seat, state.items.len()));
+        state.stage.is_corrected = false;
+        state.role = began.role.clone();
+        state.items.extend([Item::User { text: began.text.clone() }]);
+        Self::ToAsk { attempt: 1 }
+    }
+
+    pub(super) fn planned(made: &PlanMade, state: &mut RunState) -> Self {
+        state.stage.plan = Some(Arc::new(made.plan.clone()));
+        Self::HandingOver { to: Seat::Executor }
+    }
+
+    pub(super) fn corrected(refused: &OutputRefused, state: &mut RunState) -> Self {
+        state.stage.is_corrected = true;
+        state.items.extend([Item::User { text: refused.text.clone() }]);
+        Self::ToAsk { attempt: 1 }
+    }
+
+    pub(super) fn reviewed(reviewed: &Reviewed, state: &mut RunState) -> Self {
+        let failing =
+            |reason: &str, message| Self::Failing(Failure { reason: reason.into(), message });
+        match &reviewed.verdict {
+            Verdict::Accept { .. } => Self::Accepted,
+            Verdict::Revise { findings } => {
+                state.stage.findings.clone_from(findings);
+                state.stage.rounds += 1;
+                let most = state.spec.team.map_or(0, |team| team.max_review_rounds);
+                match state.stage.rounds > most {
+                    false => Self::HandingOver { to: Seat::Executor },
+                    true => failing(
+                        "REVIEW_FAILED",
+                        format!(
+                            "the reviewer sent the work back more often than {most} times; the last findings: {}. What was \
+                             done is in the workspace",
+                            findings.join("; ")
+                        ),
+                    ),
+                }
+            }
+            Verdict::Veto { reason, rule } => {
+                let rule = rule.as_ref().map(|rule| format!(" (rule {rule})")).unwrap_or_default();
+                let message = format!(
+                    "the reviewer vetoed the work{rule}: {reason}. The workspace is as the run left it"
+                );
+                failing("VETOED", message)
+            }
+        }
+    }
+}

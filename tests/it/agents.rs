@@ -1,0 +1,281 @@
+//! A run of three agents: the planner's plan, the executor's work, the reviewer's verdict; what each of them is told and
+//! may do, and that none of it is lost with a daemon that dies.
+
+use agentd::{
+    proto::v1::{self, RunState},
+    scripted::{Reply, Seen, Turn},
+};
+use serde_json::{Value, json};
+
+use crate::support::{Backend, Settings, Story, TestDaemon, wait_until};
+
+const PLAN: &str =
+    r#"{"steps": [{"intent": "greet", "tools": ["write_file"], "check": "hello.txt says hello"}]}"#;
+const ACCEPT: &str = r#"{"verdict": "accept", "findings": [], "reason": "it says hello"}"#;
+const REVISE: &str = r#"{"verdict": "revise", "findings": ["it is not polite"], "reason": ""}"#;
+const VETO: &str = r#"{"verdict": "veto", "findings": [], "reason": "it reads secrets", "rule": "builtin/secrets"}"#;
+
+/// Who is asked: each agent has a conversation of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    Planner,
+    Executor,
+    Reviewer,
+}
+
+fn who(task: &str) -> Who {
+    match task {
+        task if task.starts_with("Plan this task.") => Who::Planner,
+        task if task.starts_with("Review this work") => Who::Reviewer,
+        _ => Who::Executor,
+    }
+}
+
+fn write(content: &str) -> Turn {
+    Turn::call("write_file", json!({"path": "hello.txt", "content": content}))
+}
+
+/// Plans after a look around and a try to write; does what is planned, badly, and reads what it may not; is sent back.
+fn reply(seen: &Seen) -> Reply {
+    Reply::Answer(match (who(&seen.task), seen.turn) {
+        (Who::Planner, 1) => Turn::call("read_file", json!({"path": "a.txt"}))
+            .and_call("write_file", json!({"path": "b.txt", "content": "x"})),
+        (Who::Planner, _) => Turn::say(&format!("Here it is.\n```json\n{PLAN}\n```")),
+        (Who::Executor, 1) => write("hello\n"),
+        (Who::Executor, 2) => Turn::call("read_file", json!({"path": ".env"})),
+        (Who::Executor, 3) => Turn::say("I greeted."),
+        (Who::Executor, 4) => write("hello, please\n"),
+        (Who::Executor, _) => Turn::say("I greeted politely."),
+        (Who::Reviewer, _) if seen.task.contains("hello, please") => Turn::say(ACCEPT),
+        (Who::Reviewer, _) => Turn::say(REVISE),
+    })
+}
+
+async fn lab(brain: impl agentd::scripted::Brain) -> (Backend, TestDaemon) {
+    let backend = Backend::start(brain).await;
+    let daemon =
+        TestDaemon::start_with(Settings { base_url: backend.url(), ..Settings::default() });
+    daemon.put("a.txt", "a\n");
+    daemon.put(".env", "TOKEN=canary\n");
+    let git = |arguments: &[&str]| {
+        let done = std::process::Command::new("git")
+            .args([
+                "-C",
+                daemon.workspace().to_str().unwrap(),
+                "-c",
+                "user.name=t",
+                "-c",
+                "user.email=t@t",
+            ])
+            .args(arguments)
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{done:?}");
+    };
+    git(&["init", "-q"]);
+    git(&["add", "a.txt"]);
+    git(&["commit", "-qm", "first"]);
+    (backend, daemon)
+}
+
+fn request(daemon: &TestDaemon) -> v1::CreateRunRequest {
+    v1::CreateRunRequest { agent: "default".into(), ..daemon.request("Greet the world.") }
+}
+
+async fn submit(daemon: &TestDaemon) -> String {
+    daemon.create(request(daemon)).await.unwrap().run.unwrap().id
+}
+
+/// Each agent that began, in order.
+fn seats(story: &Story) -> Vec<String> {
+    story
+        .payloads("agent_began")
+        .iter()
+        .map(|began| began["seat"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+/// The requests that one of the agents made.
+fn requests(backend: &Backend, of: Who) -> Vec<Value> {
+    let first = |request: &Value| request["input"][0]["content"].as_str().unwrap().to_owned();
+    backend.server.requests().into_iter().filter(|request| who(&first(request)) == of).collect()
+}
+
+fn tools(request: &Value) -> Vec<String> {
+    let tools = request["tools"].as_array().cloned().unwrap_or_default();
+    tools.iter().map(|tool| tool["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_plan_is_made_and_carried_out_and_the_work_is_sent_back_until_the_reviewer_takes_it() {
+    let (backend, daemon) = lab(reply).await;
+    let id = submit(&daemon).await;
+    let story = daemon.story(&id).await;
+    assert_eq!(story.state(), RunState::Succeeded, "{:?}", story.run.error);
+    assert_eq!(story.run.answer, "I greeted politely.", "the executor's, not the reviewer's");
+    assert_eq!(daemon.read("hello.txt").unwrap(), "hello, please\n");
+    assert_eq!(seats(&story), ["planner", "executor", "reviewer", "executor", "reviewer"]);
+    let plan: Value = serde_json::from_str(PLAN).unwrap();
+    assert_eq!(story.payloads("plan_made")[0]["plan"], plan);
+    let verdicts: Vec<Value> =
+        story.payloads("reviewed").iter().map(|said| said["verdict"].clone()).collect();
+    assert_eq!(verdicts, ["revise", "accept"]);
+    story.assert_calls_are_tied();
+
+    // A planner and a reviewer are shown tools that change nothing, and may use no other.
+    assert_eq!(daemon.read("b.txt"), None, "the planner wrote nothing");
+    assert_eq!(story.decisions()[1], "deny roles.planner");
+    let looking = ["read_file", "list_dir", "search_files", "repo_summarize"];
+    for who in [Who::Planner, Who::Reviewer] {
+        for request in requests(&backend, who) {
+            let mut shown = tools(&request);
+            shown.sort();
+            let mut looking = looking.map(str::to_owned);
+            looking.sort();
+            assert_eq!(shown, looking, "{who:?}");
+        }
+    }
+    let working = requests(&backend, Who::Executor);
+    assert!(tools(&working[0]).contains(&"shell_exec".to_owned()));
+
+    // Each has its own conversation: the executor is given the plan and the findings, and hears nothing else of the others.
+    let heard = working.last().unwrap()["input"].to_string();
+    assert!(
+        heard.contains("Greet the world.")
+            && heard.contains("1. greet (check: hello.txt says hello)"),
+        "{heard}"
+    );
+    assert!(heard.contains("- it is not polite"), "{heard}");
+    assert!(!heard.contains("Here it is.") && !heard.contains("verdict"), "{heard}");
+
+    // The reviewer is given the evidence of that moment, and nothing of an earlier review.
+    let reviews = requests(&backend, Who::Reviewer);
+    let evidence = reviews[0]["input"][0]["content"].as_str().unwrap();
+    for part in [
+        "Review this work, round 1.",
+        "Greet the world.",
+        "1. greet",
+        "+hello\n",
+        "read_file {\"path\":\".env\"}: refused by",
+        "write_file {\"content\":\"x\",\"path\":\"b.txt\"}: refused by roles.planner",
+        "I greeted.",
+    ] {
+        assert!(evidence.contains(part), "{part}: {evidence}");
+    }
+    assert_eq!(reviews[1]["input"].as_array().unwrap().len(), 1);
+    assert!(reviews[1]["input"].to_string().contains("round 2"));
+    assert!(
+        !backend.server.requests().iter().any(|request| request.to_string().contains("canary"))
+    );
+    backend.assert_paired();
+}
+
+#[tokio::test]
+async fn an_agent_whose_words_have_not_the_shape_is_told_so_once() {
+    let stubborn = |seen: &Seen| {
+        Reply::Answer(match (who(&seen.task), seen.turn) {
+            (Who::Planner, 1) => Turn::say("I would rather not plan."),
+            (Who::Planner, _) => Turn::say(PLAN),
+            (Who::Executor, _) => Turn::say("Nothing to do."),
+            (Who::Reviewer, _) => Turn::say("Looks good to me!"),
+        })
+    };
+    let (backend, daemon) = lab(stubborn).await;
+    let story = daemon.story(&submit(&daemon).await).await;
+    assert_eq!(story.state(), RunState::Failed);
+    let error = story.run.error.clone().unwrap();
+    assert_eq!(error.reason, "OUTPUT_INVALID");
+    assert!(error.message.contains("no JSON object"), "{}", error.message);
+    let refused = story.payloads("output_refused");
+    assert_eq!(refused.len(), 2, "the planner once, the reviewer once");
+    let planning = requests(&backend, Who::Planner);
+    assert!(planning[1]["input"].to_string().contains("Answer once more"), "{}", planning[1]);
+    let words = story.payloads("model_response");
+    assert_eq!(words.last().unwrap()["text"], "Looks good to me!", "the evidence is kept");
+}
+
+#[tokio::test]
+async fn a_veto_ends_the_run_and_so_does_one_revision_too_many() {
+    let vetoing = |seen: &Seen| {
+        Reply::Answer(match who(&seen.task) {
+            Who::Planner => Turn::say(PLAN),
+            Who::Executor => Turn::say("Done."),
+            Who::Reviewer => Turn::say(VETO),
+        })
+    };
+    let (_backend, daemon) = lab(vetoing).await;
+    let story = daemon.story(&submit(&daemon).await).await;
+    let error = story.run.error.clone().unwrap();
+    assert_eq!((story.state(), error.reason.as_str()), (RunState::Failed, "VETOED"));
+    assert!(error.message.contains("(rule builtin/secrets): it reads secrets"), "{error:?}");
+
+    let never = |seen: &Seen| {
+        Reply::Answer(match who(&seen.task) {
+            Who::Planner => Turn::say(PLAN),
+            Who::Executor => Turn::say("Done."),
+            Who::Reviewer => Turn::say(REVISE),
+        })
+    };
+    let (_backend, daemon) = lab(never).await;
+    let story = daemon.story(&submit(&daemon).await).await;
+    let error = story.run.error.clone().unwrap();
+    assert_eq!((story.state(), error.reason.as_str()), (RunState::Failed, "REVIEW_FAILED"));
+    assert!(error.message.contains("it is not polite"), "{error:?}");
+    assert_eq!(story.payloads("reviewed").len(), 4, "sent back three times");
+}
+
+#[tokio::test]
+async fn a_reviewer_s_own_budget_stops_the_run_before_the_review_and_a_larger_one_lets_it_go_on() {
+    let (_backend, mut daemon) = lab(reply).await;
+    let one = v1::Budget { max_turns: 1, ..Default::default() };
+    let request = v1::CreateRunRequest {
+        role_budgets: [("reviewer".to_owned(), one)].into(),
+        ..request(&daemon)
+    };
+    let id = daemon.create(request).await.unwrap().run.unwrap().id;
+    let story = daemon.story(&id).await;
+    assert_eq!(story.state(), RunState::OutOfBudget);
+    let said = story.run.error.clone().unwrap().message;
+    assert!(said.contains("the budget of the role reviewer in the run, of 1 turns"), "{said}");
+    assert_eq!(seats(&story), ["planner", "executor", "reviewer", "executor", "reviewer"]);
+
+    daemon.kill();
+    daemon.restart();
+    let resumed =
+        daemon.agentctl(&["run", "resume", &id, "--role-budget", "reviewer=turns:9"]).await;
+    assert!(resumed.status.success(), "{resumed:?}");
+    let story = daemon.story(&id).await;
+    assert_eq!((story.state(), seats(&story).len()), (RunState::Succeeded, 5));
+}
+
+#[tokio::test]
+async fn agents_that_die_with_their_daemon_go_on_where_they_were() {
+    let places: [(&str, &[u32]); 4] = [
+        ("ask.before", &[0, 2, 5, 8]),
+        ("ask.after", &[1, 4, 5]),
+        ("result.before", &[0, 3, 4]),
+        ("commit.after", &[5, 8, 11, 14, 17]),
+    ];
+    for (point, nths) in places {
+        for nth in nths {
+            let (backend, mut daemon) = lab(reply).await;
+            daemon.kill();
+            assert!(daemon.boot_dying(&[("AGENTD_FAIL_POINT", format!("{point}:{nth}"))]));
+            let client = daemon.client().await;
+            let request = v1::CreateRunRequest { request_id: "one".into(), ..request(&daemon) };
+            let _ = client.runs().create_run(request.clone()).await;
+            wait_until(&format!("it dies at {point}:{nth}"), || daemon.has_died()).await;
+            assert!(daemon.boot_dying(&[]));
+            let id = daemon.create(request).await.unwrap().run.unwrap().id;
+            let story = daemon.story(&id).await;
+            assert_eq!(story.state(), RunState::Succeeded, "{point} {nth}: {:?}", story.run.error);
+            assert_eq!(
+                seats(&story),
+                ["planner", "executor", "reviewer", "executor", "reviewer"],
+                "{point} {nth}"
+            );
+            assert_eq!(daemon.read("hello.txt").unwrap(), "hello, please\n");
+            backend.assert_paired();
+        }
+    }
+}

@@ -16,8 +16,8 @@ pub struct Agent {
     pub role: RoleName,
     /// None: the daemon's default.
     pub model: Option<String>,
-    /// What it is told before the task.
-    pub instructions: &'static str,
+    /// What it is told before the task; of several, each of them.
+    pub instructions: String,
     pub origin: Origin,
 }
 
@@ -35,9 +35,6 @@ pub fn team(name: &str) -> Option<Team> {
     (name == TEAM).then(Team::default)
 }
 
-/// Those that a run may name.
-pub const NAMEABLE: [&str; 2] = [TEAM, executor::NAME];
-
 /// The roles that agents have.
 pub fn roles() -> Vec<RoleName> {
     vec![executor::role(), planner::role(), reviewer::role()]
@@ -50,25 +47,31 @@ pub fn correction(why: &str) -> String {
     )
 }
 
-/// Every agent, by name.
+/// The agents that a run may name.
+pub const NAMES: [&str; 2] = [TEAM, executor::NAME];
+
+/// Those agents, in the order of [`NAMES`].
 pub fn all() -> Vec<Agent> {
-    let built_in = |name, description, role, instructions| Agent {
+    let built_in = |name, description, instructions: String| Agent {
         name,
         description,
-        role,
+        role: executor::role(),
         model: None,
         instructions,
         origin: Origin::BuiltIn,
     };
+    let parts = [
+        (planner::NAME, planner::INSTRUCTIONS),
+        (executor::NAME, executor::INSTRUCTIONS),
+        (reviewer::NAME, reviewer::INSTRUCTIONS),
+    ];
+    let together = parts.map(|(name, instructions)| format!("# {name}\n\n{instructions}\n"));
     vec![
         built_in(
             TEAM,
-            "a planner, an executor and a reviewer, one after the other",
-            executor::role(),
-            "",
+            "a planner, an executor and a reviewer, who accepts the work, sends it back or vetoes it",
+            together.join("\n"),
         ),
-        built_in(executor::NAME, executor::DESCRIPTION, executor::role(), executor::INSTRUCTIONS),
-        built_in(planner::NAME, planner::DESCRIPTION, planner::role(), planner::INSTRUCTIONS),
-        built_in(reviewer::NAME, reviewer::DESCRIPTION, reviewer::role(), reviewer::INSTRUCTIONS),
+        built_in(executor::NAME, executor::DESCRIPTION, executor::INSTRUCTIONS.to_owned()),
     ]
 }

@@ -5,10 +5,6 @@ use crate::domain::ids::RoleName;
 /// Name of the agent and of its role.
 pub const NAME: &str = "planner";
 
-/// What it is, for people.
-pub const DESCRIPTION: &str =
-    "reads the task and the workspace, and writes the plan; changes nothing";
-
 /// The planner's role in the policy.
 pub fn role() -> RoleName {
     RoleName::new(NAME)

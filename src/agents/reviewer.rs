@@ -7,9 +7,6 @@ use crate::domain::{ids::RoleName, plan::Plan};
 /// Name of the agent and of its role.
 pub const NAME: &str = "reviewer";
 
-/// What it is, for people.
-pub const DESCRIPTION: &str = "looks at the diff, the calls and what the policy refused, and accepts, sends back or vetoes; changes nothing";
-
 /// Longest diff that the reviewer is given, in bytes: the head and the tail of a longer one.
 const DIFF_BYTES: usize = 48 << 10;
 /// Calls that it is told of take at most so many bytes together; the oldest are left out.

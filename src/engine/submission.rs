@@ -84,9 +84,9 @@ pub(super) fn check_common(
     request_id: Option<&str>,
 ) -> Result<(), EngineError> {
     let invalid = |field, message: String| Err(EngineError::InvalidField { field, message });
-    if !agent.is_empty() && !agents::NAMEABLE.contains(&agent) {
+    if !agent.is_empty() && !agents::NAMES.contains(&agent) {
         let agent: String = agent.chars().take(80).collect();
-        let known = agents::NAMEABLE.join(", ");
+        let known = agents::NAMES.join(", ");
         return invalid(
             "agent",
             format!("no run can name an agent {agent:?}; it can name: {known}"),

@@ -416,7 +416,7 @@ pub(super) fn agent(agent: &Agent, tools: Vec<String>) -> v1::Agent {
         role: agent.role.to_string(),
         model: agent.model.clone().unwrap_or_default(),
         tools,
-        instructions: agent.instructions.into(),
+        instructions: agent.instructions.clone(),
         built_in: agent.origin == Origin::BuiltIn,
     }
 }

@@ -340,7 +340,7 @@ mod tests {
     fn a_fault_is_one_line_whatever_the_files_say() {
         let errors = errors(|s| {
             s.tools.text = s.tools.text.replace("id: wc", "id: \"ls\\n\\e[2J\"");
-            s.tools.text = s.tools.text.replace("[read_file, ", "[\"rm\\nrf\", ");
+            s.tools.text = s.tools.text.replace("[read_file, write_file, ", "[\"rm\\nrf\", ");
             s.paths.text = s.paths.text.replace("protected: [", "protected: [\"/\\n\", ");
             s.paths.text = s.paths.text.replace("path: .env,", "path: \"\\e.env\",");
         });

@@ -187,11 +187,14 @@ async fn agentctl_shows_calls_and_agents_as_a_table_and_as_json() {
     let table = said(&["agents", "list"]).await;
     assert!(table.lines().any(|line| line.starts_with("executor")), "{table}");
     let json: Value = serde_json::from_str(&said(&["agents", "list", "-o", "json"]).await).unwrap();
-    assert_eq!(json["agents"][0]["name"], "executor");
-    assert_eq!(json["agents"][0]["built_in"], true);
-    let tools = json["agents"][0]["tools"].as_array().unwrap();
+    let [team, alone] = json["agents"].as_array().unwrap().as_slice() else { panic!("{json}") };
+    assert_eq!((&team["name"], &alone["name"]), (&json!("default"), &json!("executor")));
+    assert_eq!(alone["built_in"], true);
+    let tools = alone["tools"].as_array().unwrap();
     assert!(tools.contains(&json!("read_file")), "{json}");
-    assert!(json["agents"][0]["instructions"].as_str().unwrap().len() > 100);
+    for agent in [team, alone] {
+        assert!(agent["instructions"].as_str().unwrap().len() > 100, "{agent}");
+    }
 }
 
 #[tokio::test]
@@ -205,4 +208,7 @@ async fn an_agent_that_is_listed_can_be_named_in_a_submission() {
         let request = v1::CreateRunRequest { agent: agent.name.clone(), ..daemon.request("x") };
         assert_eq!(daemon.create(request).await.unwrap().run.unwrap().agent, agent.name);
     }
+    let unlisted = v1::CreateRunRequest { agent: "reviewer".into(), ..daemon.request("x") };
+    let refused = daemon.create(unlisted).await.unwrap_err();
+    assert!(refused.message().contains("it can name: default, executor"), "{refused:?}");
 }

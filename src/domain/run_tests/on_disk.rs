@@ -35,24 +35,6 @@ fn examples() -> Vec<Record> {
             ..model_request(1, 1)
         }
         .into(),
-        ModelResponse {
-            response_id: Some("resp_1".into()),
-            model: Some("qwen3".into()),
-            text: Some("all done".into()),
-            incomplete: Some("content_filter".into()),
-            tokens: TokenCount { input: 9, cached_input: 4, output: 3, reasoning: 2 },
-            ..response(1, 1, 2)
-        }
-        .into(),
-        failed(1, 1, None),
-        BackendError {
-            http_status: Some(503),
-            backend_request_id: Some("req_1".into()),
-            sent: Sent::Maybe,
-            ..backend_error(1, 1, Some(Timestamp(5)))
-        }
-        .into(),
-        nudged(1),
     ];
     let called = vec![
         called(call, EffectClass::Pure),
@@ -90,6 +72,7 @@ fn examples() -> Vec<Record> {
     ];
     [
         first,
+        of_answers(),
         of_agents(),
         called,
         of_approvals(call),
@@ -99,6 +82,29 @@ fn examples() -> Vec<Record> {
         records_of_the_daemon(),
     ]
     .concat()
+}
+
+fn of_answers() -> Vec<Record> {
+    vec![
+        ModelResponse {
+            response_id: Some("resp_1".into()),
+            model: Some("qwen3".into()),
+            text: Some("all done".into()),
+            incomplete: Some("content_filter".into()),
+            tokens: TokenCount { input: 9, cached_input: 4, output: 3, reasoning: 2 },
+            ..response(1, 1, 2)
+        }
+        .into(),
+        failed(1, 1, None),
+        BackendError {
+            http_status: Some(503),
+            backend_request_id: Some("req_1".into()),
+            sent: Sent::Maybe,
+            ..backend_error(1, 1, Some(Timestamp(5)))
+        }
+        .into(),
+        nudged(1),
+    ]
 }
 
 fn of_agents() -> Vec<Record> {

@@ -238,7 +238,7 @@ async fn assemble(
         model: Arc::new(backend),
         default_model: config.model.clone(),
         prices: Arc::new(config.prices.clone()),
-        role_budgets: config.role_budgets.clone(),
+        agents: config.agents.clone(),
         sandbox,
         journal: journal.clone(),
         backups: journal.clone(),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::domain::{ids::RoleName, plan::Plan};
+use crate::domain::{guardrail::Violation, ids::RoleName, journal::GuardrailsChecked, plan::Plan};
 
 /// Name of the agent and of its role.
 pub const NAME: &str = "reviewer";
@@ -39,6 +39,8 @@ pub struct Evidence {
     pub plan: Option<Plan>,
     /// Why there is no diff, or the diff; empty: nothing was changed.
     pub diff: Result<String, String>,
+    /// What was found without asking a model.
+    pub checked: Option<GuardrailsChecked>,
     /// Oldest first.
     pub calls: Vec<CallMade>,
     /// What the engineer said at the end.
@@ -76,6 +78,14 @@ pub fn brief(evidence: &Evidence) -> String {
             let arguments = shortened(&call.arguments, ARGUMENTS_CHARS);
             let _ = writeln!(text, "- {} {arguments}: refused by {rule}: {why}", call.tool);
         }
+    }
+    if let Some(checked) = &evidence.checked {
+        let found = checked.violations.iter().map(Violation::to_string);
+        let unchecked =
+            checked.unchecked.iter().map(|why| format!("nothing could be looked at: {why}"));
+        let found: String = found.chain(unchecked).map(|found| format!("- {found}\n")).collect();
+        let found = if found.is_empty() { "Nothing.\n" } else { &found };
+        let _ = write!(text, "\n# What was found that the work must not do\n\n{found}");
     }
     text.push_str("\n# Diff of the workspace\n\n");
     match &evidence.diff {

@@ -1,13 +1,13 @@
 //! Settings from flags, environment and one YAML file, in that order, checked before anything starts.
 //! Nothing is read from the current directory or a workspace unless a flag names it.
 
+mod agents;
 mod audit;
 mod callers;
 mod credential;
 mod hosted;
 mod prices;
 mod reader;
-mod roles;
 mod tools;
 mod webhook;
 
@@ -28,10 +28,10 @@ use crate::{
     backend::{self, Streaming},
     callers::CallerSettings,
     domain::{
-        budget::{PerDay, Prices, RoleBudgets},
+        budget::{PerDay, Prices},
         policy::{Gate, HostedTool},
     },
-    engine::{Keep, Limits},
+    engine::{AgentSettings, Keep, Limits},
     secrets::Secret,
     telemetry::LogFormat,
     webhook::WebhookSettings,
@@ -109,8 +109,7 @@ pub struct Config {
     pub model: Option<String>,
     pub limits: Limits,
     pub prices: Prices,
-    /// For submissions that do not say.
-    pub role_budgets: RoleBudgets,
+    pub agents: AgentSettings,
     /// Launchers of each kind that wait for a call.
     pub ready_launchers: u8,
     /// How long steps under way may take when the daemon stops.
@@ -213,6 +212,9 @@ mod names {
     pub(super) const DAILY_TOOL_CALLS: Setting = setting("daily.tool_calls", None, None);
     pub(super) const DAILY_TOKENS: Setting = setting("daily.tokens", None, None);
     pub(super) const DAILY_COST: Setting = setting("daily.cost_dollars", None, None);
+    pub(super) const FORBIDDEN_PATHS: Setting = setting("guardrails.forbidden_paths", None, None);
+    pub(super) const ADDED_SECRETS: Setting = setting("guardrails.secrets", None, None);
+    pub(super) const DELETED_TESTS: Setting = setting("guardrails.deleted_tests", None, None);
     pub(super) const LOG: Setting = setting("log", Some("AGENTD_LOG"), Some("--log"));
     pub(super) const LOG_FORMAT: Setting =
         setting("log_format", Some("AGENTD_LOG_FORMAT"), Some("--log-format"));
@@ -279,7 +281,7 @@ impl Config {
         let callers = callers::callers(reader);
         let webhook = webhook::webhook(reader, &mut secrets);
         let prices = prices::prices(reader);
-        let role_budgets = roles::budgets(reader);
+        let agents = agents::agents(reader);
         let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
         let log_format =
             reader.take(names::LOG_FORMAT, flags.log_format, || Some(LogFormat::default()));
@@ -298,7 +300,7 @@ impl Config {
             model,
             limits: limits?,
             prices,
-            role_budgets,
+            agents,
             ready_launchers: ready?.0,
             grace: Duration::from_secs(grace?.0),
             heads: heads?,

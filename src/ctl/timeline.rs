@@ -169,6 +169,14 @@ impl<W: Write> Timeline<W> {
                     self.colour.paint(Paint::Warning, "! not the shape that was asked for");
                 self.line(entry, &format!("{refused}: {}", text(&payload["why"])))
             }
+            "guardrails_checked" => {
+                for found in list(&payload["violations"]) {
+                    let (path, what) = (text(&found["path"]), text(&found["what"]));
+                    let line = format!("! {}: {path} {what}", text(&found["consequence"]));
+                    self.line(entry, &self.colour.paint(Paint::Warning, &line))?;
+                }
+                Ok(())
+            }
             "reviewed" => {
                 let verdict = text(&payload["verdict"]);
                 let paint = if verdict == "accept" { Paint::Good } else { Paint::Warning };

@@ -21,7 +21,7 @@ pub use daemon::{
     BackupMade, DaemonStarted, DaemonStopped, DrainRequested, RunAnchored, RunPruned, StoreRestored,
 };
 pub use steering::{CancelRequested, InputReceived, LostRequest, PauseRequested, RunResumed};
-pub use team::{AgentBegan, OutputRefused, PlanMade, Reviewed, Team};
+pub use team::{AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed, Team};
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -115,6 +115,7 @@ records! {
     "agent_began" 1 => AgentBegan,
     "plan_made" 1 => PlanMade,
     "output_refused" 1 => OutputRefused,
+    "guardrails_checked" 1 => GuardrailsChecked,
     "reviewed" 1 => Reviewed,
     "tool_call" 1 => ToolCalled,
     "approval_requested" 1 => ApprovalRequested,

@@ -8,6 +8,7 @@ pub mod approval;
 pub mod budget;
 pub mod chain;
 pub mod effect;
+pub mod guardrail;
 pub mod head;
 pub mod hex;
 pub mod host;

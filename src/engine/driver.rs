@@ -90,6 +90,7 @@ impl Driver {
                     self.log.stage(ModelNudged { turn, text: executor::NUDGE.into() });
                 }
                 Command::Begin(seat) => self.begin(seat).await?,
+                Command::CheckWork => self.check_work().await?,
                 Command::Conclude { turn, conclusion } => self.conclude(turn, conclusion),
                 Command::Warn(warning) => self.warn(warning),
                 Command::Suspend(why) => self.suspend(why).await?,

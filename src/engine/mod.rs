@@ -50,12 +50,21 @@ use std::sync::Arc;
 use crate::{
     domain::{
         budget::{Prices, RoleBudgets},
+        guardrail::Guardrails,
         ids::Epoch,
         redact::Redactor,
     },
     ports::{Backups, Chance, Clock, Disk, Journal, Model, Retention, Sandbox, Webhook},
     tools::Toolbox,
 };
+
+/// What the operator says of agents.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct AgentSettings {
+    /// For submissions that do not say.
+    pub role_budgets: RoleBudgets,
+    pub guardrails: Guardrails,
+}
 
 /// The world as the engine sees it, and what holds for all runs.
 #[derive(Clone)]
@@ -64,8 +73,7 @@ pub struct World {
     /// For runs that name none; none: the backend's first.
     pub default_model: Option<String>,
     pub prices: Arc<Prices>,
-    /// For submissions that do not say.
-    pub role_budgets: RoleBudgets,
+    pub agents: AgentSettings,
     pub sandbox: Arc<dyn Sandbox>,
     pub journal: Arc<dyn Journal>,
     pub backups: Arc<dyn Backups>,

@@ -307,7 +307,7 @@ impl Engine {
         spec.workspace = self.admit(&spec.workspace, &reach).await?;
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();
-        spec.role_budgets = roles_over(spec.role_budgets, &world.role_budgets);
+        spec.role_budgets = roles_over(spec.role_budgets, &world.agents.role_budgets);
         self.check_limits(&spec.budget, &spec.role_budgets, spec.model.as_deref())?;
         let now = world.clock.now();
         let run = world.chance.run_id(now);

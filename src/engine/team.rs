@@ -9,13 +9,17 @@ use crate::{
         reviewer::{self, CallMade, Evidence},
     },
     domain::{
+        guardrail::Violation,
         ids::{RoleName, RunId, Sequence},
-        journal::{AgentBegan, OutputRefused, PlanMade, Reviewed, Verdict},
+        journal::{
+            AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed, Taken, Verdict,
+        },
         run::{Conclusion, RunState, Seat},
         tool::ToolSpec,
     },
     engine::{EngineError, World, diff, driver::Driver, tool_calls},
     ports::JournalError,
+    tasks,
 };
 
 /// Calls that are looked at for a review; there are earlier ones in the journal.
@@ -49,6 +53,18 @@ impl Driver {
         let began =
             AgentBegan { seat, role: role(seat), round: state.stage.rounds, text: text.into() };
         self.log.stage(began);
+        Ok(())
+    }
+
+    /// Looks at what the executor did for what it must not do: no model is asked.
+    pub(super) async fn check_work(&mut self) -> Result<(), JournalError> {
+        // What it did is on disk before.
+        self.log.append([]).await?;
+        let state = self.log.state();
+        let round = state.stage.rounds + 1;
+        let (violations, unchecked) = inspect(&self.world, state).await?;
+        tracing::info!(run = %state.id, round, ?violations, ?unchecked, "the work was looked at");
+        self.log.stage(GuardrailsChecked { round, violations, unchecked });
         Ok(())
     }
 
@@ -103,6 +119,31 @@ fn role(seat: Seat) -> RoleName {
     }
 }
 
+/// What was found in what a run changed that it must not do, or why nothing can be looked at.
+async fn inspect(
+    world: &World,
+    state: &RunState,
+) -> Result<(Vec<Violation>, Option<String>), JournalError> {
+    match &state.snapshots.before {
+        // Nothing was done that may change something.
+        None => return Ok((Vec::new(), None)),
+        Some(Taken::Failed(why)) => return Ok((Vec::new(), Some(why.clone()))),
+        Some(Taken::Tree(_)) => {}
+    }
+    let guardrails = world.agents.guardrails;
+    let patch = match diff::diff(world, state.id).await {
+        Ok(patch) => patch,
+        Err(EngineError::Journal(error)) => return Err(error),
+        Err(error) => return Ok((vec![guardrails.unreadable(&error.to_string())], None)),
+    };
+    let (policy, redactor) = (world.policies.current(), world.redactor.clone());
+    let checked = tasks::blocking(move || {
+        guardrails.check(&String::from_utf8_lossy(&patch), &policy.paths, &redactor)
+    });
+    let checked = checked.await;
+    Ok((checked.unwrap_or_else(|error| vec![guardrails.unreadable(&error.to_string())]), None))
+}
+
 /// What a reviewer is to know of the work: as everyone may see it.
 async fn gather(world: &World, state: &RunState) -> Result<Evidence, JournalError> {
     let diff = match diff::diff(world, state.id).await {
@@ -116,7 +157,8 @@ async fn gather(world: &World, state: &RunState) -> Result<Evidence, JournalErro
         plan: state.stage.plan.as_deref().cloned(),
         diff: diff.map(|diff| shown(&diff)),
         calls: calls(world, state.id).await?,
-        answer: shown(state.last_words().unwrap_or_default()),
+        checked: state.stage.checked.as_deref().cloned(),
+        answer: shown(state.stage.result.as_deref().unwrap_or_default()),
         round: state.stage.rounds + 1,
     })
 }

@@ -55,7 +55,14 @@ async fn lab(brain: impl agentd::scripted::Brain) -> (Backend, TestDaemon) {
     let backend = Backend::start(brain).await;
     let daemon =
         TestDaemon::start_with(Settings { base_url: backend.url(), ..Settings::default() });
+    prepare(&daemon);
+    (backend, daemon)
+}
+
+/// The workspace is a project with one commit, a test, and a secret that is not in it.
+fn prepare(daemon: &TestDaemon) {
     daemon.put("a.txt", "a\n");
+    daemon.put("test_a.py", "def test_a():\n    pass\n");
     daemon.put(".env", "TOKEN=canary\n");
     let git = |arguments: &[&str]| {
         let done = std::process::Command::new("git")
@@ -73,9 +80,8 @@ async fn lab(brain: impl agentd::scripted::Brain) -> (Backend, TestDaemon) {
         assert!(done.status.success(), "{done:?}");
     };
     git(&["init", "-q"]);
-    git(&["add", "a.txt"]);
+    git(&["add", "a.txt", "test_a.py"]);
     git(&["commit", "-qm", "first"]);
-    (backend, daemon)
 }
 
 fn request(daemon: &TestDaemon) -> v1::CreateRunRequest {
@@ -278,4 +284,109 @@ async fn agents_that_die_with_their_daemon_go_on_where_they_were() {
             backend.assert_paired();
         }
     }
+}
+
+/// The executor does one thing, and the reviewer takes whatever it is shown.
+fn obliging(does: impl Fn() -> Turn + Send + Sync + 'static) -> impl agentd::scripted::Brain {
+    move |seen: &Seen| {
+        Reply::Answer(match (who(&seen.task), seen.turn) {
+            (Who::Planner, _) => Turn::say(PLAN),
+            (Who::Executor, 1) => does(),
+            (Who::Executor, _) => Turn::say("I did as planned."),
+            (Who::Reviewer, _) => Turn::say(ACCEPT),
+        })
+    }
+}
+
+fn script(content: &str) -> Turn {
+    Turn::call("write_file", json!({"path": "script.sh", "content": content}))
+        .and_call("shell_exec", json!({"command": ["sh", "script.sh"]}))
+}
+
+/// With a reviewer that takes anything: what must not be done ends the run before the reviewer is asked.
+#[tokio::test]
+async fn a_planted_secret_a_deleted_test_or_a_forbidden_file_is_a_veto_whatever_the_reviewer_says()
+{
+    let key = || format!("key = \"AKIA{}\"\n", "Q".repeat(16));
+    let cases: Vec<(&str, &str, Box<dyn Fn() -> Turn + Send + Sync>)> = vec![
+        (
+            "secret",
+            "config.py: 1 lines that were added hold what looks like a credential",
+            Box::new(move || {
+                Turn::call("write_file", json!({"path": "config.py", "content": key()}))
+            }),
+        ),
+        (
+            "deleted_test",
+            "test_a.py: a file of tests was deleted",
+            Box::new(|| script("rm test_a.py script.sh\n")),
+        ),
+        (
+            "forbidden_path",
+            "deploy/.env.production: ",
+            Box::new(|| script("mkdir -p deploy; echo x >deploy/.env.production\n")),
+        ),
+    ];
+    for (guardrail, words, does) in cases {
+        let (backend, daemon) = lab(obliging(does)).await;
+        let story = daemon.story(&submit(&daemon).await).await;
+        let error = story.run.error.clone().unwrap_or_default();
+        assert_eq!(
+            (story.state(), error.reason.as_str()),
+            (RunState::Failed, "VETOED"),
+            "{guardrail}"
+        );
+        assert!(error.message.contains(words), "{guardrail}: {}", error.message);
+        let found = &story.payloads("guardrails_checked")[0]["violations"];
+        assert!(
+            found.as_array().unwrap().iter().any(|found| found["guardrail"] == guardrail),
+            "{guardrail}: {found}"
+        );
+        assert_eq!(
+            requests(&backend, Who::Reviewer),
+            Vec::<Value>::new(),
+            "nobody to be talked round"
+        );
+        assert!(daemon.audit().await.intact);
+    }
+    // Control: the same team, the same reviewer, and nothing that must not be done.
+    let (_backend, daemon) = lab(obliging(|| write("hello\n"))).await;
+    let story = daemon.story(&submit(&daemon).await).await;
+    assert_eq!(story.state(), RunState::Succeeded, "{:?}", story.run.error);
+    assert_eq!(story.payloads("guardrails_checked")[0]["violations"], json!([]));
+}
+
+#[tokio::test]
+async fn what_the_configuration_only_wants_reported_the_reviewer_is_told() {
+    let backend = Backend::start(obliging(|| script("rm test_a.py script.sh\n"))).await;
+    let daemon = TestDaemon::start_with(Settings {
+        base_url: backend.url(),
+        configuration: "guardrails: {deleted_tests: report}\n".into(),
+        ..Settings::default()
+    });
+    prepare(&daemon);
+    let story = daemon.story(&submit(&daemon).await).await;
+    assert_eq!(story.state(), RunState::Succeeded, "{:?}", story.run.error);
+    let told = requests(&backend, Who::Reviewer)[0]["input"][0]["content"].to_string();
+    assert!(told.contains("test_a.py: a file of tests was deleted"), "{told}");
+
+    let said = TestDaemon::refused(Settings {
+        base_url: backend.url(),
+        configuration: "guardrails: {deleted_tests: ignore}\n".into(),
+        ..Settings::default()
+    });
+    assert!(said.contains("\"ignore\" is neither veto nor report"), "{said}");
+}
+
+/// Without git nobody can tell what was changed, and the record and the reviewer are told so.
+#[tokio::test]
+async fn where_nothing_can_be_looked_at_the_record_says_why() {
+    let backend = Backend::start(obliging(|| write("hello\n"))).await;
+    let daemon = TestDaemon::start(&backend.url());
+    let story = daemon.story(&submit(&daemon).await).await;
+    assert_eq!(story.state(), RunState::Succeeded, "{:?}", story.run.error);
+    let checked = &story.payloads("guardrails_checked")[0];
+    assert!(checked["unchecked"].as_str().unwrap().contains("git"), "{checked}");
+    let told = requests(&backend, Who::Reviewer)[0]["input"][0]["content"].to_string();
+    assert!(told.contains("nothing could be looked at"), "{told}");
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
+    guardrail::Violation,
     ids::RoleName,
     plan::{Plan, Verdict},
     run::Seat,
@@ -32,6 +33,17 @@ pub struct AgentBegan {
     /// How often the work was sent back before.
     pub round: u32,
     pub text: Arc<str>,
+}
+
+/// What the executor did was looked at for what it must not do, before a reviewer looks at it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardrailsChecked {
+    /// Of the review, from 1.
+    pub round: u32,
+    pub violations: Vec<Violation>,
+    /// Why nothing could be looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unchecked: Option<String>,
 }
 
 /// The planner's plan, checked.

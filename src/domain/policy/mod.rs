@@ -51,7 +51,7 @@ pub use network::{
     Destination, Gate, Grant, HostPattern, Network, NetworkRule, Passage, Passing, Tunnels,
     judge as judge_network,
 };
-pub use paths::{FileOperation, PathGlob, PathRule, judge as judge_path};
+pub use paths::{FileOperation, PathGlob, PathRule, forbidding, judge as judge_path};
 pub use tested::{Compiled, PolicyTest, TestOutcome, Tests};
 
 use std::collections::{BTreeMap, BTreeSet};

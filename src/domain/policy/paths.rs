@@ -66,6 +66,15 @@ impl PathRule {
     }
 }
 
+/// The rule that denies it, whatever people allow.
+pub fn forbidding<'a>(
+    rules: &'a [PathRule],
+    operation: FileOperation,
+    path: &WorkspacePath,
+) -> Option<&'a PathRule> {
+    rules.iter().find(|rule| rule.decision == Verdict::Deny && rule.matches(operation, path))
+}
+
 /// The rule that allows it, or the ruling that does not.
 pub fn judge<'a>(
     rules: &'a [PathRule],

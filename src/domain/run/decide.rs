@@ -32,6 +32,8 @@ pub enum Command {
     },
     /// Let one of several agents begin.
     Begin(Seat),
+    /// Look at what the executor did for what it must not do.
+    CheckWork,
     /// Write down what one of several agents has come to.
     Conclude {
         turn: u32,
@@ -99,6 +101,7 @@ fn paused(command: Command) -> Command {
         | Command::Invoke(_)
         | Command::Nudge { .. }
         | Command::Begin(_)
+        | Command::CheckWork
         | Command::Conclude { .. }
         | Command::Warn(_) => {
             let message = "somebody paused the run; `agentctl run resume` lets it go on".into();

@@ -230,11 +230,9 @@ impl Work {
                 state.items.extend([Item::User { text: nudge.text.clone() }]);
                 Self::ToAsk { attempt: 1 }
             }
-            (Self::HandingOver { .. }, Record::AgentBegan(began)) => {
-                Self::begun(began, None, state)
-            }
-            (Self::Concluding { answer, .. }, Record::AgentBegan(began)) => {
-                Self::begun(began, answer, state)
+            (Self::HandingOver { .. }, Record::AgentBegan(began)) => Self::begun(began, state),
+            (Self::Concluding { answer, .. }, Record::GuardrailsChecked(checked)) => {
+                Self::checked(checked, answer, state)
             }
             (Self::Concluding { .. }, Record::PlanMade(made)) => Self::planned(made, state),
             (Self::Concluding { .. }, Record::OutputRefused(refused)) => {

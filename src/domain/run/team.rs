@@ -6,10 +6,11 @@ use std::{borrow::Cow, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
+    guardrail::{Consequence, Violation},
     item::Item,
-    journal::{AgentBegan, OutputRefused, PlanMade, Reviewed},
+    journal::{AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed},
     plan::{Plan, Verdict},
-    run::{Command, Ending, Failure, Phase, RunState, Work},
+    run::{Command, Ending, Failure, RunState, Work},
 };
 
 /// What an agent does in a run.
@@ -30,6 +31,8 @@ pub struct Stage {
     pub plan: Option<Arc<Plan>>,
     /// What the executor said last.
     pub result: Option<Arc<str>>,
+    /// What was found in it that it must not do.
+    pub checked: Option<Arc<GuardrailsChecked>>,
     /// What the reviewer wants mended.
     pub findings: Vec<String>,
     /// How often the work was sent back.
@@ -79,15 +82,6 @@ impl Stage {
 }
 
 impl RunState {
-    /// What the agent that speaks said last, where nothing is to follow from it yet.
-    pub fn last_words(&self) -> Option<&str> {
-        match &self.phase {
-            Phase::Going(Work::Concluding { answer, .. })
-            | Phase::Suspended { work: Work::Concluding { answer, .. }, .. } => answer.as_deref(),
-            Phase::Going(_) | Phase::Suspended { .. } | Phase::Ended(_) => None,
-        }
-    }
-
     /// What follows the last word of the agent that speaks.
     pub(super) fn concluded(&self, answer: &Arc<str>) -> Command {
         let finished = || Command::Finish(Ending::Succeeded { answer: answer.clone() });
@@ -96,7 +90,7 @@ impl RunState {
         }
         let turn = self.usage.turns;
         let conclusion = match self.stage.seat() {
-            Seat::Executor => return Command::Begin(Seat::Reviewer),
+            Seat::Executor => return Command::CheckWork,
             Seat::Planner => Plan::read(answer).map(Conclusion::Plan),
             Seat::Reviewer => Verdict::read(answer).map(Conclusion::Verdict),
         };
@@ -115,14 +109,7 @@ impl RunState {
 }
 
 impl Work {
-    pub(super) fn begun(
-        began: &AgentBegan,
-        answer: Option<Arc<str>>,
-        state: &mut RunState,
-    ) -> Self {
-        if state.stage.seat() == Seat::Executor && answer.is_some() {
-            state.stage.result = answer;
-        }
+    pub(super) fn begun(began: &AgentBegan, state: &mut RunState) -> Self {
         state.stage.parts.push((began.seat, state.items.len()));
         state.stage.is_corrected = false;
         state.role = began.role.clone();
@@ -139,6 +126,29 @@ impl Work {
         state.stage.is_corrected = true;
         state.items.extend([Item::User { text: refused.text.clone() }]);
         Self::ToAsk { attempt: 1 }
+    }
+
+    pub(super) fn checked(
+        checked: &GuardrailsChecked,
+        answer: Option<Arc<str>>,
+        state: &mut RunState,
+    ) -> Self {
+        state.stage.result = answer;
+        state.stage.checked = Some(Arc::new(checked.clone()));
+        let vetoes = |found: &&Violation| found.consequence == Consequence::Veto;
+        let vetoing: Vec<String> =
+            checked.violations.iter().filter(vetoes).map(Violation::to_string).collect();
+        match vetoing.is_empty() {
+            true => Self::HandingOver { to: Seat::Reviewer },
+            false => Self::Failing(Failure {
+                reason: "VETOED".into(),
+                message: format!(
+                    "the work does what it must not, whatever a reviewer would say: {}. The workspace is as the run left \
+                     it; `guardrails` in the configuration says what is looked for",
+                    vetoing.join("; ")
+                ),
+            }),
+        }
     }
 
     pub(super) fn reviewed(reviewed: &Reviewed, state: &mut RunState) -> Self {

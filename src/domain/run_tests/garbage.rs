@@ -75,6 +75,7 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
             .prop_map(|(turn, attempt, retry_at)| failed(turn, attempt, retry_at)),
         4 => number().prop_map(nudged),
         2 => (select(SEATS.as_slice()), number()).prop_map(|(seat, round)| began(seat, round)),
+        2 => (0..4usize).prop_map(checked),
         2 => (number(), number(), select(conclusions()))
             .prop_map(|(turn, round, conclusion)| concluded(turn, round, conclusion)),
         8 => (any_key(), class).prop_map(|(call, class)| called(call, class)),

@@ -108,6 +108,24 @@ pub(super) fn concluded(turn: u32, round: u32, conclusion: Conclusion) -> Record
     }
 }
 
+/// Now and then something is found.
+pub(super) fn checked(n: usize) -> Record {
+    let violation = |consequence| Violation {
+        guardrail: Guardrail::Secret,
+        consequence,
+        path: "a.txt".into(),
+        rule: Some("x".into()),
+        what: "a secret".into(),
+    };
+    let violations = match n % 4 {
+        0 => vec![violation(Consequence::Report)],
+        1 => vec![violation(Consequence::Veto)],
+        _ => Vec::new(),
+    };
+    let unchecked = (n % 4 == 2).then(|| "no git".to_owned());
+    GuardrailsChecked { round: 1, violations, unchecked }.into()
+}
+
 pub(super) fn plan() -> Plan {
     let step = Step { intent: "tidy".into(), tools: vec!["shell_exec".into()], check: "ls".into() };
     Plan { steps: vec![step] }

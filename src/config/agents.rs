@@ -1,22 +1,61 @@
-//! What the configuration file says of the roles of agents: for each what its agents may use of a run.
+//! What the configuration file says of agents: what those of each role may use of a run, and what becomes of work that does
+//! what it must not.
 
 use serde_json::Value;
 
 use crate::{
     agents,
-    config::reader::{Origin, Reader},
+    config::{
+        names,
+        reader::{Origin, Reader, SettingValue},
+    },
     domain::{
         budget::{Budget, RoleBudgets},
+        guardrail::{Consequence, Guardrails},
         ids::RoleName,
     },
+    engine::AgentSettings,
     yaml::{Content, Node},
 };
 
 const KEY: &str = "role_budgets";
 const KEYS: [&str; 5] = ["turns", "tool_calls", "tokens", "seconds", "cost_dollars"];
 
-/// The budgets; what is wrong with them is told through the reader.
-pub(super) fn budgets(reader: &mut Reader<'_>) -> RoleBudgets {
+/// What is wrong with it is told through the reader.
+pub(super) fn agents(reader: &mut Reader<'_>) -> AgentSettings {
+    let role_budgets = budgets(reader);
+    let mut consequence =
+        |setting| reader.take(setting, None, || Some(Consequence::default())).unwrap_or_default();
+    let guardrails = Guardrails {
+        forbidden_paths: consequence(names::FORBIDDEN_PATHS),
+        secrets: consequence(names::ADDED_SECRETS),
+        deleted_tests: consequence(names::DELETED_TESTS),
+    };
+    AgentSettings { role_budgets, guardrails }
+}
+
+impl SettingValue for Consequence {
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "veto" => Ok(Self::Veto),
+            "report" => Ok(Self::Report),
+            _ => Err(format!("{text:?} is neither veto nor report")),
+        }
+    }
+
+    fn from_scalar(value: &Value) -> Result<Self, String> {
+        Self::from_text(&String::from_scalar(value)?)
+    }
+
+    fn shown(&self) -> String {
+        match self {
+            Self::Veto => "veto".into(),
+            Self::Report => "report".into(),
+        }
+    }
+}
+
+fn budgets(reader: &mut Reader<'_>) -> RoleBudgets {
     let Some((path, node)) = reader.node(KEY) else { return RoleBudgets::new() };
     let roles = match &node.content {
         Content::Map(roles) => roles.as_slice(),

@@ -286,6 +286,8 @@ async fn agents_that_die_with_their_daemon_go_on_where_they_were() {
     }
 }
 
+type Work = Box<dyn Fn() -> Turn + Send + Sync>;
+
 /// The executor does one thing, and the reviewer takes whatever it is shown.
 fn obliging(does: impl Fn() -> Turn + Send + Sync + 'static) -> impl agentd::scripted::Brain {
     move |seen: &Seen| {
@@ -308,7 +310,7 @@ fn script(content: &str) -> Turn {
 async fn a_planted_secret_a_deleted_test_or_a_forbidden_file_is_a_veto_whatever_the_reviewer_says()
 {
     let key = || format!("key = \"AKIA{}\"\n", "Q".repeat(16));
-    let cases: Vec<(&str, &str, Box<dyn Fn() -> Turn + Send + Sync>)> = vec![
+    let cases: Vec<(&str, &str, Work)> = vec![
         (
             "secret",
             "config.py: 1 lines that were added hold what looks like a credential",

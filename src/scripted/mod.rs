@@ -7,7 +7,7 @@ mod request;
 mod script;
 
 pub use request::Seen;
-pub use script::{Arguments, Call, Reply, Script, Turn};
+pub use script::{Arguments, Call, Conversation, Play, Reply, Script, Turn};
 
 use std::{
     collections::VecDeque,

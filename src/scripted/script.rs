@@ -92,6 +92,39 @@ impl Brain for Script {
     }
 }
 
+/// Several conversations, each with a script of its own.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Play {
+    /// The first whose beginning fits is meant.
+    pub conversations: Vec<Conversation>,
+}
+
+/// A conversation, known by its first user message.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Conversation {
+    /// Empty: any.
+    #[serde(default)]
+    pub begins: String,
+    pub turns: Vec<Turn>,
+}
+
+impl Play {
+    /// Reads a play from YAML. Errors carry file, line and column.
+    pub fn parse(file: &str, text: &str) -> Result<Self, yaml::YamlError> {
+        yaml::parse(file, text)
+    }
+}
+
+impl Brain for Play {
+    fn reply(&self, seen: &Seen) -> Reply {
+        let fits = |one: &&Conversation| seen.task.starts_with(&one.begins);
+        let turns = self.conversations.iter().find(fits).map(|one| one.turns.clone());
+        Script { turns: turns.unwrap_or_default() }.reply(seen)
+    }
+}
+
 impl Turn {
     /// An answer that only says something.
     pub fn say(words: &str) -> Self {

@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use agentd::scripted::Script;
+use agentd::scripted::Play;
 use tempfile::TempDir;
 
 use crate::support::Backend;
@@ -58,7 +58,15 @@ fn the_demo_succeeds_says_that_the_words_are_scripted_and_tells_where_everything
     assert!(words.contains("the model's words are SCRIPTED"), "{words}");
     assert!(words.contains("✗ refused by rule secrets.env"), "{words}");
     assert!(words.contains("● SUCCEEDED"), "{words}");
-    assert_eq!(words.matches("\n  ✓ ").count(), 8, "{words}");
+    for shown in [
+        "the planner begins",
+        "1. find out what the tests say",
+        "verdict: revise",
+        "verdict: accept",
+    ] {
+        assert!(words.contains(shown), "{shown}: {words}");
+    }
+    assert_eq!(words.matches("\n  ✓ ").count(), 10, "{words}");
     assert!(words.contains(directory(&scratch).to_str().unwrap()), "{words}");
 }
 
@@ -66,7 +74,7 @@ fn the_demo_succeeds_says_that_the_words_are_scripted_and_tells_where_everything
 async fn with_a_backend_configured_the_demo_uses_that_one() {
     let scratch = scratch();
     let script = include_str!("../../src/ctl/demo/files/script.yaml");
-    let backend = Backend::start(Script::parse("script.yaml", script).unwrap()).await;
+    let backend = Backend::start(Play::parse("script.yaml", script).unwrap()).await;
     fs::create_dir_all(scratch.path().join(".config/agentd")).unwrap();
     let configuration = format!("backend: {{base_url: '{}', model: my-own}}\n", backend.url());
     fs::write(scratch.path().join(".config/agentd/agentd.yaml"), configuration).unwrap();
@@ -78,7 +86,7 @@ async fn with_a_backend_configured_the_demo_uses_that_one() {
     assert!(words.contains("The model is the one that you have configured."), "{words}");
     assert!(!words.contains("SCRIPTED"), "{words}");
     let asked = backend.server.requests();
-    assert_eq!(asked.len(), 6);
+    assert_eq!(asked.len(), 11, "2 by the planner, 7 by the executor, 2 by the reviewer");
     assert!(asked.iter().all(|request| request["model"] == "my-own"));
 }
 

@@ -23,7 +23,7 @@ use crate::{
     },
     ports::Chance as _,
     proto::v1::{self, stream_run_events_response::Event},
-    scripted::{Manner, Script, ScriptedBackend},
+    scripted::{Manner, Play, ScriptedBackend},
     system::SystemChance,
     tasks::Tasks,
 };
@@ -34,7 +34,7 @@ const SCRIPT: &str = include_str!("files/script.yaml");
 /// How long the whole run may take with a model of one's own.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// With --crash, the daemon is killed after one of these entries.
-const CRASH_BETWEEN: (u64, u64) = (2, 30);
+const CRASH_BETWEEN: (u64, u64) = (2, 44);
 /// And at most so long after it.
 const CRASH_LATER: Duration = Duration::from_millis(120);
 
@@ -123,7 +123,7 @@ async fn backend(tasks: &Tasks, script: Option<&Path>) -> Result<Backend, Failur
         }
     };
     let script =
-        Script::parse(&file, &text).map_err(|e| Failure::new(Exit::BadUsage, e.to_string()))?;
+        Play::parse(&file, &text).map_err(|e| Failure::new(Exit::BadUsage, e.to_string()))?;
     // Slow enough to be read as it comes, fast enough not to bore.
     let manner = Manner { pace: Duration::from_millis(8), ..Manner::default() };
     let server = ScriptedBackend::start(tasks, script, manner).await?;
@@ -169,6 +169,7 @@ async fn carry_out(
         task: TASK.into(),
         workspace: project.workspace().display().to_string(),
         request_id: "demo".into(),
+        agent: "default".into(),
         ..Default::default()
     };
     let run = client.runs().create_run(request).await?.into_inner().run.unwrap_or_default();

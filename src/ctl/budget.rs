@@ -42,7 +42,20 @@ impl Flags {
     }
 
     pub(super) fn role_budgets(&self) -> HashMap<String, v1::Budget> {
-        self.role_budget.iter().cloned().collect()
+        let mut all: HashMap<String, v1::Budget> = HashMap::new();
+        for (role, more) in &self.role_budget {
+            let of = all.entry(role.clone()).or_default();
+            let over = |new: u64, old: u64| if new == 0 { old } else { new };
+            let over_small = |new: u32, old: u32| if new == 0 { old } else { new };
+            *of = v1::Budget {
+                max_turns: over_small(more.max_turns, of.max_turns),
+                max_tool_calls: over_small(more.max_tool_calls, of.max_tool_calls),
+                max_tokens: over(more.max_tokens, of.max_tokens),
+                max_wall_seconds: over(more.max_wall_seconds, of.max_wall_seconds),
+                max_cost_micros: over(more.max_cost_micros, of.max_cost_micros),
+            };
+        }
+        all
     }
 }
 

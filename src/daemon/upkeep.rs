@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::{sync::mpsc, time::MissedTickBehavior};
+use tokio::{
+    sync::{mpsc, watch},
+    time::MissedTickBehavior,
+};
 use tokio_util::sync::CancellationToken;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -118,6 +121,7 @@ pub(super) fn open(
 pub(super) fn start(config: &Config, parts: &Parts, servers: &Servers, wanted: mpsc::Receiver<()>) {
     let Servers { tasks, health, .. } = servers;
     let (engine, journal) = (&parts.engine, &parts.journal);
+    tasks.spawn("store", store_failure(engine.clone(), parts.journal.failed(), tasks.token()));
     tasks.spawn("approvals", engine.clone().let_approvals_expire());
     tasks.spawn("webhook", engine.clone().tell_of_questions());
     tasks.spawn("intake", intake(engine.clone(), health.clone(), tasks.token()));
@@ -251,5 +255,18 @@ pub(super) fn exit_after(deadline: Duration) {
     });
     if let Err(error) = watching {
         tracing::warn!(%error, "nothing watches over the end of this process");
+    }
+}
+
+/// A store that fails between two calls stops the daemon as one that fails within a call does.
+async fn store_failure(
+    engine: Engine,
+    mut failed: watch::Receiver<Option<JournalError>>,
+    stopping: CancellationToken,
+) {
+    let told = stopping.run_until_cancelled(failed.wait_for(Option::is_some)).await;
+    let error = told.and_then(Result::ok).and_then(|error| error.clone());
+    if let Some(error) = error {
+        engine.give_up(error);
     }
 }

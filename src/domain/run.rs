@@ -74,6 +74,8 @@ pub struct Snapshots {
 pub struct Inputs {
     /// Not yet in the conversation, oldest first: it is not interrupted between a call and its output.
     pub waiting: Vec<Arc<str>>,
+    /// That are in the conversation, oldest first.
+    pub heard: Vec<Arc<str>>,
     /// By the id that it was sent with.
     pub known: BTreeMap<String, Arc<str>>,
     /// How many there were in all, and how long, in bytes.

@@ -1,7 +1,7 @@
 //! A run as its callers know it: one state's name, an answer, an error. Derived from [`RunState`], and
 //! never the other way round.
 
-use crate::domain::run::{Ending, Failure, Phase, RunState, Suspension, Work};
+use crate::domain::run::{Ending, Failure, Phase, RunState, Seat, Suspension, Work};
 
 /// A run's state as callers know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -95,7 +95,11 @@ impl RunState {
             }
             Phase::Suspended { why: Suspension::Paused { .. }, .. } => StateName::Paused,
             Phase::Going(Work::BackingOff { .. }) => StateName::WaitingForBackend,
-            Phase::Going(Work::ToAsk { attempt: 1 }) if self.usage.turns == 0 => StateName::Queued,
+            Phase::Going(Work::ToAsk { attempt: 1 } | Work::HandingOver { to: Seat::Planner })
+                if self.usage.turns == 0 =>
+            {
+                StateName::Queued
+            }
             Phase::Going(_) => StateName::Executing,
         }
     }

@@ -60,10 +60,11 @@ pub(super) struct Driver {
 impl Driver {
     /// Errors: the journal failed; nothing more may be done.
     pub(super) async fn drive(mut self) -> Result<Left, JournalError> {
-        while let Ok(message) = self.inbox.try_recv() {
-            message.hear(&mut self.log).await?;
-        }
         loop {
+            // Who wants it to stand still does not wait for another request.
+            while let Ok(message) = self.inbox.try_recv() {
+                message.hear(&mut self.log).await?;
+            }
             if self.stopping.is_cancelled() {
                 self.log.append([]).await?;
                 return Ok(Left { inbox: self.inbox, goes_on: false });

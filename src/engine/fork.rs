@@ -199,10 +199,17 @@ impl Engine {
             false => wanted,
         };
         let agent = or_parents(wanted.agent, &parent.spec.agent);
+        // Reviewers are told of the whole task.
+        let task = match (agents::team(&agent), wanted.input.as_str()) {
+            (Some(_), input) if !input.is_empty() => {
+                format!("{}\n\nThen: {input}", parent.spec.task).into()
+            }
+            _ => task,
+        };
         let spec = RunCreated {
             task,
             workspace: or_parents(wanted.workspace, &parent.spec.workspace),
-            team: agents::team(&agent),
+            team: None,
             agent,
             model: Some(wanted.model)
                 .filter(|model| !model.is_empty())

@@ -271,7 +271,8 @@ impl Engine {
         let spec = RunCreated {
             task: wanted.task.into(),
             workspace: wanted.workspace,
-            team: agents::team(&agent),
+            // After the digest: what a team is by default must not make a repetition another submission.
+            team: None,
             agent,
             model: Some(wanted.model).filter(|model| !model.is_empty()),
             budget: wanted.budget,
@@ -305,6 +306,7 @@ impl Engine {
         self.check_room()?;
         self.check_disk(0)?;
         spec.workspace = self.admit(&spec.workspace, &reach).await?;
+        spec.team = agents::team(&spec.agent);
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();
         spec.role_budgets = roles_over(spec.role_budgets, &world.agents.role_budgets);

@@ -12,12 +12,13 @@ use crate::{
         guardrail::Violation,
         ids::{RoleName, RunId, Sequence},
         journal::{
-            AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed, Taken, Verdict,
+            AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed, RunCreated, Taken,
+            Verdict,
         },
-        run::{Conclusion, RunState, Seat},
+        run::{Conclusion, RunState, Seat, Stage},
         tool::ToolSpec,
     },
-    engine::{EngineError, World, diff, driver::Driver, tool_calls},
+    engine::{EngineError, World, diff, driver::Driver, run_log::BUSY, tool_calls},
     ports::JournalError,
     tasks,
 };
@@ -35,16 +36,17 @@ pub(super) struct Voice {
 impl Driver {
     /// Lets one of several agents begin, with all that it is to know.
     pub(super) async fn begin(&mut self, seat: Seat) -> Result<(), JournalError> {
-        // What it is told of is on disk before.
-        self.log.append([]).await?;
+        let RunState { spec, stage, .. } = self.log.state();
         let text = match seat {
-            Seat::Planner => planner::brief(&self.log.state().spec.task),
+            Seat::Planner => planner::brief(&spec.task),
             Seat::Executor => {
-                let RunState { spec, stage, .. } = self.log.state();
-                executor::brief(&spec.task, stage.plan.as_deref(), &stage.findings)
+                // Who has done it once is told only what is new.
+                let plan = stage.plan.as_deref().filter(|_| stage.result.is_none());
+                executor::brief(&spec.task, plan, &stage.findings)
             }
             Seat::Reviewer => {
-                let evidence = gather(&self.world, self.log.state()).await?;
+                let evidence = self.meanwhile(async |world, work| gather(world, work).await);
+                let Some(evidence) = evidence.await? else { return Ok(()) };
                 reviewer::brief(&evidence)
             }
         };
@@ -58,14 +60,40 @@ impl Driver {
 
     /// Looks at what the executor did for what it must not do: no model is asked.
     pub(super) async fn check_work(&mut self) -> Result<(), JournalError> {
-        // What it did is on disk before.
-        self.log.append([]).await?;
+        let found = self.meanwhile(async |world, work| inspect(world, work).await);
+        let Some((violations, unchecked)) = found.await? else { return Ok(()) };
         let state = self.log.state();
         let round = state.stage.rounds + 1;
-        let (violations, unchecked) = inspect(&self.world, state).await?;
         tracing::info!(run = %state.id, round, ?violations, ?unchecked, "the work was looked at");
         self.log.stage(GuardrailsChecked { round, violations, unchecked });
         Ok(())
+    }
+
+    /// Looks at the run's work, and listens. None: somebody said something, or the daemon stops; what is to be done is to
+    /// be decided anew.
+    async fn meanwhile<T>(
+        &mut self,
+        look: impl AsyncFn(&World, &Work) -> Result<T, JournalError>,
+    ) -> Result<Option<T>, JournalError> {
+        // What is looked at is on disk.
+        self.log.append([]).await?;
+        let (world, work) = (self.world.clone(), Work::of(self.log.state()));
+        let patiently = async {
+            loop {
+                match look(&world, &work).await {
+                    Err(JournalError::Busy) => world.clock.sleep(BUSY).await,
+                    looked => break looked,
+                }
+            }
+        };
+        tokio::select! {
+            looked = patiently => looked.map(Some),
+            () = self.stopping.cancelled() => Ok(None),
+            Some(message) = self.inbox.recv() => {
+                message.hear(&mut self.log).await?;
+                Ok(None)
+            }
+        }
     }
 
     /// Writes down what an agent has come to.
@@ -106,6 +134,10 @@ impl Driver {
     fn of_role(&self, all: &[ToolSpec]) -> Arc<[ToolSpec]> {
         let policy = self.world.policies.current();
         let role = policy.roles.get(&self.log.state().role);
+        if role.is_none() {
+            let role = &self.log.state().role;
+            tracing::warn!(%role, "the policy has no such role, and its agent has no tools");
+        }
         let is_its = |spec: &&ToolSpec| role.is_some_and(|role| role.tools.contains(&spec.name));
         all.iter().filter(is_its).cloned().collect()
     }
@@ -119,19 +151,40 @@ fn role(seat: Seat) -> RoleName {
     }
 }
 
+/// What is looked at, as it was when that began.
+struct Work {
+    run: RunId,
+    spec: Arc<RunCreated>,
+    stage: Stage,
+    inputs: Vec<Arc<str>>,
+    before: Option<Taken>,
+}
+
+impl Work {
+    fn of(state: &RunState) -> Self {
+        Self {
+            run: state.id,
+            spec: state.spec.clone(),
+            stage: state.stage.clone(),
+            inputs: state.inputs.heard.clone(),
+            before: state.snapshots.before.clone(),
+        }
+    }
+}
+
 /// What was found in what a run changed that it must not do, or why nothing can be looked at.
 async fn inspect(
     world: &World,
-    state: &RunState,
+    work: &Work,
 ) -> Result<(Vec<Violation>, Option<String>), JournalError> {
-    match &state.snapshots.before {
+    match &work.before {
         // Nothing was done that may change something.
         None => return Ok((Vec::new(), None)),
         Some(Taken::Failed(why)) => return Ok((Vec::new(), Some(why.clone()))),
         Some(Taken::Tree(_)) => {}
     }
     let guardrails = world.agents.guardrails;
-    let patch = match diff::diff(world, state.id).await {
+    let patch = match diff::diff(world, work.run).await {
         Ok(patch) => patch,
         Err(EngineError::Journal(error)) => return Err(error),
         Err(error) => return Ok((vec![guardrails.unreadable(&error.to_string())], None)),
@@ -144,27 +197,29 @@ async fn inspect(
     Ok((checked.unwrap_or_else(|error| vec![guardrails.unreadable(&error.to_string())]), None))
 }
 
-/// What a reviewer is to know of the work: as everyone may see it.
-async fn gather(world: &World, state: &RunState) -> Result<Evidence, JournalError> {
-    let diff = match diff::diff(world, state.id).await {
-        Ok(diff) => Ok(String::from_utf8_lossy(&diff).into_owned()),
+/// What a reviewer is to know of the work: as everyone may see it, and cut.
+async fn gather(world: &World, work: &Work) -> Result<Evidence, JournalError> {
+    let shown = |text: &str| world.redactor.redact(text).into_owned();
+    let diff = match diff::diff(world, work.run).await {
+        Ok(diff) => Ok(reviewer::cut_diff(&shown(&String::from_utf8_lossy(&diff)))),
         Err(EngineError::Journal(error)) => return Err(error),
         Err(error) => Err(error.to_string()),
     };
-    let shown = |text: &str| world.redactor.redact(text).into_owned();
+    let Work { run, spec, stage, inputs, .. } = work;
     Ok(Evidence {
-        task: shown(&state.spec.task),
-        plan: state.stage.plan.as_deref().cloned(),
-        diff: diff.map(|diff| shown(&diff)),
-        calls: calls(world, state.id).await?,
-        checked: state.stage.checked.as_deref().cloned(),
-        answer: shown(state.stage.result.as_deref().unwrap_or_default()),
-        round: state.stage.rounds + 1,
+        task: shown(&spec.task),
+        plan: stage.plan.as_deref().cloned(),
+        inputs: inputs.iter().map(|input| shown(input)).collect(),
+        diff,
+        checked: stage.checked.as_deref().cloned(),
+        calls: calls(world, *run, stage).await?,
+        answer: shown(stage.result.as_deref().unwrap_or_default()),
+        round: stage.rounds + 1,
     })
 }
 
 /// The latest calls of a run, oldest first.
-async fn calls(world: &World, run: RunId) -> Result<Vec<CallMade>, JournalError> {
+async fn calls(world: &World, run: RunId, stage: &Stage) -> Result<Vec<CallMade>, JournalError> {
     let (mut latest, mut after) = (VecDeque::new(), Some(Sequence(0)));
     while let Some(place) = after {
         let page = match tool_calls::tool_calls(&world.journal, run, place, PAGE).await {
@@ -175,11 +230,12 @@ async fn calls(world: &World, run: RunId) -> Result<Vec<CallMade>, JournalError>
         for call in page.calls {
             let refused = call.decided.filter(|decided| decided.decision == Verdict::Deny);
             latest.push_back(CallMade {
+                by: stage.speaker(call.called.call.turn),
                 tool: call.called.tool.to_string(),
-                arguments: call.called.arguments.to_string(),
+                arguments: reviewer::cut_arguments(&call.called.arguments),
                 refused: refused.map(|decided| (decided.rule.to_string(), decided.why)),
                 output: call.ended.map(|(_, output)| {
-                    (output.outcome.as_str().to_owned(), output.output.to_string())
+                    (output.outcome.as_str().to_owned(), reviewer::cut_output(&output.output))
                 }),
             });
             if latest.len() > CALLS {

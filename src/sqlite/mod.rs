@@ -148,9 +148,16 @@ struct Shared {
     head: watch::Sender<Position>,
     /// Of this lifetime.
     commits: AtomicU64,
+    /// Why nothing more is written.
+    failed: watch::Sender<Option<JournalError>>,
 }
 
 impl SqliteJournal {
+    /// Says why nothing more is written, once that is so: also where nobody has asked for anything.
+    pub fn failed(&self) -> watch::Receiver<Option<JournalError>> {
+        self.shared.failed.subscribe()
+    }
+
     /// This lifetime's epoch.
     pub fn epoch(&self) -> Epoch {
         self.epoch

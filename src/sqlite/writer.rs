@@ -219,13 +219,16 @@ impl Thread {
 
     /// Answers the job that closes; what came after it is refused by being dropped.
     fn close(self, last: Vec<Job>) {
-        let folded = match self.failed {
-            Some(message) => Err(JournalError::Failed { message }),
+        let folded = match &self.failed {
+            Some(message) => Err(JournalError::Failed { message: message.clone() }),
             None => self
                 .connection
                 .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
                 .map_err(|error| JournalError::Failed { message: error.to_string() }),
         };
+        if folded.is_err() {
+            self.abandon();
+        }
         if let Some(Job::Close { reply }) = last.into_iter().next() {
             let _ = reply.send(folded);
         }
@@ -269,6 +272,8 @@ impl Thread {
         tracing::error!(%error, "the journal cannot be written, the daemon must stop");
         self.abandon();
         self.failed = Some(message.clone());
+        let error = JournalError::Failed { message: message.clone() };
+        self.shared.failed.send_replace(Some(error));
         message
     }
 

@@ -1,11 +1,14 @@
 //! A run of three agents: the planner's plan, the executor's work, the reviewer's verdict; what each of them is told and
 //! may do, and that none of it is lost with a daemon that dies.
 
+use std::sync::{Mutex, mpsc};
+
 use agentd::{
     proto::v1::{self, RunState},
     scripted::{Reply, Seen, Turn},
 };
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
 use crate::support::{Backend, Settings, Story, TestDaemon, wait_until};
 
@@ -162,12 +165,14 @@ async fn a_plan_is_made_and_carried_out_and_the_work_is_sent_back_until_the_revi
         "Greet the world.",
         "1. greet",
         "+hello\n",
-        "read_file {\"path\":\".env\"}: refused by",
-        "write_file {\"content\":\"x\",\"path\":\"b.txt\"}: refused by roles.planner",
+        "- the engineer: read_file {\"path\":\".env\"}: refused by",
+        "- the planner: write_file {\"content\":\"x\",\"path\":\"b.txt\"}: refused by roles.planner",
         "I greeted.",
     ] {
         assert!(evidence.contains(part), "{part}: {evidence}");
     }
+    let own = evidence.split("# Tool calls").nth(1).unwrap();
+    assert!(own.contains("hello.txt") && !own.contains("b.txt"), "only the engineer's: {own}");
     assert_eq!(reviews[1]["input"].as_array().unwrap().len(), 1);
     assert!(reviews[1]["input"].to_string().contains("round 2"));
     assert!(
@@ -391,4 +396,41 @@ async fn where_nothing_can_be_looked_at_the_record_says_why() {
     assert!(checked["unchecked"].as_str().unwrap().contains("git"), "{checked}");
     let told = requests(&backend, Who::Reviewer)[0]["input"][0]["content"].to_string();
     assert!(told.contains("nothing could be looked at"), "{told}");
+}
+
+/// Whenever a person says something, the engineer hears it before the run ends, and the reviewer knows of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn what_a_person_says_reaches_the_engineer_whoever_speaks_at_that_moment() {
+    for moment in [Who::Planner, Who::Executor, Who::Reviewer] {
+        let (asked, mut was_asked) = watch::channel(false);
+        let (let_go, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let brain = move |seen: &Seen| {
+            // The first answer of that moment waits until somebody has spoken.
+            if who(&seen.task) == moment && !asked.send_replace(true) {
+                held.lock().unwrap().recv().unwrap();
+            }
+            Reply::Answer(match who(&seen.task) {
+                Who::Planner => Turn::say(PLAN),
+                Who::Executor => Turn::say("Done."),
+                Who::Reviewer => Turn::say(ACCEPT),
+            })
+        };
+        let (backend, daemon) = lab(brain).await;
+        let id = submit(&daemon).await;
+        was_asked.wait_for(|asked| *asked).await.unwrap();
+        let said = daemon.agentctl(&["run", "input", &id, "And be polite."]).await;
+        assert!(said.status.success(), "{said:?}");
+        let_go.send(()).unwrap();
+        let story = daemon.story(&id).await;
+        assert_eq!(story.state(), RunState::Succeeded, "{moment:?}: {:?}", story.run.error);
+        let heard = requests(&backend, Who::Executor);
+        assert!(
+            heard.last().unwrap()["input"].to_string().contains("And be polite."),
+            "{moment:?}"
+        );
+        let told = requests(&backend, Who::Reviewer).last().unwrap()["input"].to_string();
+        assert!(told.contains("# What a person added"), "{moment:?}: {told}");
+        backend.assert_paired();
+    }
 }

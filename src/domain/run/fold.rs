@@ -142,7 +142,11 @@ impl Phase {
         if state.inputs.waiting.is_empty() {
             return self;
         }
+        // It is the executor who is spoken to: what is said while another agent speaks waits for it.
+        let is_heard = state.stage.seat() == Seat::Executor;
         let joined = |work: Work, state: &mut RunState| match work {
+            Work::Accepted => Work::HandingOver { to: Seat::Executor },
+            work if !is_heard => work,
             Work::ToAsk { .. } | Work::BackingOff { .. } => {
                 state.hear_inputs();
                 work
@@ -151,8 +155,6 @@ impl Phase {
                 state.hear_inputs();
                 Work::ToAsk { attempt: 1 }
             }
-            // It is the executor who is spoken to; what was said is heard once that has begun.
-            Work::Accepted => Work::HandingOver { to: Seat::Executor },
             Work::Asking { .. }
             | Work::AskLost { .. }
             | Work::Calling { .. }
@@ -170,6 +172,7 @@ impl Phase {
 impl RunState {
     fn hear_inputs(&mut self) {
         let heard = std::mem::take(&mut self.inputs.waiting);
+        self.inputs.heard.extend(heard.iter().cloned());
         let items = heard.into_iter().map(|text| Item::User { text });
         self.items.extend(items);
     }

@@ -22,12 +22,22 @@ pub enum Seat {
     Reviewer,
 }
 
+/// What one agent heard and said without another in between.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Part {
+    seat: Seat,
+    /// Place of its first item in the conversation.
+    from: usize,
+    /// The turns before it.
+    after: u32,
+}
+
 /// How far the agents have come.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Stage {
     /// Who spoke when: each part of the conversation is one agent's, and begins at this item. None: all of it is one
     /// agent's.
-    parts: Vec<(Seat, usize)>,
+    parts: Vec<Part>,
     pub plan: Option<Arc<Plan>>,
     /// What the executor said last.
     pub result: Option<Arc<str>>,
@@ -55,11 +65,17 @@ pub enum Conclusion {
 impl Stage {
     /// Of a run that goes on with what an executor has heard.
     pub(super) fn of_executor() -> Self {
-        Self { parts: vec![(Seat::Executor, 0)], ..Self::default() }
+        Self { parts: vec![Part { seat: Seat::Executor, from: 0, after: 0 }], ..Self::default() }
     }
 
     pub fn seat(&self) -> Seat {
-        self.parts.last().map_or(Seat::Executor, |(seat, _)| *seat)
+        self.parts.last().map_or(Seat::Executor, |part| part.seat)
+    }
+
+    /// Who spoke in a turn.
+    pub fn speaker(&self, turn: u32) -> Seat {
+        let part = self.parts.iter().rev().find(|part| part.after < turn);
+        part.map_or(Seat::Executor, |part| part.seat)
     }
 
     /// What an agent has heard and said, out of the whole conversation. A reviewer has not heard earlier ones.
@@ -67,10 +83,10 @@ impl Stage {
         if self.parts.is_empty() {
             return Cow::Borrowed(items);
         }
-        let ends = self.parts.iter().skip(1).map(|(_, from)| *from).chain([items.len()]);
-        let parts = self.parts.iter().zip(ends).filter(|((of, _), _)| *of == seat);
+        let ends = self.parts.iter().skip(1).map(|part| part.from).chain([items.len()]);
+        let parts = self.parts.iter().zip(ends).filter(|(part, _)| part.seat == seat);
         let mut parts: Vec<&[Item]> =
-            parts.filter_map(|((_, from), end)| items.get(*from..end)).collect();
+            parts.filter_map(|(part, end)| items.get(part.from..end)).collect();
         if seat == Seat::Reviewer {
             parts.drain(..parts.len().saturating_sub(1));
         }
@@ -110,7 +126,8 @@ impl RunState {
 
 impl Work {
     pub(super) fn begun(began: &AgentBegan, state: &mut RunState) -> Self {
-        state.stage.parts.push((began.seat, state.items.len()));
+        let (from, after) = (state.items.len(), state.usage.turns);
+        state.stage.parts.push(Part { seat: began.seat, from, after });
         state.stage.is_corrected = false;
         state.role = began.role.clone();
         state.items.extend([Item::User { text: began.text.clone() }]);
@@ -155,7 +172,10 @@ impl Work {
         let failing =
             |reason: &str, message| Self::Failing(Failure { reason: reason.into(), message });
         match &reviewed.verdict {
-            Verdict::Accept { .. } => Self::Accepted,
+            Verdict::Accept { .. } => {
+                state.stage.findings.clear();
+                Self::Accepted
+            }
             Verdict::Revise { findings } => {
                 state.stage.findings.clone_from(findings);
                 state.stage.rounds += 1;

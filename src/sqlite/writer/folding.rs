@@ -13,6 +13,8 @@ const MANY: i64 = 4096;
 #[derive(Debug, Default)]
 pub(super) struct Folding {
     tried: i64,
+    /// Readers kept some of it from being copied: the next gap between them is not to be missed.
+    is_partial: bool,
 }
 
 impl Folding {
@@ -28,7 +30,7 @@ impl Folding {
         // A log that was copied whole is begun again from its start.
         self.tried = if log < self.tried { 0 } else { self.tried };
         let gathered = log - copied.max(self.tried);
-        if gathered < if is_awaited { MANY } else { FEW } {
+        if gathered < if is_awaited && !self.is_partial { MANY } else { FEW } {
             return Ok(());
         }
         self.tried = log;
@@ -38,7 +40,11 @@ impl Folding {
                 tracing::warn!(%error, "the journal's log cannot be folded into the database, and grows");
                 Ok(())
             }
-            done => done.map(drop),
+            done => {
+                let (log, copied) = done?;
+                self.is_partial = copied < log;
+                Ok(())
+            }
         }
     }
 }

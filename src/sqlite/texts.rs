@@ -56,7 +56,8 @@ pub(super) fn whole(
         return Ok(cut);
     }
     let mut statement = connection.prepare_cached(
-        "SELECT entry_texts.at, texts.text FROM entry_texts JOIN texts ON texts.id = entry_texts.text
+        "SELECT entry_texts.at, texts.text, sum(octet_length(texts.text)) OVER ()
+         FROM entry_texts JOIN texts ON texts.id = entry_texts.text
          WHERE entry_texts.position = ?1 ORDER BY entry_texts.at",
     )?;
     let mut found = statement.query([position.0])?;
@@ -67,6 +68,10 @@ pub(super) fn whole(
         let between = cut.get(taken..at).ok_or_else(misfit)?;
         if !cut[at..].starts_with(CUT) {
             return Err(misfit());
+        }
+        if view.is_empty() {
+            // To the byte: thousands may be read at once, and what grows takes up to twice its room.
+            view.reserve_exact(cut.len() + row.get::<_, usize>(2)?);
         }
         view.push_str(between);
         view.push_str(row.get_ref(1)?.as_str().map_err(|_| misfit())?);

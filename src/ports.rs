@@ -156,17 +156,26 @@ pub trait Sandbox: Send + Sync {
     /// Remembers the files of a workspace as they are, for a diff. Changes nothing in it.
     async fn snapshot(&self, scene: &Scene, limits: Limits) -> Result<TreeId, SnapshotError>;
 
-    /// What changed between two snapshots: a patch for `git apply`, at most `most` bytes.
+    /// What changed between two snapshots, as a patch of at most so many bytes.
     async fn diff(
         &self,
         scene: &Scene,
         limits: Limits,
         trees: (&TreeId, &TreeId),
-        most: usize,
+        patch: (PatchForm, usize),
     ) -> Result<Vec<u8>, SnapshotError>;
 
     /// What enforces each limit here: `memory` to `cgroup_v1`, for example.
     fn mechanisms(&self) -> BTreeMap<String, String>;
+}
+
+/// What a patch is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchForm {
+    /// For `git apply`: binary files are encoded.
+    Applicable,
+    /// To be looked at: every file is text, whatever it holds and whatever its repository says of it.
+    Text,
 }
 
 /// Who is with a program while it runs.

@@ -4,7 +4,7 @@ pub mod executor;
 pub mod planner;
 pub mod reviewer;
 
-use crate::domain::{ids::RoleName, journal::Team};
+use crate::domain::ids::RoleName;
 
 /// An agent that a run may name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,9 +30,9 @@ pub enum Origin {
 /// The run's agent that is a planner, an executor and a reviewer.
 pub const TEAM: &str = "default";
 
-/// How the agents of a run work together that names this one; none: it works alone.
-pub fn team(name: &str) -> Option<Team> {
-    (name == TEAM).then(Team::default)
+/// Whether a run that names this agent has several; else it works alone.
+pub fn is_team(name: &str) -> bool {
+    name == TEAM
 }
 
 /// The roles that agents have.

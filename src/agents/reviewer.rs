@@ -116,9 +116,23 @@ pub fn brief(evidence: &Evidence) -> String {
     text
 }
 
-/// A diff as the reviewer is shown it.
+/// A diff as the reviewer is shown it: of files that hold what is no text, that they were changed.
 pub fn cut_diff(diff: &str) -> String {
-    head_and_tail(diff, DIFF_BYTES)
+    const FILE: &str = "\ndiff --git ";
+    let mut files = diff.split(FILE);
+    let first = files.next().map(shown_file).unwrap_or_default();
+    let shown: String = files.map(|file| format!("{FILE}{}", shown_file(file))).collect();
+    head_and_tail(&(first + &shown), DIFF_BYTES)
+}
+
+fn shown_file(file: &str) -> String {
+    match file.contains('\0') {
+        false => file.to_owned(),
+        true => {
+            let headers = file.split("\n@@").next().unwrap_or_default();
+            format!("{headers}\n({} bytes that are no text)", file.len() - headers.len())
+        }
+    }
 }
 
 /// A call's arguments as the reviewer is shown them.
@@ -194,4 +208,43 @@ fn head_and_tail(text: &str, bytes: usize) -> String {
         tail += 1;
     }
     format!("{}\n[... {} bytes left out ...]\n{}", &text[..head], tail - head, &text[tail..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_file_that_is_no_text_the_reviewer_is_told_that_it_was_changed() {
+        let patch = "diff --git a/a.png b/a.png\nnew file mode 100644\n@@ -0,0 +1 @@\n+\0\0\0\n\
+                     diff --git a/a.c b/a.c\n@@ -1 +1 @@\n-a\n+b\n";
+        let shown = cut_diff(patch);
+        assert!(shown.contains("a/a.png") && shown.contains("bytes that are no text)"), "{shown}");
+        assert!(shown.ends_with("diff --git a/a.c b/a.c\n@@ -1 +1 @@\n-a\n+b\n"), "{shown}");
+        assert!(!shown.contains('\0'));
+    }
+
+    #[test]
+    fn evidence_keeps_its_bounds_whatever_was_done() {
+        let call = |n: usize| CallMade {
+            by: Seat::Executor,
+            tool: "shell_exec".into(),
+            arguments: cut_arguments(&"a".repeat(10_000)),
+            refused: n.is_multiple_of(2).then(|| ("a.rule".into(), "why".into())),
+            output: Some(("done".into(), cut_output(&"ä".repeat(1 << 20)))),
+        };
+        let evidence = Evidence {
+            task: "do it".into(),
+            plan: None,
+            inputs: vec!["and more".repeat(10_000)],
+            diff: Ok(cut_diff(&"+x\n".repeat(1 << 20))),
+            checked: None,
+            calls: (0..500).map(call).collect(),
+            answer: "ä".repeat(1 << 20),
+            round: 2,
+        };
+        let brief = brief(&evidence);
+        assert!(brief.len() < 300_000, "{}", brief.len());
+        assert!(brief.contains("earlier calls are left out"));
+    }
 }

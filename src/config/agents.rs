@@ -7,12 +7,13 @@ use crate::{
     agents,
     config::{
         names,
-        reader::{Origin, Reader, SettingValue},
+        reader::{Origin, Reader, SettingValue, Spare},
     },
     domain::{
         budget::{Budget, RoleBudgets},
         guardrail::{Consequence, Guardrails},
         ids::RoleName,
+        journal::Team,
     },
     engine::AgentSettings,
     yaml::{Content, Node},
@@ -31,7 +32,9 @@ pub(super) fn agents(reader: &mut Reader<'_>) -> AgentSettings {
         secrets: consequence(names::ADDED_SECRETS),
         deleted_tests: consequence(names::DELETED_TESTS),
     };
-    AgentSettings { role_budgets, guardrails }
+    let rounds = reader.take(names::REVIEW_ROUNDS, None, || Some(Spare(3)));
+    let rounds = rounds.map_or(0, |rounds| u32::from(rounds.0));
+    AgentSettings { role_budgets, guardrails, team: Team { max_review_rounds: rounds } }
 }
 
 impl SettingValue for Consequence {

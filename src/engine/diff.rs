@@ -7,7 +7,7 @@ use crate::{
         policy::Limits,
     },
     engine::{EngineError, World, run_log::RunLog},
-    ports::{Scene, SnapshotError},
+    ports::{PatchForm, Scene, SnapshotError},
 };
 
 /// Longest diff that is given, in bytes.
@@ -15,8 +15,12 @@ const DIFF_BYTES: usize = 16 << 20;
 /// A snapshot reads a whole workspace, once; a call has less to do.
 const WALL_MS: u64 = 120_000;
 
-/// What a run changed: a patch for `git apply`. Of a run that goes on, what it changed by now.
-pub(super) async fn diff(world: &World, run: RunId) -> Result<Vec<u8>, EngineError> {
+/// What a run changed, as a patch. Of a run that goes on, what it changed by now.
+pub(super) async fn diff(
+    world: &World,
+    run: RunId,
+    form: PatchForm,
+) -> Result<Vec<u8>, EngineError> {
     let opened = RunLog::read(&*world.journal, run).await?;
     let state = opened.ok_or(EngineError::UnknownRun(run))?.state;
     let workspace = &state.spec.workspace;
@@ -32,7 +36,8 @@ pub(super) async fn diff(world: &World, run: RunId) -> Result<Vec<u8>, EngineErr
         None => snapshot(world, run, workspace).await.map_err(|error| none(chain(&error)))?,
     };
     let scene = scene(world, run, workspace);
-    let diff = world.sandbox.diff(&scene, limits(world), (&before, &after), DIFF_BYTES).await;
+    let diff =
+        world.sandbox.diff(&scene, limits(world), (&before, &after), (form, DIFF_BYTES)).await;
     diff.map_err(|error| none(chain(&error)))
 }
 

@@ -200,8 +200,8 @@ impl Engine {
         };
         let agent = or_parents(wanted.agent, &parent.spec.agent);
         // Reviewers are told of the whole task.
-        let task = match (agents::team(&agent), wanted.input.as_str()) {
-            (Some(_), input) if !input.is_empty() => {
+        let task = match (agents::is_team(&agent), wanted.input.as_str()) {
+            (true, input) if !input.is_empty() => {
                 format!("{}\n\nThen: {input}", parent.spec.task).into()
             }
             _ => task,

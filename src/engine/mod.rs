@@ -52,6 +52,7 @@ use crate::{
         budget::{Prices, RoleBudgets},
         guardrail::Guardrails,
         ids::Epoch,
+        journal::Team,
         redact::Redactor,
     },
     ports::{Backups, Chance, Clock, Disk, Journal, Model, Retention, Sandbox, Webhook},
@@ -64,6 +65,8 @@ pub struct AgentSettings {
     /// For submissions that do not say.
     pub role_budgets: RoleBudgets,
     pub guardrails: Guardrails,
+    /// Of runs that have several agents.
+    pub team: Team,
 }
 
 /// The world as the engine sees it, and what holds for all runs.

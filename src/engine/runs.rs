@@ -33,7 +33,7 @@ use crate::{
     fail_point,
     ports::{
         Admission, Append, AuditFilter, AuditPage, Created, EntryView, JournalError, PageLimit,
-        Progress, RunFilter, RunPlace, RunSummary,
+        PatchForm, Progress, RunFilter, RunPlace, RunSummary,
     },
     tasks::Tasks,
 };
@@ -306,7 +306,7 @@ impl Engine {
         self.check_room()?;
         self.check_disk(0)?;
         spec.workspace = self.admit(&spec.workspace, &reach).await?;
-        spec.team = agents::team(&spec.agent);
+        spec.team = agents::is_team(&spec.agent).then_some(world.agents.team);
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();
         spec.role_budgets = roles_over(spec.role_budgets, &world.agents.role_budgets);
@@ -445,7 +445,10 @@ impl Engine {
     pub async fn diff(&self, run: RunId) -> Result<Vec<u8>, EngineError> {
         let engine = self.clone();
         // To its end also when its caller has gone away: a program is under way.
-        self.finish(async move { diff::diff(&engine.inner.world, run).await }).await
+        self.finish(
+            async move { diff::diff(&engine.inner.world, run, PatchForm::Applicable).await },
+        )
+        .await
     }
 
     /// Starts a stream to a subscriber; the engine waits for it when it stops.

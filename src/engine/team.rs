@@ -19,7 +19,7 @@ use crate::{
         tool::ToolSpec,
     },
     engine::{EngineError, World, diff, driver::Driver, run_log::BUSY, tool_calls},
-    ports::JournalError,
+    ports::{JournalError, PatchForm},
     tasks,
 };
 
@@ -184,7 +184,7 @@ async fn inspect(
         Some(Taken::Tree(_)) => {}
     }
     let guardrails = world.agents.guardrails;
-    let patch = match diff::diff(world, work.run).await {
+    let patch = match diff::diff(world, work.run, PatchForm::Text).await {
         Ok(patch) => patch,
         Err(EngineError::Journal(error)) => return Err(error),
         Err(error) => return Ok((vec![guardrails.unreadable(&error.to_string())], None)),
@@ -200,7 +200,7 @@ async fn inspect(
 /// What a reviewer is to know of the work: as everyone may see it, and cut.
 async fn gather(world: &World, work: &Work) -> Result<Evidence, JournalError> {
     let shown = |text: &str| world.redactor.redact(text).into_owned();
-    let diff = match diff::diff(world, work.run).await {
+    let diff = match diff::diff(world, work.run, PatchForm::Text).await {
         Ok(diff) => Ok(reviewer::cut_diff(&shown(&String::from_utf8_lossy(&diff)))),
         Err(EngineError::Journal(error)) => return Err(error),
         Err(error) => Err(error.to_string()),

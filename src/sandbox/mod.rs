@@ -45,7 +45,8 @@ use crate::{
         policy::{Limits, Permit},
     },
     ports::{
-        Attempt, Company, ResolveError, Resolved, Sandbox, SandboxError, Scene, SnapshotError,
+        Attempt, Company, PatchForm, ResolveError, Resolved, Sandbox, SandboxError, Scene,
+        SnapshotError,
     },
     sandbox::{launcher::Ended, programs::Job},
     tasks,
@@ -225,12 +226,13 @@ impl Sandbox for LocalSandbox {
         scene: &Scene,
         limits: Limits,
         (before, after): (&TreeId, &TreeId),
-        most: usize,
+        (form, most): (PatchForm, usize),
     ) -> Result<Vec<u8>, SnapshotError> {
         let (place, snapshots) = (scene.clone(), self.snapshots.clone());
         let (before, after) = (before.clone(), after.clone());
         let prepared = tasks::blocking(move || {
-            snapshots.compare(&place, limits, workspace_of(&place)?, (&before, &after))
+            let workspace = workspace_of(&place)?;
+            snapshots.compare(&place, limits, workspace, (&before, &after, form))
         });
         let (proof, orders) = prepared.await.map_err(join_error)??;
         let ended = self.launcher.run_kept(proof, orders, most).await?;

@@ -10,6 +10,7 @@ use std::{
     fs, io,
     os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::fs::AtFlags;
@@ -22,7 +23,7 @@ use crate::{
         ids::TreeId,
         policy::{Limits, Orders},
     },
-    ports::{Scene, SnapshotError},
+    ports::{PatchForm, Scene, SnapshotError},
     sandbox::{
         launcher::Ended,
         order::Access,
@@ -39,23 +40,33 @@ const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tbare = true\n\tlo
 /// Takes everything that git would take in, and says which tree that is. Repositories within are links in
 /// the index; those of the time before are dropped first, since git would ask such a repository, with its own
 /// configuration, whether it has changed.
-const SNAPSHOT: &str = "git ls-files --stage -z \
+///
+/// The index is a copy of the one that was kept, which takes its place afterwards: several may look at one workspace at
+/// the same time, and one that was killed leaves no lock in anybody's way. Its time goes with it, by which git knows which
+/// files may have changed since.
+const SNAPSHOT: &str = "if [ -e \"$KEPT\" ]; then cp -p \"$KEPT\" \"$GIT_INDEX_FILE\"; fi; \
+    git ls-files --stage -z \
     | sed -z -n 's/^160000 [0-9a-f]* 0\\t/0 0000000000000000000000000000000000000000 0\\t/p' \
     | git update-index -z --index-info \
-    && git add --all --ignore-errors -- . && git write-tree";
-/// The changes from one tree to the other, for `git apply`.
-const DIFF: &str = "git diff --binary --full-index --no-renames --no-color --no-ext-diff \
+    && git add --all --ignore-errors -- . && git write-tree && mv -f \"$GIT_INDEX_FILE\" \"$KEPT\"; \
+    status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\"; exit $status";
+/// The changes from one tree to the other. `--text` also where `.gitattributes` say that a file be not shown.
+const DIFF: &str = "git diff $FORM --full-index --no-renames --no-color --no-ext-diff \
                     --no-textconv \"$BEFORE\" \"$AFTER\"";
 
 /// Snapshots of one state directory.
 #[derive(Debug)]
 pub(super) struct Snapshots {
     repository: PathBuf,
+    /// How many were taken, so that each has an index of its own.
+    taken: AtomicU64,
 }
 
 impl Snapshots {
     pub(super) fn new(state_directory: &Path) -> Self {
-        Self { repository: state_directory.join(DIRECTORY) }
+        let repository = state_directory.join(DIRECTORY);
+        remove_left_indexes(&repository);
+        Self { repository, taken: AtomicU64::new(0) }
     }
 
     /// What to launch to take a snapshot. Blocking.
@@ -78,11 +89,19 @@ impl Snapshots {
         scene: &Scene,
         limits: Limits,
         workspace: OwnedFd,
-        (before, after): (&TreeId, &TreeId),
+        (before, after, form): (&TreeId, &TreeId, PatchForm),
     ) -> Result<(LaunchProof, Orders), SnapshotError> {
-        let trees = [("BEFORE", before), ("AFTER", after)];
-        let trees = trees.map(|(name, tree)| (name.to_owned(), tree.to_string()));
-        self.launch(scene, limits, workspace, DIFF, trees.into())
+        let form = match form {
+            PatchForm::Applicable => "--binary",
+            PatchForm::Text => "--text",
+        };
+        let more = [
+            ("BEFORE", before.to_string()),
+            ("AFTER", after.to_string()),
+            ("FORM", form.to_owned()),
+        ];
+        let more = more.map(|(name, value)| (name.to_owned(), value));
+        self.launch(scene, limits, workspace, DIFF, more.into())
     }
 
     fn launch(
@@ -125,6 +144,7 @@ impl Snapshots {
 
     fn environment(&self, scene: &Scene) -> BTreeMap<String, String> {
         let repository = self.repository.display();
+        let own = format!("{}-{}", std::process::id(), self.taken.fetch_add(1, Ordering::Relaxed));
         // Kept from run to run: a file that looks unchanged need not be read again. One run at a time
         // has a workspace.
         let workspace = hex(&Sha256::digest(scene.workspace.as_os_str().as_encoded_bytes())[..8]);
@@ -135,7 +155,8 @@ impl Snapshots {
                 ("LANG", "C.UTF-8".into()),
                 ("GIT_DIR", repository.to_string()),
                 ("GIT_WORK_TREE", ".".into()),
-                ("GIT_INDEX_FILE", format!("{repository}/index-{workspace}")),
+                ("KEPT", format!("{repository}/index-{workspace}")),
+                ("GIT_INDEX_FILE", format!("{repository}/index-{workspace}-{own}")),
                 ("GIT_CONFIG_NOSYSTEM", "1".into()),
                 ("GIT_CONFIG_GLOBAL", "/dev/null".into()),
             ]
@@ -155,6 +176,21 @@ impl Snapshots {
         fs::write(self.repository.join("config"), CONFIG)?;
         // Last: with it, git takes the directory for a repository.
         fs::write(head, "ref: refs/heads/none\n")
+    }
+}
+
+/// What snapshots of dead daemons left behind, locks among it. Nobody misses it, and it is in nobody's way.
+fn remove_left_indexes(repository: &Path) {
+    let Ok(found) = fs::read_dir(repository) else { return };
+    for file in found.flatten() {
+        let name = file.file_name();
+        let is_left = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("index-"))
+            .is_some_and(|rest| rest.contains(['-', '.']));
+        if is_left {
+            let _ = fs::remove_file(file.path());
+        }
     }
 }
 

@@ -227,12 +227,19 @@ async fn a_veto_ends_the_run_and_so_does_one_revision_too_many() {
             Who::Reviewer => Turn::say(REVISE),
         })
     };
-    let (_backend, daemon) = lab(never).await;
-    let story = daemon.story(&submit(&daemon).await).await;
-    let error = story.run.error.clone().unwrap();
-    assert_eq!((story.state(), error.reason.as_str()), (RunState::Failed, "REVIEW_FAILED"));
-    assert!(error.message.contains("it is not polite"), "{error:?}");
-    assert_eq!(story.payloads("reviewed").len(), 4, "sent back three times");
+    let backend = Backend::start(never).await;
+    for (configuration, reviews) in [("", 4), ("review: {max_rounds: 1}\n", 2)] {
+        let daemon = TestDaemon::start_with(Settings {
+            base_url: backend.url(),
+            configuration: configuration.into(),
+            ..Settings::default()
+        });
+        let story = daemon.story(&submit(&daemon).await).await;
+        let error = story.run.error.clone().unwrap();
+        assert_eq!((story.state(), error.reason.as_str()), (RunState::Failed, "REVIEW_FAILED"));
+        assert!(error.message.contains("it is not polite"), "{error:?}");
+        assert_eq!(story.payloads("reviewed").len(), reviews, "{configuration}");
+    }
 }
 
 #[tokio::test]
@@ -321,6 +328,16 @@ async fn a_planted_secret_a_deleted_test_or_a_forbidden_file_is_a_veto_whatever_
             "config.py: 1 lines that were added hold what looks like a credential",
             Box::new(move || {
                 Turn::call("write_file", json!({"path": "config.py", "content": key()}))
+            }),
+        ),
+        (
+            // A repository that says of its files that they be not shown.
+            "secret",
+            "config.py: 1 lines that were added",
+            Box::new(move || {
+                let hide = "*.py -diff\nconfig.py binary\n";
+                Turn::call("write_file", json!({"path": ".gitattributes", "content": hide}))
+                    .and_call("write_file", json!({"path": "config.py", "content": key()}))
             }),
         ),
         (
@@ -433,4 +450,50 @@ async fn what_a_person_says_reaches_the_engineer_whoever_speaks_at_that_moment()
         assert!(told.contains("# What a person added"), "{moment:?}: {told}");
         backend.assert_paired();
     }
+}
+
+/// A daemon that is killed in the middle of a snapshot leaves git's lock, as does one that snapshots beside another.
+#[tokio::test]
+async fn what_was_changed_can_be_told_in_spite_of_a_lock_that_was_left_and_by_many_at_once() {
+    let writes = |seen: &Seen| match seen.turn {
+        1 => Reply::Answer(write("hello\n")),
+        _ => Reply::Hang,
+    };
+    let (_backend, mut daemon) = lab(writes).await;
+    let first = daemon.submit("write").await.id;
+    daemon.wait_for_entry(&first, "tool_output").await;
+    daemon.cancel(&first).await;
+    daemon.wait(&first).await;
+    let snapshots = daemon.state().join("snapshots");
+    let names = || -> Vec<String> {
+        let found = std::fs::read_dir(&snapshots).unwrap().flatten();
+        let names = found.map(|file| file.file_name().into_string().unwrap());
+        names.filter(|name| name.starts_with("index-")).collect()
+    };
+    let [kept] = names().try_into().unwrap();
+    daemon.kill();
+    for left in [format!("{kept}.lock"), format!("{kept}-1-0"), format!("{kept}-1-0.lock")] {
+        std::fs::write(snapshots.join(left), "").unwrap();
+    }
+    daemon.restart();
+    assert_eq!(names(), [kept], "what was left is removed");
+    std::fs::write(snapshots.join(format!("{}.lock", names()[0])), "").unwrap();
+
+    let second = daemon.submit("write").await.id;
+    daemon.wait_for_entry(&second, "tool_output").await;
+    daemon.put("more.txt", "more\n");
+    let client = daemon.client().await;
+    let diffs = (0..8).map(|_| {
+        let (client, id) = (client.clone(), second.clone());
+        async move { client.runs().get_run_diff(v1::GetRunDiffRequest { id }).await }
+    });
+    for diff in futures_util::future::join_all(diffs).await {
+        let mut diff = diff.unwrap().into_inner();
+        let mut patch = Vec::new();
+        while let Some(part) = diff.message().await.unwrap() {
+            patch.extend(part.chunk);
+        }
+        assert!(String::from_utf8(patch).unwrap().contains("+more"), "each is told");
+    }
+    daemon.cancel(&second).await;
 }

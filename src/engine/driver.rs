@@ -29,6 +29,7 @@ use crate::{
         ledger::Standing,
         live::{Live, Words},
         run_log::{Noted, Recorded, RunLog},
+        team,
     },
     fail_point,
     ports::{Answer, JournalError, ModelError, Question, SandboxError},
@@ -90,8 +91,9 @@ impl Driver {
                 Command::Nudge { turn } => {
                     self.log.stage(ModelNudged { turn, text: executor::NUDGE.into() });
                 }
-                Command::Begin(seat) => self.begin(seat).await?,
-                Command::CheckWork => self.check_work().await?,
+                // Boxed: what few runs do now and then must not make the future of each of them larger.
+                Command::Begin(seat) => Box::pin(self.begin(seat)).await?,
+                Command::CheckWork => Box::pin(self.check_work()).await?,
                 Command::Conclude { turn, conclusion } => self.conclude(turn, conclusion),
                 Command::Warn(warning) => self.warn(warning),
                 Command::Suspend(why) => self.suspend(why).await?,
@@ -154,7 +156,7 @@ impl Driver {
         let said = |text: &str| words.hear(text);
         // Held apart from the run, which people may steer meanwhile.
         let spec = state.spec.clone();
-        let voice = self.voice();
+        let voice = team::voice(&self.world, state);
         let question = Question {
             model: spec.model.as_deref().or(self.world.default_model.as_deref()),
             instructions: voice.instructions,

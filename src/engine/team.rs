@@ -1,7 +1,7 @@
 //! One of several agents begins, or has come to something: what it is given, what of its words is written down. Who
 //! follows whom is decided in `domain::run`, what they are told in `agents`.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{borrow::Cow, collections::VecDeque, sync::Arc};
 
 use crate::{
     agents::{
@@ -28,9 +28,39 @@ const CALLS: usize = 500;
 const PAGE: usize = 100;
 
 /// What an agent is, for a request to the model.
-pub(super) struct Voice {
+pub(super) struct Voice<'w> {
     pub(super) instructions: &'static str,
-    pub(super) tools: Arc<[ToolSpec]>,
+    /// Mostly those that there are: each run that waits on the model holds them.
+    pub(super) tools: Cow<'w, [ToolSpec]>,
+}
+
+/// What the agent that speaks is to the model.
+pub(super) fn voice<'w>(world: &'w World, state: &RunState) -> Voice<'w> {
+    let all = world.tools.specs();
+    match state.spec.team.map(|_| state.stage.seat()) {
+        None | Some(Seat::Executor) => {
+            Voice { instructions: executor::INSTRUCTIONS, tools: Cow::Borrowed(all) }
+        }
+        Some(Seat::Planner) => Voice {
+            instructions: planner::INSTRUCTIONS,
+            tools: Cow::Owned(of_role(world, &state.role)),
+        },
+        Some(Seat::Reviewer) => Voice {
+            instructions: reviewer::INSTRUCTIONS,
+            tools: Cow::Owned(of_role(world, &state.role)),
+        },
+    }
+}
+
+/// Tools that the policy has for a role: a planner that is shown more plans with more.
+fn of_role(world: &World, role: &RoleName) -> Vec<ToolSpec> {
+    let policy = world.policies.current();
+    let has = policy.roles.get(role);
+    if has.is_none() {
+        tracing::warn!(%role, "the policy has no such role, and its agent has no tools");
+    }
+    let is_its = |spec: &&ToolSpec| has.is_some_and(|role| role.tools.contains(&spec.name));
+    world.tools.specs().iter().filter(is_its).cloned().collect()
 }
 
 impl Driver {
@@ -111,35 +141,6 @@ impl Driver {
                 self.log.stage(OutputRefused { turn, why, text });
             }
         }
-    }
-
-    /// What the agent that speaks is to the model.
-    pub(super) fn voice(&self) -> Voice {
-        let state = self.log.state();
-        let all = self.world.tools.specs();
-        match state.spec.team.map(|_| state.stage.seat()) {
-            None | Some(Seat::Executor) => {
-                Voice { instructions: executor::INSTRUCTIONS, tools: all.into() }
-            }
-            Some(Seat::Planner) => {
-                Voice { instructions: planner::INSTRUCTIONS, tools: self.of_role(all) }
-            }
-            Some(Seat::Reviewer) => {
-                Voice { instructions: reviewer::INSTRUCTIONS, tools: self.of_role(all) }
-            }
-        }
-    }
-
-    /// Tools that the policy has for the role of the agent that speaks: a planner that is shown more plans with more.
-    fn of_role(&self, all: &[ToolSpec]) -> Arc<[ToolSpec]> {
-        let policy = self.world.policies.current();
-        let role = policy.roles.get(&self.log.state().role);
-        if role.is_none() {
-            let role = &self.log.state().role;
-            tracing::warn!(%role, "the policy has no such role, and its agent has no tools");
-        }
-        let is_its = |spec: &&ToolSpec| role.is_some_and(|role| role.tools.contains(&spec.name));
-        all.iter().filter(is_its).cloned().collect()
     }
 }
 

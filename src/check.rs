@@ -3,7 +3,7 @@
 
 use std::{
     fmt,
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
 };
@@ -81,7 +81,10 @@ pub async fn check(config: &Config, launcher: PathBuf, scratch: &Path) -> Vec<Fi
     let mut findings = vec![configuration(config), state_directory(&config.state_directory)];
     findings.push(workspace_root(&config.workspace_root));
     let running = is_running(&config.state_directory);
-    findings.push(address(config, running));
+    findings.push(address(("--listen", config.listen), running));
+    if running == Running::No {
+        findings.push(address(("--http-listen", config.http_listen), running));
+    }
     findings.extend(policy(config));
     findings.push(callers(config));
     findings.extend(sandbox(config, launcher, scratch).await);
@@ -147,13 +150,13 @@ fn workspace_root(root: &Path) -> Finding {
     }
 }
 
-fn address(config: &Config, running: Running) -> Finding {
-    match (TcpListener::bind(config.listen), running) {
-        (Ok(_), Running::No) => Finding::fine(format!("address: {} is free", config.listen)),
+fn address((flag, wanted): (&str, SocketAddr), running: Running) -> Finding {
+    match (TcpListener::bind(wanted), running) {
+        (Ok(_), Running::No) => Finding::fine(format!("address: {wanted} is free")),
         (_, Running::Yes) => Finding::fine("a daemon is running on this state directory"),
         (Err(error), Running::No) => Finding::failure(
-            format!("address: {} cannot be listened on: {error}", config.listen),
-            "choose another: agentd serve --listen 127.0.0.1:PORT",
+            format!("address: {wanted} cannot be listened on: {error}"),
+            format!("choose another: agentd serve {flag} 127.0.0.1:PORT"),
         ),
     }
 }

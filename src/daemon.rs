@@ -1,12 +1,12 @@
 //! The composition root: the only file that names ports and adapters alike. Starts everything in the
 //! order that durability wants, waits, and stops it in reverse.
 
+mod serving;
 mod upkeep;
 
 use std::{
     fs::{self, Permissions},
     io,
-    net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     sync::{
@@ -17,22 +17,21 @@ use std::{
 };
 
 use serde_json::json;
-use tokio::{
-    net::{TcpListener, UnixListener},
-    sync::{mpsc, watch},
-};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
-use tonic::{service::Routes, transport::Server};
-use tonic_health::{ServingStatus, server::HealthReporter};
+use tonic_health::ServingStatus;
 
-use self::upkeep::{LastLife, LastStop, set_ready, webhook};
+use self::{
+    serving::{Servers, serve},
+    upkeep::{LastLife, LastStop, set_ready, webhook},
+};
 use crate::{
-    backend::ResponsesBackend,
+    backend::HttpBackend,
     callers,
     config::Config,
     domain::{
         access::{Access, Credential},
+        backend::BackendName,
         hex::hex,
         ids::{Sequence, Timestamp},
         journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
@@ -40,8 +39,8 @@ use crate::{
         redact::Redactor,
         tool::{Declaration, RegisteredTool},
     },
-    engine::{Engine, Policies, World},
-    grpc::{self, Door, Info},
+    engine::{Backend, Backends, Engine, Policies, World},
+    grpc::{self, Info},
     mirror::Mirror,
     policy_files,
     ports::{Clock, Journal, JournalError},
@@ -51,14 +50,12 @@ use crate::{
     sqlite,
     system::{SystemChance, SystemClock, SystemDisk},
     tasks::{self, Tasks},
-    telemetry, tool_files,
+    tool_files,
     tools::Toolbox,
 };
 
 /// How long open connections may take after that.
 const CONNECTIONS: Duration = Duration::from_secs(2);
-/// Calls that one connection may have under way at the same time.
-const CALLS_A_CONNECTION: u32 = 256;
 /// File names in the state directory.
 pub(crate) const SOCKET: &str = "agentd.sock";
 const TOKEN: &str = "token";
@@ -94,6 +91,10 @@ pub enum DaemonError {
         "the address {address} cannot be listened on; is another agentd running? Choose another with --listen"
     )]
     Listen { address: String, source: io::Error },
+    #[error(
+        "the address {address} cannot be listened on; is another agentd running? Choose another with --http-listen"
+    )]
+    ListenHttp { address: String, source: io::Error },
     #[error("signals cannot be heard")]
     Signals(io::Error),
     #[error(transparent)]
@@ -126,9 +127,10 @@ pub async fn run(
     let servers = serve(&config, &parts).await?;
     upkeep::start(&config, &parts, &servers, reload);
     ready(&format!(
-        "agentd is ready: grpc {} and unix:{}",
+        "agentd is ready: grpc {} and unix:{}, http {}",
         servers.address,
-        config.state_directory.join(SOCKET).display()
+        config.state_directory.join(SOCKET).display(),
+        servers.http
     ));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut fatal = parts.engine.fatal();
@@ -226,21 +228,21 @@ async fn assemble(
     // Then the sandbox: what the last daemon left running is dead before anything is decided.
     let places = places(config, &launcher, programs);
     let sandbox = Arc::new(open_sandbox(config, walls??, places)?);
-    let backend = ResponsesBackend::new(&config.backend).map_err(DaemonError::Backend)?;
+    let redactor = Arc::new(redactor);
+    let backends = backends(config, &redactor)?;
     let webhook = webhook(config)?;
     let started = clock.now();
     let registered = register(state, &tools, started)?;
-    let info = info(config, &backend, registered, started);
+    let info = info(config, &backends, registered, started);
     let last = LastLife::of(&journal, started).await?;
-    let record = first_words(&journal, &policy);
-    let entry = note(&*journal, &clock, record.into(), Some(policy.revision.clone())).await?;
+    let entry = first_words(&journal, &clock, &policy).await?;
     let world = World {
-        model: Arc::new(backend),
-        default_model: config.model.clone(),
+        backends,
         prices: Arc::new(config.prices.clone()),
         agents: config.agents.clone(),
         sandbox,
         journal: journal.clone(),
+        pulse: journal.clone(),
         backups: journal.clone(),
         retention: journal.clone(),
         disk: Arc::new(SystemDisk { directory: state.clone() }),
@@ -249,7 +251,7 @@ async fn assemble(
         chance,
         policies: Arc::new(Policies::new(Arc::new(files), policy, started, entry)),
         tools,
-        redactor: Arc::new(redactor),
+        redactor,
         epoch: journal.epoch(),
     };
     let from = journal.head();
@@ -284,13 +286,18 @@ fn register(
         .map_err(|source| DaemonError::State { path: registry, source })
 }
 
-fn first_words(journal: &sqlite::SqliteJournal, policy: &Policy) -> DaemonStarted {
-    DaemonStarted {
+async fn first_words(
+    journal: &sqlite::SqliteJournal,
+    clock: &SystemClock,
+    policy: &Policy,
+) -> Result<Sequence, DaemonError> {
+    let record = DaemonStarted {
         version: env!("CARGO_PKG_VERSION").into(),
         epoch: journal.epoch(),
         sqlite: sqlite::version().into(),
         policy_revision: policy.revision.clone(),
-    }
+    };
+    note(journal, clock, record.into(), Some(policy.revision.clone())).await
 }
 
 fn open_sandbox(
@@ -308,7 +315,7 @@ fn open_sandbox(
 /// What is told of this daemon to whoever asks.
 fn info(
     config: &Config,
-    backend: &ResponsesBackend,
+    backends: &Backends,
     registered: Vec<RegisteredTool>,
     started: Timestamp,
 ) -> Info {
@@ -317,12 +324,27 @@ fn info(
         config: config.shown.clone().into(),
         config_file: config.file.as_ref().map(|path| path.display().to_string()),
         started,
-        backend_url: backend.url().to_owned(),
+        backend_url: backends.default().model.url().to_owned(),
         model: config.model.clone(),
         workspace_root: config.workspace_root.display().to_string(),
         state_directory: config.state_directory.display().to_string(),
         sqlite_version: sqlite::version().to_owned(),
     }
+}
+
+/// The model servers, the default one first.
+fn backends(config: &Config, redactor: &Arc<Redactor>) -> Result<Backends, DaemonError> {
+    let fallback = config.watching.fallback;
+    let backend = |name: BackendName, settings, model: &Option<String>| {
+        let server = HttpBackend::new(settings)
+            .map_err(|error| DaemonError::Backend(format!("{name}: {error}")))?;
+        let (server, redactor) = (Arc::new(server), redactor.clone());
+        Ok(Arc::new(Backend::new(name, server, model.clone(), fallback, redactor)))
+    };
+    let default = backend(BackendName::default(), &config.backend, &config.model)?;
+    let others = config.other_backends.iter();
+    let others = others.map(|other| backend(other.name.clone(), &other.settings, &other.model));
+    Ok(Backends::new(default, others.collect::<Result<Vec<_>, DaemonError>>()?))
 }
 
 /// What models may call, and what decides about it.
@@ -423,54 +445,6 @@ async fn note(
     Ok(journal.append_daemon(NewEntry { time: clock.now(), record, policy_revision }).await?)
 }
 
-/// What serves callers.
-struct Servers {
-    tasks: Tasks,
-    health: HealthReporter,
-    address: SocketAddr,
-}
-
-async fn serve(config: &Config, parts: &Parts) -> Result<Servers, DaemonError> {
-    let owner = rustix::process::geteuid().as_raw();
-    let socket_path = config.state_directory.join(SOCKET);
-    let listen = |address: String| move |source| DaemonError::Listen { address, source };
-    let socket = bind_socket(&socket_path).map_err(listen(socket_path.display().to_string()))?;
-    let tcp = TcpListener::bind(config.listen).await.map_err(listen(config.listen.to_string()))?;
-    let address = tcp.local_addr().map_err(listen(config.listen.to_string()))?;
-
-    let tasks = Tasks::default();
-    let doors = [Door::Socket { owner }, Door::Token { known: parts.known.clone() }];
-    let ([for_socket, for_tcp], health) =
-        grpc::services(&parts.engine, parts.info.clone(), doors).await;
-    let incoming = UnixListenerStream::new(socket);
-    tasks.spawn("grpc-socket", serve_on(for_socket, incoming, tasks.token()));
-    let incoming = tonic::transport::server::TcpIncoming::from(tcp).with_nodelay(Some(true));
-    tasks.spawn("grpc-tcp", serve_on(for_tcp, incoming, tasks.token()));
-    Ok(Servers { tasks, health, address })
-}
-
-async fn serve_on<I, IO>(routes: Routes, incoming: I, stopping: CancellationToken)
-where
-    I: futures_util::Stream<Item = io::Result<IO>>,
-    IO: tokio::io::AsyncRead
-        + tokio::io::AsyncWrite
-        + tonic::transport::server::Connected
-        + Unpin
-        + Send
-        + 'static,
-{
-    let served = Server::builder()
-        .max_concurrent_streams(CALLS_A_CONNECTION)
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(incoming, stopping.cancelled())
-        .await;
-    if let Err(error) = served {
-        tracing::error!(error = %telemetry::chain(&error), "a gRPC server ended");
-    }
-}
-
 async fn stop(
     config: &Config,
     parts: Parts,
@@ -494,7 +468,7 @@ async fn stop(
     let nothing_stops_it = CancellationToken::new();
     tokio::select! {
         caught_up = parts.mirror.catch_up(&nothing_stops_it) => if let Err(error) = caught_up {
-            let error = telemetry::chain(&error);
+            let error = crate::telemetry::chain(&error);
             tracing::warn!(error, "the next daemon makes up for the mirror");
         },
         () = late => tracing::warn!("the next daemon makes up for the mirror, which is slow"),
@@ -573,17 +547,6 @@ fn token(state: &Path, chance: &SystemChance) -> io::Result<Arc<str>> {
         Ok(token) if token.len() >= 32 => Ok(token.into()),
         _ => Err(io::Error::other("the token is too short; delete the file to make a new one")),
     }
-}
-
-fn bind_socket(path: &Path) -> io::Result<UnixListener> {
-    // The state directory's lock is ours: a socket that lies here belongs to a dead daemon.
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    let socket = UnixListener::bind(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    Ok(socket)
 }
 
 /// The launcher: `AGENTD_SANDBOX`, else beside the running program.

@@ -99,7 +99,7 @@ pub fn read(text: &str) -> Option<EntryView> {
 
 /// RFC 3339 in UTC with microseconds.
 fn time(at: Timestamp) -> String {
-    jiff::Timestamp::from_microsecond(at.0).map(|time| format!("{time:.6}")).unwrap_or_default()
+    at.to_string()
 }
 
 fn hash(text: &str) -> Option<ChainHash> {

@@ -10,6 +10,7 @@
 //!   [`callers`]: who may call besides the owner.
 //! - [`mirror`], [`jsonl`]: the journal as files of lines, for others.
 //! - [`fail_point`]: where tests have the daemon die.
+//! - [`http`]: health, for orchestrators.
 //! - [`grpc`], [`proto`]: the API. [`daemon`] joins everything; [`check`] looks whether it could.
 //! - [`client`], [`ctl`]: the other end. [`scripted`]: a model server whose words are scripted.
 //!
@@ -27,6 +28,7 @@ pub mod domain;
 pub mod engine;
 pub mod fail_point;
 pub mod grpc;
+pub mod http;
 pub mod jsonl;
 pub mod mirror;
 pub mod policy_files;

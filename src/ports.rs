@@ -6,17 +6,19 @@ mod journal;
 pub use journal::{
     Admission, Append, Approvals, AuditFault, AuditFilter, AuditPage, AuditReport, Backups,
     Checkpoint, Created, EndedRun, EntryView, Journal, JournalError, NewCheckpoint, PageLimit,
-    PendingApproval, Piece, Progress, Prunable, PruneOrder, Pruning, Retention, RunFilter,
+    PendingApproval, Piece, Progress, Prunable, PruneOrder, Pruning, Pulse, Retention, RunFilter,
     RunPlace, RunStatus, RunSummary, StoreCopy,
 };
 
 use std::{any::Any, collections::BTreeMap, fmt, net::IpAddr, path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
+use serde_json::value::RawValue;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::{
+    backend::{Api, Capabilities, ProfileName},
     budget::TokenCount,
     effect::{Effect, EffectResult, Facts, Factual, Unresolved},
     ids::{PolicyRevision, RuleId, RunId, Timestamp, TreeId},
@@ -38,8 +40,57 @@ pub trait Model: Send + Sync {
     /// Asks once, and gives the whole answer after its terminal event.
     ///
     /// `said` hears the words as they come; they are not the answer. Dropping the future closes the
-    /// connection. No retry happens in here.
+    /// connection. No retry happens in here, but for a schema that the backend turns out not to take: then it is asked
+    /// once more without.
     async fn respond(&self, question: Question<'_>, said: &Said<'_>) -> Result<Answer, ModelError>;
+
+    /// Looks at how the backend is and what it can do.
+    async fn probe(&self, look: Look<'_>) -> Probe;
+
+    /// Where it is, without credentials.
+    fn url(&self) -> &str;
+}
+
+/// How closely a backend is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// Only whether it answers at all.
+    Presence,
+    /// Also what it can do. Nothing is generated, unless the configuration says that only a real request tells whether it
+    /// works.
+    Glance,
+    /// With the smallest real request: a few tokens.
+    Request,
+    /// With one for each thing that nothing else tells.
+    Everything,
+}
+
+/// One look at a backend.
+#[derive(Debug, Clone, Copy)]
+pub struct Look<'a> {
+    pub depth: Depth,
+    /// Longest wait for each answer that costs nothing; real requests have ten times as long.
+    pub patience: Duration,
+    /// For real requests; none: the first that the backend lists.
+    pub model: Option<&'a str>,
+}
+
+/// What a look found.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    /// Whether it works, as far as was looked.
+    pub ready: Result<(), ModelError>,
+    pub profile: ProfileName,
+    /// What could not be told is none.
+    pub capabilities: Capabilities,
+    /// Models that it lists, at most [`Probe::MODELS`].
+    pub models: Vec<String>,
+    /// What could not be told and why, in words.
+    pub remarks: Vec<String>,
+}
+
+impl Probe {
+    pub const MODELS: usize = 100;
 }
 
 /// Hears the model's words as they come.
@@ -48,6 +99,8 @@ pub type Said<'a> = dyn Fn(&str) + Send + Sync + 'a;
 /// One request to the model.
 #[derive(Debug, Clone, Copy)]
 pub struct Question<'a> {
+    /// The chat one has no tools, whatever `tools` says.
+    pub api: Api,
     /// None: the backend's first listed model.
     pub model: Option<&'a str>,
     pub instructions: &'a str,
@@ -56,6 +109,26 @@ pub struct Question<'a> {
     pub tools: &'a [ToolSpec],
     /// Tools that the backend runs itself: these and no others are declared to it.
     pub hosted_tools: &'a [HostedLeave],
+    /// What the words of the answer are to be like, where the backend can see to it; it is to be checked all the same.
+    pub shape: Option<Shape<'a>>,
+    pub settings: &'a ModelSettings,
+}
+
+/// A JSON schema for the words of an answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape<'a> {
+    /// Letters, digits, `_` and `-`.
+    pub name: &'a str,
+    pub schema: &'a RawValue,
+}
+
+/// How a model is to answer; what is none is left to the backend.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct ModelSettings {
+    pub max_output_tokens: Option<u32>,
+    pub temperature: Option<f64>,
+    /// `low`, `medium`, `high`, and what else the model knows.
+    pub reasoning_effort: Option<String>,
 }
 
 /// One answer of the model.
@@ -84,6 +157,15 @@ pub struct ModelError {
     pub backend_request_id: Option<String>,
     /// How long the backend asked to be left alone.
     pub retry_after_ms: Option<u64>,
+    /// Whether the backend itself says that another attempt can help.
+    pub should_retry: Option<bool>,
+}
+
+impl ModelError {
+    /// Whether another attempt can help: as the backend says, or else by what kind of failure it is.
+    pub fn is_passing(&self) -> bool {
+        self.should_retry.unwrap_or_else(|| self.fault.is_passing())
+    }
 }
 
 /// Kinds of failure of a request, one for each way to react.
@@ -103,6 +185,8 @@ pub enum ModelFault {
     QuotaExhausted,
     /// The request itself is refused: no use trying again.
     Rejected,
+    /// The conversation is longer than the model takes: no use trying again with as much.
+    ContextOverflow,
     /// agentd was about to send a conversation that breaks the pairing rule: never sent.
     BrokenConversation,
 }
@@ -118,6 +202,7 @@ impl ModelFault {
             Self::Unauthenticated => "BACKEND_UNAUTHENTICATED",
             Self::QuotaExhausted => "QUOTA_EXHAUSTED",
             Self::Rejected => "BACKEND_REJECTED",
+            Self::ContextOverflow => "CONTEXT_OVERFLOW",
             Self::BrokenConversation => "BROKEN_CONVERSATION",
         }
     }
@@ -129,6 +214,7 @@ impl ModelFault {
             Self::Unauthenticated
             | Self::QuotaExhausted
             | Self::Rejected
+            | Self::ContextOverflow
             | Self::BrokenConversation => false,
         }
     }

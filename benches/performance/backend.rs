@@ -2,7 +2,13 @@
 //! must, so that what grows with the history is what the client of the request makes of it. No model: each
 //! answer writes a small file, until enough were written.
 
-use axum::{Router, body::Bytes, extract::State, http::header, routing::post};
+use axum::{
+    Router,
+    body::Bytes,
+    extract::State,
+    http::{StatusCode, header},
+    routing::post,
+};
 use memchr::memmem;
 use tokio::net::TcpListener;
 
@@ -53,7 +59,13 @@ pub(crate) async fn start(manner: Manner) -> String {
 async fn respond(
     State(manner): State<Manner>,
     body: Bytes,
-) -> ([(header::HeaderName, &'static str); 1], String) {
+) -> (StatusCode, [(header::HeaderName, header::HeaderValue); 1], String) {
+    let json = header::HeaderValue::from_static("application/json");
+    // The daemon only looks whether there is such a route.
+    if body.len() < 16 {
+        let error = r#"{"error":{"message":"'input' must be a list"}}"#.to_owned();
+        return (StatusCode::BAD_REQUEST, [(header::CONTENT_TYPE, json)], error);
+    }
     if let Manner::Hang = manner {
         std::future::pending::<()>().await;
     }
@@ -69,7 +81,7 @@ async fn respond(
 "usage":{{"input_tokens":9,"input_tokens_details":{{"cached_tokens":0}},"output_tokens":9,
 "output_tokens_details":{{"reasoning_tokens":0}},"total_tokens":18}}}}"#
     );
-    ([(header::CONTENT_TYPE, "application/json")], response)
+    (StatusCode::OK, [(header::CONTENT_TYPE, json)], response)
 }
 
 const WORD: &str = r#"{"type":"message","id":"msg_1","role":"assistant","status":"completed",

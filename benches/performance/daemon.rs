@@ -42,7 +42,7 @@ fn boot(home: &Path, base_url: &str) -> Child {
         .arg(home.join("state"))
         .arg("--workspace-root")
         .arg(home)
-        .args(["--listen", "127.0.0.1:0", "--log", "warn"])
+        .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--log", "warn"])
         .args(["--base-url", base_url, "--model", "m"])
         .env_clear()
         .stdout(Stdio::piped())

@@ -45,5 +45,8 @@ pub fn brief(task: &str, plan: Option<&Plan>, findings: &[String]) -> String {
     }
 }
 
+/// The same where it has no tools.
+pub const NUDGE_WITHOUT_TOOLS: &str = "You said nothing. There are no tools here: answer in words, as well as you can from what you were told.";
+
 /// What the model is told when it has said nothing at all.
 pub const NUDGE: &str = "You neither answered nor called a tool. Go on with the task, or answer.";

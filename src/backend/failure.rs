@@ -20,6 +20,7 @@ pub(super) fn plain(fault: ModelFault, message: String) -> ModelError {
         http_status: None,
         backend_request_id: None,
         retry_after_ms: None,
+        should_retry: None,
     }
 }
 
@@ -54,6 +55,8 @@ pub(super) fn status(
         (401 | 403, _) => ModelFault::Unauthenticated,
         (429, _) => ModelFault::RateLimited,
         (408, _) => ModelFault::Timeout,
+        (_, Some("conversation_locked")) => ModelFault::Unavailable,
+        _ if is_overflow(code.as_deref(), &said) => ModelFault::ContextOverflow,
         (409, _) | (500.., _) => ModelFault::Unavailable,
         _ => ModelFault::Rejected,
     };
@@ -69,29 +72,96 @@ pub(super) fn status(
         http_status: Some(status.as_u16()),
         backend_request_id: header(headers, "x-request-id"),
         retry_after_ms: retry_after_ms(headers),
+        should_retry: header(headers, "x-should-retry").and_then(|text| text.trim().parse().ok()),
     }
 }
 
 /// The response itself says that it failed.
 pub(super) fn in_body(url: &str, error: Option<&Value>) -> ModelError {
     let said = error.map_or_else(|| "no reason given".to_owned(), |error| clip(&text_of(error)));
-    let fault = match error.and_then(|error| error.get("code")).and_then(Value::as_str) {
+    let code = error.and_then(|error| error.get("code")).and_then(Value::as_str);
+    let fault = match code {
         Some("rate_limit_exceeded" | "slow_down") => ModelFault::RateLimited,
         Some("insufficient_quota") => ModelFault::QuotaExhausted,
-        Some("invalid_prompt" | "context_length_exceeded") => ModelFault::Rejected,
+        Some("invalid_prompt") => ModelFault::Rejected,
+        code if is_overflow(code, &said) => ModelFault::ContextOverflow,
+        // LM Studio says so with a 200.
+        None if error.is_some_and(Value::is_string) && names_no_route(&said) => {
+            ModelFault::Rejected
+        }
         _ => ModelFault::Unavailable,
     };
-    plain(fault, format!("the backend {url} gave up on the answer: {said}"))
+    let retry_after_ms = match fault {
+        ModelFault::RateLimited => asked_in_words(&said),
+        _ => None,
+    };
+    let message = format!("the backend {url} gave up on the answer: {said}");
+    ModelError { retry_after_ms, ..plain(fault, message) }
 }
 
-/// How long the backend asks to be left alone: `retry-after-ms`, or `retry-after` in seconds.
+/// Whether the conversation is too long for the model, by the code or by the words of the servers that have none.
+fn is_overflow(code: Option<&str>, said: &str) -> bool {
+    const WORDS: [&str; 8] = [
+        "context length",
+        "context size",
+        "context window",
+        "maximum context",
+        "context the overflows",
+        "prompt is too long",
+        "exceed_context_size",
+        "too many input tokens",
+    ];
+    let said = said.to_ascii_lowercase();
+    code == Some("context_length_exceeded") || WORDS.iter().any(|words| said.contains(words))
+}
+
+/// Whether an error says that there is no such route, and does not speak of a model that is not there.
+pub(super) fn names_no_route(said: &str) -> bool {
+    const WORDS: [&str; 9] = [
+        "unexpected endpoint",
+        "not found",
+        "unknown route",
+        "no such route",
+        "no route",
+        "method not allowed",
+        "unknown url",
+        "invalid url",
+        "cannot post",
+    ];
+    let said = said.to_ascii_lowercase();
+    !said.contains("model") && WORDS.iter().any(|words| said.contains(words))
+}
+
+/// "try again in 1.5s", as some say in the middle of a stream, where there are no headers any more.
+fn asked_in_words(said: &str) -> Option<u64> {
+    let rest = said.split("try again in ").nth(1)?;
+    let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+    let number: f64 = rest[..end].trim_end_matches('.').parse().ok()?;
+    let unit = rest[end..].trim_start();
+    let millis = match unit {
+        _ if unit.starts_with("ms") => number,
+        _ if unit.starts_with('s') => number * 1000.0,
+        _ if unit.starts_with('m') => number * 60_000.0,
+        _ => return None,
+    };
+    Some(millis.ceil() as u64)
+}
+
+/// How long the backend asks to be left alone: `retry-after-ms`, or `retry-after` in seconds or as a date, which is
+/// compared with the date of the answer itself: the server's clock may go differently.
 fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
     if let Some(millis) =
         header(headers, "retry-after-ms").and_then(|text| text.trim().parse().ok())
     {
         return Some(millis);
     }
-    let seconds: f64 = header(headers, "retry-after")?.trim().parse().ok()?;
+    let asked = header(headers, "retry-after")?;
+    if let Ok(until) = httpdate::parse_http_date(asked.trim()) {
+        let now = httpdate::parse_http_date(header(headers, "date")?.trim()).ok()?;
+        let wait = until.duration_since(now).unwrap_or_default();
+        return u64::try_from(wait.as_millis()).ok();
+    }
+    let seconds: f64 = asked.trim().parse().ok()?;
     (seconds.is_finite() && seconds >= 0.0).then_some((seconds * 1000.0).ceil() as u64)
 }
 
@@ -174,5 +244,75 @@ mod tests {
         assert_eq!(asked("retry-after", "1.5"), Some(1500));
         assert_eq!(asked("retry-after-ms", "300"), Some(300));
         assert_eq!(asked("retry-after", "soon"), None);
+        let until = "Sun, 06 Nov 1994 08:49:37 GMT";
+        assert_eq!(asked("retry-after", until), None);
+        let mut headers = HeaderMap::new();
+        headers.insert("date", "Sun, 06 Nov 1994 08:48:37 GMT".parse().unwrap());
+        headers.insert("retry-after", until.parse().unwrap());
+        assert_eq!(retry_after_ms(&headers), Some(60_000));
+        headers.insert("date", "Sun, 06 Nov 1994 09:00:00 GMT".parse().unwrap());
+        assert_eq!(retry_after_ms(&headers), Some(0));
+    }
+
+    #[test]
+    fn the_wish_to_be_left_alone_is_read_in_words_where_there_are_no_headers_any_more() {
+        let asked = |words: &str| {
+            let error = serde_json::json!({"code": "rate_limit_exceeded", "message": words});
+            in_body("b", Some(&error)).retry_after_ms
+        };
+        assert_eq!(asked("Rate limit reached. Please try again in 1.5s."), Some(1500));
+        assert_eq!(asked("Please try again in 20ms."), Some(20));
+        assert_eq!(asked("Please try again in 6m0s"), Some(360_000));
+        assert_eq!(asked("Please try again in a while"), None);
+        assert_eq!(asked("Slow down"), None);
+    }
+
+    #[test]
+    fn a_conversation_that_is_too_long_is_told_by_code_and_by_the_words_of_each_server() {
+        for (code, body) in [
+            (
+                400,
+                r#"{"error":{"code":"context_length_exceeded","message":"Your input is too big"}}"#,
+            ),
+            (
+                400,
+                r#"{"error":{"code":400,"message":"the request exceeds the available context size, try increasing it","type":"exceed_context_size_error"}}"#,
+            ),
+            (
+                400,
+                r#"{"error":"Trying to keep the first 5000 tokens when context the overflows. However, the model is loaded with context length of only 4096 tokens"}"#,
+            ),
+            (
+                400,
+                r#"{"object":"error","message":"This model's maximum context length is 4096 tokens","code":400}"#,
+            ),
+            (500, r#"{"error":"the input length exceeds the context length"}"#),
+        ] {
+            assert_eq!(fault(code, body), ModelFault::ContextOverflow, "{body}");
+        }
+        assert_eq!(fault(503, r#"{"error":{"message":"no slot"}}"#), ModelFault::Unavailable);
+        assert_eq!(
+            fault(429, r#"{"error":{"message":"context window quota"}}"#),
+            ModelFault::RateLimited
+        );
+    }
+
+    #[test]
+    fn a_route_that_is_not_there_is_not_a_model_that_is_not_there() {
+        assert!(names_no_route("Unexpected endpoint or method. (POST /v1/responses)"));
+        assert!(names_no_route("Not Found") && names_no_route("Invalid URL (GET /v1/agents)"));
+        assert!(!names_no_route("model 'x' not found, try pulling it first"));
+        let error = serde_json::json!("Unexpected endpoint or method. (POST /v1/responses)");
+        assert_eq!(in_body("b", Some(&error)).fault, ModelFault::Rejected);
+    }
+
+    #[test]
+    fn a_server_that_says_whether_to_try_again_is_heard() {
+        let told = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("x-should-retry", value.parse().unwrap());
+            status("b", StatusCode::CONFLICT, &headers, b"").should_retry
+        };
+        assert_eq!((told("true"), told("false"), told("maybe")), (Some(true), Some(false), None));
     }
 }

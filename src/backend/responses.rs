@@ -1,145 +1,61 @@
-//! The Responses API: one question, one answer, streamed or not. Acts on nothing before the terminal
-//! event; checks the pairing of calls and outputs before every send.
+//! The Responses API: what is asked in it, and what comes of an answer, streamed or not. Acts on nothing before the
+//! terminal event; checks the pairing of calls and outputs before every send.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, time::Duration};
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use reqwest::{Client, RequestBuilder, header};
 use serde::ser::Error as _;
 use serde_json::value::RawValue;
-use tokio::sync::OnceCell;
 
 use crate::{
     backend::{
         failure,
-        sse::Parser,
+        http::{BODY_BYTES, Http, Streaming},
+        profiles::{Profile, Takes},
+        sse::{self, Parser},
         wire::{self, FunctionTool, InputItem, Request, RequestTool, Response, StreamEvent},
     },
-    domain::item::{Item, Paired, RawJson, check_pairing, settle},
-    ports::{Answer, Model, ModelError, ModelFault, Question, Said},
+    domain::item::{Item, RawJson, check_pairing, settle},
+    ports::{Answer, ModelError, ModelFault, Question, Said},
     secrets::{ExposeSecret as _, Secret},
 };
 
-/// Largest body of an answer, in bytes.
-const BODY_BYTES: usize = 16 << 20;
-/// Largest body of an error, in bytes; the rest is not read.
-const ERROR_BYTES: usize = 64 << 10;
-/// How long a connection may take.
-const CONNECT: Duration = Duration::from_secs(5);
+/// As people know it.
+const API: &str = "Responses API";
 
-/// Where the model is.
-pub struct Settings {
-    /// With or without `/v1`.
-    pub base_url: String,
-    pub api_key: Option<Secret>,
-    /// Tools that the backend runs itself, each a JSON object that may hold a credential. Those that a question
-    /// has leave for are passed through; nothing here ever runs one.
-    pub hosted_tools: Vec<Secret>,
-    pub streaming: Streaming,
-    /// How long to wait for the next bytes of an answer.
-    pub idle_timeout: Duration,
+/// How one answer is read.
+pub(super) struct Reading<'a> {
+    pub(super) http: &'a Http,
+    pub(super) profile: &'a Profile,
+    /// How long to wait for the next event.
+    pub(super) idle: Duration,
+    /// How many tokens the answer may have, where that was said.
+    pub(super) most_tokens: Option<u32>,
 }
 
-impl fmt::Debug for Settings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings").field("base_url", &self.base_url).finish_non_exhaustive()
-    }
-}
-
-/// How answers are asked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Streaming {
-    On,
-    Off,
-}
-
-/// A backend that speaks the Responses API.
-#[derive(Debug)]
-pub struct ResponsesBackend {
-    client: Client,
-    url: String,
-    streaming: Streaming,
-    hosted_tools: Vec<Secret>,
-    first_model: OnceCell<String>,
-}
-
-impl ResponsesBackend {
-    /// Errors: the key cannot stand in a header, or the system's certificates cannot be read.
-    pub fn new(settings: &Settings) -> Result<Self, String> {
-        let mut headers = header::HeaderMap::new();
-        if let Some(key) = &settings.api_key {
-            let mut value =
-                header::HeaderValue::try_from(format!("Bearer {}", key.expose_secret()))
-                    .map_err(|_| "the API key holds characters that no header can".to_owned())?;
-            value.set_sensitive(true);
-            headers.insert(header::AUTHORIZATION, value);
-        }
-        let url = with_version(&settings.base_url);
-        let client = Client::builder()
-            .default_headers(headers)
-            .connect_timeout(CONNECT)
-            .read_timeout(settings.idle_timeout)
-            .redirect(reqwest::redirect::Policy::none())
-            .user_agent(concat!("agentd/", env!("CARGO_PKG_VERSION")));
-        let client = match is_on_this_machine(&url) {
-            // No proxy leads there, and nothing on the way speaks TLS: reading the system's certificates
-            // would be a third of the daemon's start.
-            true => client.no_proxy().tls_certs_only([]),
-            false => client,
-        };
-        let client = client
-            .build()
-            .map_err(|error| format!("no HTTP client: {}", crate::telemetry::chain(&error)))?;
-        Ok(Self {
-            client,
-            url,
-            streaming: settings.streaming,
-            hosted_tools: settings.hosted_tools.clone(),
-            first_model: OnceCell::new(),
-        })
-    }
-
-    /// The base URL, with `/v1`.
-    pub fn url(&self) -> &str {
-        &self.url
-    }
-
-    async fn model<'a>(&'a self, wanted: Option<&'a str>) -> Result<&'a str, ModelError> {
-        match wanted {
-            Some(model) => Ok(model),
-            None => {
-                self.first_model.get_or_try_init(|| self.list_first()).await.map(String::as_str)
+impl Reading<'_> {
+    /// The answer, once it is over.
+    pub(super) async fn read(
+        &self,
+        answer: reqwest::Response,
+        said: &Said<'_>,
+    ) -> Result<Answer, ModelError> {
+        let response = match is_stream(&answer) {
+            true => self.read_stream(answer, said).await?,
+            false => {
+                let body = self.http.whole(answer).await?;
+                let response: Response = serde_json::from_slice(&body)
+                    .map_err(|error| self.protocol(&format!("the body is no response: {error}")))?;
+                if response.output.is_none() && response.error.is_some() {
+                    return Err(failure::in_body(self.http.url(), response.error.as_ref()));
+                }
+                response
             }
-        }
-    }
-
-    async fn list_first(&self) -> Result<String, ModelError> {
-        let body = self.send(self.client.get(format!("{}/models", self.url))).await?;
-        let body = whole(&self.url, body).await?;
-        let models: wire::Models =
-            serde_json::from_slice(&body).map_err(|error| self.protocol(&error.to_string()))?;
-        models.data.into_iter().next().map(|model| model.id).ok_or_else(|| {
-            let message =
-                format!("the backend {} lists no model; load one, or set AGENTD_MODEL", self.url);
-            failure::plain(ModelFault::Unavailable, message)
-        })
-    }
-
-    async fn send(&self, request: RequestBuilder) -> Result<reqwest::Response, ModelError> {
-        let answer = request.send().await.map_err(|error| failure::transport(&self.url, &error))?;
-        if answer.status().is_success() {
-            return Ok(answer);
-        }
-        let (status, headers) = (answer.status(), answer.headers().clone());
-        let body = bounded(answer, ERROR_BYTES).await.unwrap_or_default();
-        Err(failure::status(&self.url, status, &headers, &body))
+        };
+        self.settle(response)
     }
 
     fn protocol(&self, what: &str) -> ModelError {
-        let message =
-            format!("the backend {} does not answer as the Responses API does: {what}", self.url);
-        failure::plain(ModelFault::Protocol, message)
+        self.http.protocol(API, what)
     }
 
     async fn read_stream(
@@ -150,14 +66,10 @@ impl ResponsesBackend {
         let mut parser = Parser::default();
         let mut done: BTreeMap<u64, RawJson> = BTreeMap::new();
         let mut bytes = 0;
-        while let Some(chunk) =
-            answer.chunk().await.map_err(|error| failure::transport(&self.url, &error))?
+        while let Some(events) =
+            sse::next(self.http, &mut answer, &mut parser, (&mut bytes, BODY_BYTES), self.idle, API)
+                .await?
         {
-            bytes += chunk.len();
-            if bytes > BODY_BYTES {
-                return Err(self.protocol("the stream is longer than 16 MiB"));
-            }
-            let events = parser.push(&chunk).map_err(|error| self.protocol(&error.to_string()))?;
             for event in events.iter().filter(|event| *event != "[DONE]") {
                 let event: StreamEvent = serde_json::from_str(event)
                     .map_err(|error| self.protocol(&format!("an event is not JSON: {error}")))?;
@@ -166,8 +78,8 @@ impl ResponsesBackend {
                 }
             }
         }
-        let message =
-            format!("the backend {} ended its stream in the middle of an answer", self.url);
+        let url = self.http.url();
+        let message = format!("the backend {url} ended its stream in the middle of an answer");
         Err(failure::plain(ModelFault::Unavailable, message))
     }
 
@@ -209,10 +121,12 @@ impl ResponsesBackend {
                 Ok(Some(response))
             }
             // llama.cpp's ends a failed stream with an error that has no type of event.
-            "" if event.error.is_some() => Err(failure::in_body(&self.url, event.error.as_ref())),
+            "" if event.error.is_some() => {
+                Err(failure::in_body(self.http.url(), event.error.as_ref()))
+            }
             "error" => {
                 let words = event.message.map(serde_json::Value::from);
-                Err(failure::in_body(&self.url, event.error.or(words).as_ref()))
+                Err(failure::in_body(self.http.url(), event.error.or(words).as_ref()))
             }
             _ => Ok(None),
         }
@@ -221,7 +135,12 @@ impl ResponsesBackend {
     /// Turns a whole response into an answer that can be acted on.
     fn settle(&self, response: Response) -> Result<Answer, ModelError> {
         let status = response.status.as_deref().unwrap_or("completed");
+        let tokens = response.usage.unwrap_or_default().tokens();
+        let is_full = self.most_tokens.is_some_and(|most| tokens.output >= u64::from(most));
         let incomplete = match status {
+            "completed" if self.profile.calls_cut_answers_whole && is_full => {
+                Some("max_output_tokens".to_owned())
+            }
             "completed" => None,
             "incomplete" => Some(
                 response
@@ -230,7 +149,7 @@ impl ResponsesBackend {
                     .unwrap_or_else(|| "no reason given".into()),
             ),
             "failed" | "cancelled" => {
-                return Err(failure::in_body(&self.url, response.error.as_ref()));
+                return Err(failure::in_body(self.http.url(), response.error.as_ref()));
             }
             other => {
                 return Err(self.protocol(&format!("the response is {other:?}, not completed")));
@@ -253,51 +172,57 @@ impl ResponsesBackend {
             text: (!text.trim().is_empty()).then_some(text),
             incomplete,
             items: settle(items).map_err(|fault| self.protocol(&fault.to_string()))?,
-            tokens: response.usage.unwrap_or_default().tokens(),
+            tokens,
         })
     }
 }
 
-#[async_trait]
-impl Model for ResponsesBackend {
-    async fn respond(&self, question: Question<'_>, said: &Said<'_>) -> Result<Answer, ModelError> {
-        let model = self.model(question.model).await?;
-        let body = encode(model, &question, self.streaming, &self.hosted_tools)?;
-        let request = self
-            .client
-            .post(format!("{}/responses", self.url))
-            .header(header::CONTENT_TYPE, "application/json")
-            .body(body);
-        let answer = self.send(request).await?;
-        // What counts is what comes, not what was asked for: some servers do not stream.
-        let kind = failure::header(answer.headers(), "content-type").unwrap_or_default();
-        let response = match kind.starts_with("text/event-stream") {
-            true => self.read_stream(answer, said).await?,
-            false => {
-                let body = whole(&self.url, answer).await?;
-                let response: Response = serde_json::from_slice(&body)
-                    .map_err(|error| self.protocol(&format!("the body is no response: {error}")))?;
-                if response.output.is_none() && response.error.is_some() {
-                    return Err(failure::in_body(&self.url, response.error.as_ref()));
-                }
-                response
-            }
-        };
-        self.settle(response)
-    }
+/// Whether the answer comes as a stream. What counts is what comes, not what was asked for: some servers do not stream.
+pub(super) fn is_stream(answer: &reqwest::Response) -> bool {
+    let kind = failure::header(answer.headers(), "content-type").unwrap_or_default();
+    kind.starts_with("text/event-stream")
 }
 
 /// The request's body. Errors: the conversation breaks the pairing rule, and no server would take it.
-fn encode(
+pub(super) fn encode(
     model: &str,
     question: &Question<'_>,
+    profile: &Profile,
     streaming: Streaming,
     hosted: &[Secret],
 ) -> Result<Vec<u8>, ModelError> {
     let broken = |what: String| failure::plain(ModelFault::BrokenConversation, what);
-    check_pairing(question.items.iter().map(paired))
+    check_pairing(question.items.iter().map(Item::paired))
         .map_err(|fault| broken(format!("the conversation was not sent: {fault}")))?;
-    let tools = question.tools.iter().map(|tool| {
+    let encoded = tools(question, profile, hosted).and_then(|tools| {
+        serde_json::to_vec(&Request {
+            model,
+            instructions: question.instructions,
+            input: question.items.iter().filter_map(|item| input_item(item, profile)).collect(),
+            tools,
+            stream: streaming == Streaming::On,
+            store: false,
+            parallel_tool_calls: true,
+            include: if profile.asks_for_reasoning {
+                &["reasoning.encrypted_content"]
+            } else {
+                &[]
+            },
+            text: question.shape.map(wire::TextFormat::of),
+            max_output_tokens: question.settings.max_output_tokens,
+            temperature: question.settings.temperature,
+            reasoning: question.settings.reasoning_effort.as_deref().map(wire::Reasoning::of),
+        })
+    });
+    encoded.map_err(|error| broken(format!("the conversation cannot be encoded: {error}")))
+}
+
+fn tools<'a>(
+    question: &Question<'a>,
+    profile: &Profile,
+    hosted: &'a [Secret],
+) -> Result<Vec<RequestTool<'a>>, serde_json::Error> {
+    let functions = question.tools.iter().map(|tool| {
         Ok(RequestTool::Function(FunctionTool {
             name: &tool.name,
             description: &tool.description,
@@ -305,151 +230,150 @@ fn encode(
             strict: false,
         }))
     });
-    let hosted = question.hosted_tools.iter().map(|leave| {
+    let mut all = functions.collect::<Result<Vec<_>, serde_json::Error>>()?;
+    for leave in question.hosted_tools {
         let tool = hosted.get(leave.index());
         let tool =
             tool.ok_or_else(|| serde_json::Error::custom("it has leave for no such tool"))?;
-        Ok(RequestTool::Hosted(serde_json::from_str(tool.expose_secret())?))
-    });
-    let encoded = tools.chain(hosted).collect::<Result<_, serde_json::Error>>().and_then(|tools| {
-        serde_json::to_vec(&Request {
-            model,
-            instructions: question.instructions,
-            input: question.items.iter().map(input_item).collect(),
-            tools,
-            stream: streaming == Streaming::On,
-            store: false,
-            parallel_tool_calls: true,
-        })
-    });
-    encoded.map_err(|error| broken(format!("the conversation cannot be encoded: {error}")))
+        let raw: &RawValue = serde_json::from_str(tool.expose_secret())?;
+        if wire::takes_hosted(profile.hosted_tools, raw) {
+            all.push(RequestTool::Hosted(raw));
+        }
+    }
+    Ok(all)
 }
 
-fn input_item(item: &Item) -> InputItem<'_> {
+/// The item as this server takes it; none where it does not.
+fn input_item<'a>(item: &'a Item, profile: &Profile) -> Option<InputItem<'a>> {
     match item {
-        Item::User { text } => InputItem::Message(wire::Message { role: "user", content: text }),
-        Item::Model { raw, .. } => InputItem::Raw(raw.as_value()),
+        Item::User { text } => {
+            Some(InputItem::Message(wire::Message { role: "user", content: text }))
+        }
+        Item::Model { raw, .. } => {
+            let raw = raw.as_value();
+            match (profile.takes, profile.strips) {
+                (Takes::Everything, []) => Some(InputItem::Raw(Cow::Borrowed(raw))),
+                (takes, strips) => wire::sanitised(raw, takes, strips).map(InputItem::Raw),
+            }
+        }
         Item::ToolOutput { call_id, output } => {
-            InputItem::Output(wire::CallOutput { call_id, output })
+            Some(InputItem::Output(wire::CallOutput { call_id, output }))
         }
     }
-}
-
-fn paired(item: &Item) -> Paired {
-    match item {
-        Item::Model { call: Some(id), .. } => Paired::Call(id.clone()),
-        Item::ToolOutput { call_id, .. } => Paired::Output(call_id.clone()),
-        Item::User { .. } | Item::Model { call: None, .. } => Paired::Other,
-    }
-}
-
-async fn whole(url: &str, answer: reqwest::Response) -> Result<Bytes, ModelError> {
-    bounded(answer, BODY_BYTES).await.map_err(|error| failure::transport(url, &error)).and_then(
-        |body| match body.len() > BODY_BYTES {
-            true => Err(failure::plain(
-                ModelFault::Protocol,
-                format!("the backend {url} sent more than 16 MiB"),
-            )),
-            false => Ok(body),
-        },
-    )
-}
-
-/// The body; one byte more than `most` at the most, the rest is not read.
-async fn bounded(mut answer: reqwest::Response, most: usize) -> Result<Bytes, reqwest::Error> {
-    let mut body = Vec::new();
-    while let Some(chunk) = answer.chunk().await? {
-        let room = most + 1 - body.len();
-        body.extend_from_slice(&chunk[..chunk.len().min(room)]);
-        if body.len() > most {
-            break;
-        }
-    }
-    Ok(body.into())
-}
-
-fn with_version(base_url: &str) -> String {
-    let base = base_url.trim_end_matches('/');
-    match base.ends_with("/v1") {
-        true => base.to_owned(),
-        false => format!("{base}/v1"),
-    }
-}
-
-/// Whether the server is reached by plain HTTP on a loopback address.
-fn is_on_this_machine(url: &str) -> bool {
-    let Ok(url) = reqwest::Url::parse(url) else { return false };
-    let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
-    let loopback = host.parse().is_ok_and(|address: IpAddr| address.is_loopback());
-    url.scheme() == "http" && (loopback || host == "localhost")
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::domain::ids::CallId;
+    use serde_json::{Value, json, value::to_raw_value};
 
-    #[test]
-    fn an_error_in_a_stream_is_told_also_where_it_has_no_type_of_event() {
+    use super::*;
+    use crate::{
+        backend::{http::Settings, profiles::profile},
+        domain::{
+            backend::{Api, ProfileName},
+            ids::CallId,
+        },
+        ports::ModelSettings,
+    };
+
+    fn http() -> Http {
         let settings = Settings {
             base_url: "http://127.0.0.1:1".into(),
             api_key: None,
             hosted_tools: Vec::new(),
             streaming: Streaming::On,
             idle_timeout: Duration::from_secs(1),
+            profile: None,
+            readiness: Default::default(),
         };
         // As `bin/agentd.rs` does; another test may have done it.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let backend = ResponsesBackend::new(&settings).unwrap();
+        Http::new(&settings).unwrap()
+    }
+
+    fn question(items: &[Item]) -> Question<'_> {
+        const PLAIN: &ModelSettings =
+            &ModelSettings { max_output_tokens: None, temperature: None, reasoning_effort: None };
+        Question {
+            api: Api::Responses,
+            model: None,
+            instructions: "",
+            items,
+            tools: &[],
+            hosted_tools: &[],
+            shape: None,
+            settings: PLAIN,
+        }
+    }
+
+    fn said(value: &Value) -> Item {
+        Item::Model { raw: to_raw_value(value).unwrap().into(), call: None }
+    }
+
+    fn sent(items: &[Item], name: ProfileName) -> Vec<Value> {
+        let body = encode("m", &question(items), profile(name), Streaming::On, &[]).unwrap();
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        body["input"].as_array().unwrap().clone()
+    }
+
+    #[test]
+    fn an_error_in_a_stream_is_told_also_where_it_has_no_type_of_event() {
+        let http = http();
+        let profile = profile(ProfileName::Generic);
+        let reading =
+            Reading { http: &http, profile, idle: Duration::from_secs(1), most_tokens: None };
         let take = |event: &str| {
             let event = serde_json::from_str(event).unwrap();
-            backend.take_event(event, &mut BTreeMap::new(), &|_| {})
+            reading.take_event(event, &mut BTreeMap::new(), &|_| {})
         };
         let full = r#"{"error":{"code":500,"message":"Context size has been exceeded.","type":"server_error"}}"#;
         let error = take(full).unwrap_err();
         assert!(error.message.contains("Context size has been exceeded."), "{error}");
+        assert_eq!(error.fault, ModelFault::ContextOverflow);
         let error = take(r#"{"type":"error","message":"no more"}"#).unwrap_err();
         assert!(error.message.contains("no more"), "{error}");
         assert!(take(r#"{"type":"response.queued"}"#).unwrap().is_none());
     }
 
     #[test]
-    fn only_plain_http_to_a_loopback_address_stays_on_this_machine() {
-        for url in ["http://127.0.0.1:1/v1", "http://LOCALHOST/v1", "http://[::1]:8080/v1"] {
-            assert!(is_on_this_machine(url), "{url}");
-        }
-        for url in [
-            "https://127.0.0.1/v1",
-            "http://127.0.0.1.example.com/v1",
-            "http://localhost.example.com/v1",
-            "http://10.0.0.1/v1",
-            "http://127.0.0.1@example.com/v1",
-            "nonsense",
-        ] {
-            assert!(!is_on_this_machine(url), "{url}");
-        }
-    }
-
-    #[test]
-    fn the_base_url_may_come_with_or_without_its_version() {
-        for base in ["http://h:1", "http://h:1/", "http://h:1/v1", "http://h:1/v1/"] {
-            assert_eq!(with_version(base), "http://h:1/v1");
-        }
-    }
-
-    #[test]
     fn a_conversation_with_an_open_call_is_never_encoded() {
-        let raw = serde_json::value::to_raw_value(&serde_json::json!({})).unwrap().into();
+        let raw = to_raw_value(&json!({})).unwrap().into();
         let items = [Item::Model { raw, call: Some(CallId::new("c1")) }];
-        let question = Question {
-            model: None,
-            instructions: "",
-            items: &items,
-            tools: &[],
-            hosted_tools: &[],
-        };
-        let error = encode("m", &question, Streaming::On, &[]).unwrap_err();
+        let generic = profile(ProfileName::Generic);
+        let error = encode("m", &question(&items), generic, Streaming::On, &[]).unwrap_err();
         assert_eq!(error.fault, ModelFault::BrokenConversation);
         assert_eq!(error.message, "the conversation was not sent: call c1 has no output");
+    }
+
+    #[test]
+    fn items_go_back_as_they_came_but_for_those_that_a_server_refuses() {
+        let items = [
+            said(&json!({"type": "reasoning", "id": "rs_1", "summary": null})),
+            said(&json!({"type": "mcp_list_tools", "tools": []})),
+            said(&json!({"type": "message", "role": "assistant", "id": "m", "content": []})),
+        ];
+        let kinds = |name| -> Vec<String> {
+            let sent = sent(&items, name);
+            sent.iter().map(|item| item["type"].as_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(kinds(ProfileName::Generic), ["reasoning", "mcp_list_tools", "message"]);
+        assert_eq!(kinds(ProfileName::LlamaCpp), ["message"]);
+        assert_eq!(kinds(ProfileName::Ollama), ["reasoning", "message"]);
+        assert_eq!(sent(&items, ProfileName::Vllm)[2]["id"], "m");
+    }
+
+    #[test]
+    fn an_answer_that_is_as_long_as_it_may_be_counts_as_cut_off_where_the_server_would_not_say_so()
+    {
+        let http = http();
+        let settled = |name| {
+            let (profile, idle) = (profile(name), Duration::from_secs(1));
+            let reading = Reading { http: &http, profile, idle, most_tokens: Some(7) };
+            let response =
+                json!({"status": "completed", "output": [], "usage": {"output_tokens": 7}});
+            reading.settle(serde_json::from_value(response).unwrap()).unwrap().incomplete
+        };
+        assert_eq!(settled(ProfileName::Ollama).as_deref(), Some("max_output_tokens"));
+        assert_eq!(settled(ProfileName::OpenAi), None);
     }
 }

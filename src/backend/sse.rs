@@ -1,4 +1,11 @@
-//! Bytes to server-sent events, within bounds. Pure.
+//! Bytes to server-sent events, within bounds.
+
+use std::time::Duration;
+
+use crate::{
+    backend::{failure, http::Http},
+    ports::{ModelError, ModelFault},
+};
 
 /// Longest event that is accepted, in bytes: a whole answer may come as one.
 const EVENT_BYTES: usize = 16 << 20;
@@ -62,6 +69,40 @@ impl Parser {
         }
         Ok(())
     }
+}
+
+/// The next events of a stream, at least one; none when it is over.
+///
+/// Comments that keep a connection alive are no events: a server that sends nothing else for `idle` has stopped
+/// answering. `bytes` counts what came so far, of which there may be `most`.
+pub(super) async fn next(
+    http: &Http,
+    answer: &mut reqwest::Response,
+    parser: &mut Parser,
+    (bytes, most): (&mut usize, usize),
+    idle: Duration,
+    api: &str,
+) -> Result<Option<Vec<String>>, ModelError> {
+    let next = async {
+        while let Some(chunk) = answer.chunk().await.map_err(|error| http.transport(&error))? {
+            *bytes += chunk.len();
+            if *bytes > most {
+                return Err(http.protocol(api, &format!("the stream is longer than {most} bytes")));
+            }
+            let events = parser.push(&chunk);
+            let events = events.map_err(|error| http.protocol(api, &error.to_string()))?;
+            if !events.is_empty() {
+                return Ok(Some(events));
+            }
+        }
+        Ok(None)
+    };
+    tokio::time::timeout(idle, next).await.unwrap_or_else(|_| {
+        let url = http.url();
+        let message =
+            format!("the backend {url} said nothing for {idle:?} in the middle of an answer");
+        Err(failure::plain(ModelFault::Timeout, message))
+    })
 }
 
 #[cfg(test)]

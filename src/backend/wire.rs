@@ -1,14 +1,20 @@
 //! Serde shapes of the Responses API: lenient in all that agentd only carries along, strict in what it
 //! acts on. Source: docs/adr/0006-model-requests.md.
 
+use std::{borrow::Cow, collections::BTreeMap};
+
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::{Value, value::RawValue};
 
-use crate::domain::{
-    budget::TokenCount,
-    ids::{CallId, ToolName},
-    item::RawJson,
-    journal::{AnsweredItem, AskedCall},
+use crate::{
+    backend::profiles::{Hosted, Takes},
+    domain::{
+        budget::TokenCount,
+        ids::{CallId, ToolName},
+        item::RawJson,
+        journal::{AnsweredItem, AskedCall},
+    },
+    ports::Shape,
 };
 
 /// Body of `POST /v1/responses`.
@@ -23,13 +29,55 @@ pub(super) struct Request<'a> {
     /// Always false: the journal holds the conversation, and no backend has to.
     pub(super) store: bool,
     pub(super) parallel_tool_calls: bool,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub(super) include: &'static [&'static str],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) text: Option<TextFormat<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) max_output_tokens: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) temperature: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) reasoning: Option<Reasoning<'a>>,
+}
+
+/// What the words of the answer are to be like.
+#[derive(Serialize)]
+pub(super) struct TextFormat<'a> {
+    format: JsonSchema<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(tag = "type", rename = "json_schema")]
+struct JsonSchema<'a> {
+    name: &'a str,
+    schema: &'a RawValue,
+    strict: bool,
+}
+
+impl<'a> TextFormat<'a> {
+    pub(super) fn of(shape: Shape<'a>) -> Self {
+        Self { format: JsonSchema { name: shape.name, schema: shape.schema, strict: true } }
+    }
+}
+
+/// How much a model is to think.
+#[derive(Serialize)]
+pub(super) struct Reasoning<'a> {
+    effort: &'a str,
+}
+
+impl<'a> Reasoning<'a> {
+    pub(super) fn of(effort: &'a str) -> Self {
+        Self { effort }
+    }
 }
 
 /// One item of the conversation as it is sent.
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum InputItem<'a> {
-    Raw(&'a RawValue),
+    Raw(Cow<'a, RawValue>),
     Message(Message<'a>),
     Output(CallOutput<'a>),
 }
@@ -64,6 +112,45 @@ pub(super) struct FunctionTool<'a> {
     pub(super) description: &'a str,
     pub(super) parameters: &'a RawValue,
     pub(super) strict: bool,
+}
+
+/// The item without the fields that a server does not take; none where it does not take the item.
+///
+/// An item that is no JSON object, or has no type, goes as it stands: it came from a server that knows what it is.
+pub(super) fn sanitised<'a>(
+    raw: &'a RawValue,
+    takes: Takes,
+    strips: &[&str],
+) -> Option<Cow<'a, RawValue>> {
+    let whole = Cow::Borrowed(raw);
+    let Ok(mut fields) = serde_json::from_str::<BTreeMap<Cow<'_, str>, &RawValue>>(raw.get())
+    else {
+        return Some(whole);
+    };
+    let kind = fields.get("type").map(|kind| kind.get().trim_matches('"'));
+    match (takes, kind) {
+        (Takes::Only(known), Some(kind)) if !known.contains(&kind) => return None,
+        _ if !strips.iter().any(|strip| fields.contains_key(*strip)) => return Some(whole),
+        _ => {}
+    }
+    fields.retain(|name, _| !strips.contains(&&**name));
+    serde_json::value::to_raw_value(&fields).ok().map(Cow::Owned).or(Some(whole))
+}
+
+/// Whether a server is told of this hosted tool.
+pub(super) fn takes_hosted(takes: Hosted, tool: &RawValue) -> bool {
+    #[derive(Deserialize)]
+    struct Kind {
+        #[serde(rename = "type")]
+        kind: String,
+    }
+    match takes {
+        Hosted::All => true,
+        Hosted::None => false,
+        Hosted::OnlyMcp => {
+            serde_json::from_str(tool.get()).is_ok_and(|Kind { kind }| kind == "mcp")
+        }
+    }
 }
 
 /// A response, whole, as far as agentd reads it.
@@ -211,7 +298,7 @@ fn asked(item: &OutputItem) -> Result<AskedCall, String> {
     })
 }
 
-fn words(content: &[Value]) -> String {
+pub(super) fn words(content: &[Value]) -> String {
     let part = |part: &Value| match part.get("type").and_then(Value::as_str) {
         Some("output_text" | "text") => part.get("text").and_then(Value::as_str).map(str::to_owned),
         Some("refusal") => part.get("refusal").and_then(Value::as_str).map(str::to_owned),
@@ -221,18 +308,27 @@ fn words(content: &[Value]) -> String {
 }
 
 /// `GET /v1/models`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub(super) struct Models {
     pub(super) data: Vec<ModelName>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub(super) struct ModelName {
     pub(super) id: String,
+    #[serde(default, deserialize_with = "lenient")]
+    pub(super) owned_by: Option<String>,
+}
+
+/// Whether a body is a response with an output.
+pub(super) fn is_answer(body: &[u8]) -> bool {
+    serde_json::from_slice::<Response>(body).is_ok_and(|response| {
+        response.output.is_some() && response.error.is_none_or(|error| error.is_null())
+    })
 }
 
 /// What is absent, null or of another shape counts as not said.
-fn lenient<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
+pub(super) fn lenient<'de, D, T>(deserializer: D) -> Result<Option<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: for<'a> Deserialize<'a>,
@@ -242,7 +338,7 @@ where
 }
 
 /// A count may come as an integer, a float or a string.
-fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+pub(super) fn count<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     Ok(match Value::deserialize(deserializer)? {
         Value::Number(number) => {
             number.as_u64().or_else(|| number.as_f64().map(|float| float as u64)).unwrap_or(0)
@@ -288,8 +384,9 @@ mod tests {
     #[test]
     fn unknown_items_and_sparse_messages_are_carried_along() {
         assert_eq!(item(json!({"type": "teleport", "x": 1})).unwrap().text, None);
-        let sparse = json!({"type": "message", "content": [{"type": "output_text", "text": "hi"}]});
-        assert_eq!(item(sparse).unwrap().text.as_deref(), Some("hi"));
+        let is_answer =
+            json!({"type": "message", "content": [{"type": "output_text", "text": "hi"}]});
+        assert_eq!(item(is_answer).unwrap().text.as_deref(), Some("hi"));
         assert_eq!(
             item(json!({"type": "message", "content": null})).unwrap().text.as_deref(),
             Some("")

@@ -1,13 +1,16 @@
 //! What the configuration file says of agents: what those of each role may use of a run, and what becomes of work that does
 //! what it must not.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use crate::{
     agents,
     config::{
+        backends::{self, NamedBackend},
         names,
-        reader::{Origin, Reader, SettingValue, Spare},
+        reader::{Count, Origin, Reader, SettingValue, Spare},
     },
     domain::{
         budget::{Budget, RoleBudgets},
@@ -23,7 +26,9 @@ const KEY: &str = "role_budgets";
 const KEYS: [&str; 5] = ["turns", "tool_calls", "tokens", "seconds", "cost_dollars"];
 
 /// What is wrong with it is told through the reader.
-pub(super) fn agents(reader: &mut Reader<'_>) -> AgentSettings {
+pub(super) fn agents(reader: &mut Reader<'_>, backends: &[NamedBackend]) -> Option<AgentSettings> {
+    let minds = backends::minds(reader, backends);
+    let backend_wait = reader.take(names::BACKEND_WAIT, None, || Some(Count(900)));
     let role_budgets = budgets(reader);
     let mut consequence =
         |setting| reader.take(setting, None, || Some(Consequence::default())).unwrap_or_default();
@@ -34,7 +39,9 @@ pub(super) fn agents(reader: &mut Reader<'_>) -> AgentSettings {
     };
     let rounds = reader.take(names::REVIEW_ROUNDS, None, || Some(Spare(3)));
     let rounds = rounds.map_or(0, |rounds| u32::from(rounds.0));
-    AgentSettings { role_budgets, guardrails, team: Team { max_review_rounds: rounds } }
+    let backend_wait = Duration::from_secs(backend_wait?.0);
+    let team = Team { max_review_rounds: rounds };
+    Some(AgentSettings { minds, backend_wait, role_budgets, guardrails, team })
 }
 
 impl SettingValue for Consequence {

@@ -3,8 +3,10 @@
 
 mod agents;
 mod audit;
+mod backends;
 mod callers;
 mod credential;
+mod entry;
 mod hosted;
 mod prices;
 mod reader;
@@ -12,6 +14,7 @@ mod tools;
 mod webhook;
 
 pub use audit::HeadSettings;
+pub use backends::{NamedBackend, Watching};
 pub use reader::ShownValue;
 pub use tools::DeclaredTool;
 
@@ -25,7 +28,7 @@ use std::{
 use reader::{Count, Reader, Room, SettingValue, Spare};
 
 use crate::{
-    backend::{self, Streaming},
+    backend,
     callers::CallerSettings,
     domain::{
         budget::{PerDay, Prices},
@@ -38,9 +41,9 @@ use crate::{
     yaml,
 };
 
-/// LM Studio's.
-const DEFAULT_BASE_URL: &str = "http://127.0.0.1:1234/v1";
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7080);
+const DEFAULT_HTTP_LISTEN: SocketAddr =
+    SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7081);
 
 /// Flags of `agentd serve`. Their variables are read here, so that each value's source is known.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -58,6 +61,9 @@ pub struct Flags {
     /// AGENTD_LISTEN]
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<SocketAddr>,
+    /// Loopback address for health over HTTP [env: AGENTD_HTTP_LISTEN]
+    #[arg(long, value_name = "ADDRESS")]
+    pub http_listen: Option<SocketAddr>,
     /// Directory with tools.yaml, paths.yaml and network.yaml [env: POLICY_DIR]
     #[arg(long, value_name = "DIR")]
     pub policy_dir: Option<PathBuf>,
@@ -92,6 +98,7 @@ pub struct Config {
     pub state_directory: PathBuf,
     pub workspace_root: PathBuf,
     pub listen: SocketAddr,
+    pub http_listen: SocketAddr,
     /// None: the built-in policy.
     pub policy_directory: Option<PathBuf>,
     /// Declarations of tools; none: there are only the built-in ones.
@@ -104,6 +111,9 @@ pub struct Config {
     /// Home of the daemon's user, for policies that name paths in it; none: the environment names none.
     pub home: Option<String>,
     pub backend: backend::Settings,
+    /// Besides that one.
+    pub other_backends: Vec<NamedBackend>,
+    pub watching: Watching,
     /// The backend's hosted tools as policy sees them, in the same order.
     pub hosted_tools: Vec<HostedTool>,
     pub model: Option<String>,
@@ -179,6 +189,8 @@ mod names {
     pub(super) const WORKSPACE_ROOT: Setting =
         setting("workspace_root", Some("AGENTD_WORKSPACE_ROOT"), Some("--workspace-root"));
     pub(super) const LISTEN: Setting = setting("listen", Some("AGENTD_LISTEN"), Some("--listen"));
+    pub(super) const HTTP_LISTEN: Setting =
+        setting("http_listen", Some("AGENTD_HTTP_LISTEN"), Some("--http-listen"));
     pub(super) const POLICY_DIR: Setting =
         setting("policy_dir", Some("POLICY_DIR"), Some("--policy-dir"));
     pub(super) const TOOLS_DIR: Setting =
@@ -191,6 +203,13 @@ mod names {
         setting("backend.base_url", Some("OPENAI_BASE_URL"), Some("--base-url"));
     pub(super) const MODEL: Setting =
         setting("backend.model", Some("AGENTD_MODEL"), Some("--model"));
+    pub(super) const PROFILE: Setting = setting("backend.profile", None, None);
+    pub(super) const READINESS: Setting = setting("backend.readiness", None, None);
+    pub(super) const HEALTH_INTERVAL: Setting =
+        setting("health_interval_seconds", Some("HEALTH_INTERVAL_S"), None);
+    pub(super) const FORCE_CHAT: Setting =
+        setting("force_chat_fallback", Some("FORCE_CHAT_FALLBACK"), None);
+    pub(super) const BACKEND_WAIT: Setting = setting("limits.backend_wait_seconds", None, None);
     pub(super) const STREAM: Setting = setting("backend.stream", None, None);
     pub(super) const IDLE_TIMEOUT: Setting = setting("backend.idle_timeout_seconds", None, None);
     pub(super) const RUNNING_RUNS: Setting = setting("limits.running_runs", None, None);
@@ -245,23 +264,13 @@ impl Config {
         around: &dyn Surroundings,
         file: Option<PathBuf>,
     ) -> Option<Self> {
-        let state_directory =
-            reader.take(names::STATE_DIR, flags.state_dir, || default_state(around));
-        if state_directory.is_none() {
-            reader.fault(
-                "state_dir: there is neither /state nor a home directory; set --state-dir".into(),
-            );
-        }
+        let state_directory = state_directory(reader, flags.state_dir, around);
         let workspace_root = reader.take(names::WORKSPACE_ROOT, flags.workspace_root, || {
             Some(default_workspace_root(around))
         });
-        let listen = reader.take(names::LISTEN, flags.listen, || Some(DEFAULT_LISTEN));
-        if let Some(address) = listen.filter(|address| !address.ip().is_loopback()) {
-            reader.fault(format!(
-                "listen: {address} is not a loopback address, and without TLS agentd serves no other; \
-                 use 127.0.0.1 and a tunnel"
-            ));
-        }
+        let listen = address(reader, names::LISTEN, flags.listen, DEFAULT_LISTEN);
+        let http_listen =
+            address(reader, names::HTTP_LISTEN, flags.http_listen, DEFAULT_HTTP_LISTEN);
         let policies = || default_policies(around, file.as_deref());
         let policy_directory = reader.take(names::POLICY_DIR, flags.policy_dir, policies);
         let tools_directory =
@@ -270,7 +279,9 @@ impl Config {
         let allow_commands = reader.take(names::ALLOW_COMMANDS, flags.allow_commands, || None);
         let allow_net = reader.take(names::ALLOW_NET, flags.allow_net, || Some(false));
         let mut secrets = Vec::new();
-        let backend = backend(reader, flags.base_url, &mut secrets);
+        let backend = backends::default(reader, flags.base_url, &mut secrets);
+        let other_backends = backends::others(reader, &mut secrets);
+        let watching = backends::watching(reader);
         let hosted = hosted::take(reader);
         secrets.extend(hosted.secrets);
         let model = reader.take(names::MODEL, flags.model, || None);
@@ -282,7 +293,7 @@ impl Config {
         let callers = callers::callers(reader);
         let webhook = webhook::webhook(reader, &mut secrets);
         let prices = prices::prices(reader);
-        let agents = agents::agents(reader);
+        let agents = agents::agents(reader, &other_backends);
         let log = reader.take(names::LOG, flags.log, || Some("info".to_owned()));
         let log_format =
             reader.take(names::LOG_FORMAT, flags.log_format, || Some(LogFormat::default()));
@@ -290,6 +301,7 @@ impl Config {
             state_directory: state_directory?,
             workspace_root: workspace_root?,
             listen: listen?,
+            http_listen: http_listen?,
             policy_directory,
             tools_directory,
             tools,
@@ -297,11 +309,13 @@ impl Config {
             allow_net: if allow_net? { Gate::Open } else { Gate::Shut },
             home: around.variable("HOME").filter(|home| home.starts_with('/')),
             backend: backend::Settings { hosted_tools: hosted.json, ..backend? },
+            other_backends,
+            watching: watching?,
             hosted_tools: hosted.tools,
             model,
             limits: limits?,
             prices,
-            agents,
+            agents: agents?,
             ready_launchers: ready?.0,
             grace: Duration::from_secs(grace?.0),
             heads: heads?,
@@ -317,6 +331,38 @@ impl Config {
     }
 }
 
+fn state_directory(
+    reader: &mut Reader<'_>,
+    flag: Option<PathBuf>,
+    around: &dyn Surroundings,
+) -> Option<PathBuf> {
+    let directory = reader.take(names::STATE_DIR, flag, || default_state(around));
+    if directory.is_none() {
+        reader.fault(
+            "state_dir: there is neither /state nor a home directory; set --state-dir".into(),
+        );
+    }
+    directory
+}
+
+/// An address to listen on.
+fn address(
+    reader: &mut Reader<'_>,
+    setting: reader::Setting,
+    flag: Option<SocketAddr>,
+    default: SocketAddr,
+) -> Option<SocketAddr> {
+    let address = reader.take(setting, flag, || Some(default));
+    if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+        let key = setting.key;
+        reader.fault(format!(
+            "{key}: {address} is not a loopback address, and without TLS agentd serves no other; \
+             use 127.0.0.1 and a tunnel"
+        ));
+    }
+    address
+}
+
 /// What the runs of one submitter may use on one day; by default anything.
 fn daily(reader: &mut Reader<'_>) -> PerDay {
     let mut limit = |setting| reader.take(setting, None, || None).map_or(0, |count: Count| count.0);
@@ -326,28 +372,6 @@ fn daily(reader: &mut Reader<'_>) -> PerDay {
         tokens: limit(names::DAILY_TOKENS),
         cost_micros: limit(names::DAILY_COST).saturating_mul(1_000_000),
     }
-}
-
-fn backend(
-    reader: &mut Reader<'_>,
-    flag: Option<String>,
-    secrets: &mut Vec<Secret>,
-) -> Option<backend::Settings> {
-    let base_url = reader.take(names::BASE_URL, flag, || Some(DEFAULT_BASE_URL.to_owned()));
-    if let Some(fault) = base_url.as_deref().and_then(base_url_fault) {
-        reader.fault(format!("OPENAI_BASE_URL (backend.base_url): {fault}"));
-    }
-    let stream = reader.take(names::STREAM, None, || Some(true));
-    let idle = reader.take(names::IDLE_TIMEOUT, None, || Some(Count(300)));
-    let api_key = credential::api_key(reader);
-    secrets.extend(api_key.iter().cloned());
-    Some(backend::Settings {
-        hosted_tools: Vec::new(),
-        base_url: base_url?,
-        api_key,
-        streaming: if stream? { Streaming::On } else { Streaming::Off },
-        idle_timeout: Duration::from_secs(idle?.0),
-    })
 }
 
 fn limits(reader: &mut Reader<'_>) -> Option<Limits> {
@@ -367,18 +391,6 @@ fn limits(reader: &mut Reader<'_>) -> Option<Limits> {
         free_disk_bytes: free_disk?.0.saturating_mul(1 << 20),
         event_streams: count(streams?),
     })
-}
-
-fn base_url_fault(url: &str) -> Option<String> {
-    match url.strip_prefix("http://").or_else(|| url.strip_prefix("https://")) {
-        // It may be a key, pasted into the wrong place.
-        None => Some("does not begin with http:// or https://".into()),
-        // Addresses are shown; what proves who we are must not stand in one.
-        Some(rest) if rest.split('/').next().is_some_and(|host| host.contains('@')) => {
-            Some("holds credentials; give them as OPENAI_API_KEY".into())
-        }
-        Some(_) => None,
-    }
 }
 
 impl SettingValue for LogFormat {

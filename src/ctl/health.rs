@@ -1,12 +1,15 @@
 //! `agentctl health` and `agentctl info`: how the daemon is, and what it is.
 
-use serde_json::json;
+use std::{collections::BTreeMap, iter};
+
+use serde_json::{Value, json};
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 
 use crate::{
     ctl::{
         Exit, Failure, Global, connect,
         output::{self, Colour, Format, Paint},
+        timeline::printable,
     },
     proto::v1,
 };
@@ -23,11 +26,15 @@ pub(super) struct Health {
 }
 
 pub(super) async fn run(global: &Global, health: Health) -> Result<Exit, Failure> {
-    let service = match (health.live, health.ready) {
-        (true, _) => "liveness",
-        (_, true) => "readiness",
-        _ => "",
-    };
+    match (health.live, health.ready) {
+        (true, _) => service(global, "liveness").await,
+        (_, true) => service(global, "readiness").await,
+        _ => whole(global).await,
+    }
+}
+
+/// What orchestrators are told.
+async fn service(global: &Global, service: &str) -> Result<Exit, Failure> {
     let request = HealthCheckRequest { service: service.into() };
     let answer = connect::connect(global).await?.health().check(request).await?.into_inner();
     let serving = answer.status() == ServingStatus::Serving;
@@ -40,6 +47,113 @@ pub(super) async fn run(global: &Global, health: Health) -> Result<Exit, Failure
         }
     }
     Ok(if serving { Exit::Done } else { Exit::Unavailable })
+}
+
+/// The daemon with its backends: red is a failure, degraded is not.
+async fn whole(global: &Global) -> Result<Exit, Failure> {
+    let request = v1::GetHealthRequest {};
+    let health = connect::connect(global).await?.admin().get_health(request).await?.into_inner();
+    match global.output {
+        Format::Json => output::json_line(&health_json(&health))?,
+        Format::Table => {
+            let colour = Colour::of_stdout(global.no_color);
+            output::line(&colour.paint(paint(health.status()), status(health.status())))?;
+            for reason in &health.reasons {
+                output::line(&format!("  {}", printable(reason)))?;
+            }
+            let rows = health.backends.iter().map(row);
+            let head =
+                ["BACKEND", "STATUS", "PROFILE", "APIS", "LAST OK", "URL"].map(str::to_owned);
+            output::table(&iter::once(head.to_vec()).chain(rows).collect::<Vec<_>>())?;
+        }
+    }
+    Ok(match health.status() {
+        v1::HealthStatus::Red | v1::HealthStatus::Unspecified => Exit::Unavailable,
+        v1::HealthStatus::Green | v1::HealthStatus::Degraded => Exit::Done,
+    })
+}
+
+fn status(status: v1::HealthStatus) -> &'static str {
+    match status {
+        v1::HealthStatus::Green => "green",
+        v1::HealthStatus::Degraded => "degraded",
+        v1::HealthStatus::Red | v1::HealthStatus::Unspecified => "red",
+    }
+}
+
+fn paint(status: v1::HealthStatus) -> Paint {
+    match status {
+        v1::HealthStatus::Green => Paint::Good,
+        v1::HealthStatus::Degraded => Paint::Warning,
+        v1::HealthStatus::Red | v1::HealthStatus::Unspecified => Paint::Bad,
+    }
+}
+
+/// Each API as it was found: `+responses -agents ?chat`.
+fn row(backend: &v1::BackendHealth) -> Vec<String> {
+    let can = backend.capabilities.unwrap_or_default();
+    let apis =
+        [("responses", can.responses_api), ("chat", can.chat_api), ("agents", can.agents_api)];
+    let apis = apis.map(|(name, found)| {
+        let sign = match found {
+            Some(true) => '+',
+            Some(false) => '-',
+            None => '?',
+        };
+        format!("{sign}{name}")
+    });
+    vec![
+        backend.name.clone(),
+        status(backend.status()).to_owned(),
+        backend.profile.clone(),
+        apis.join(" "),
+        backend.last_ok.map_or_else(|| "never".to_owned(), output::time),
+        backend.url.clone(),
+    ]
+}
+
+/// The names of `/healthz`.
+fn health_json(health: &v1::GetHealthResponse) -> Value {
+    let backends: Vec<Value> = health.backends.iter().map(backend_json).collect();
+    let first = health.backends.first().cloned().unwrap_or_default();
+    let can = first.capabilities.unwrap_or_default();
+    json!({
+        "status": status(health.status()),
+        "reasons": health.reasons,
+        "agents_api": can.agents_api,
+        "responses_api": can.responses_api,
+        "chat_api": can.chat_api,
+        "lm_studio_reachable": first.reachable,
+        "last_ok": first.last_ok.map(output::time),
+        "backend": backends.first(),
+        "backends": backends,
+        "sandbox": health.sandbox_limits.iter().collect::<BTreeMap<_, _>>(),
+        "policy": {"revision": health.policy_revision},
+        "store": if health.store_works { "ok" } else { "stuck" },
+        "intake": if health.draining { "closed" } else { "open" },
+    })
+}
+
+fn backend_json(backend: &v1::BackendHealth) -> Value {
+    let can = backend.capabilities.unwrap_or_default();
+    json!({
+        "name": backend.name,
+        "url": backend.url,
+        "status": status(backend.status()),
+        "why": output::some(&backend.why),
+        "profile": backend.profile,
+        "capabilities": {
+            "agents": can.agents_api,
+            "responses": can.responses_api,
+            "chat": can.chat_api,
+            "streaming": can.streaming,
+            "stateful": can.stateful,
+            "structured_output": can.structured_output,
+        },
+        "reachable": backend.reachable,
+        "awaited": backend.awaited,
+        "last_ok": backend.last_ok.map(output::time),
+    })
 }
 
 pub(super) async fn info(global: &Global) -> Result<Exit, Failure> {

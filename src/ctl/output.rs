@@ -150,6 +150,7 @@ pub(crate) fn run_json(run: &v1::Run) -> Value {
         "create_time": run.create_time.map(time),
         "update_time": run.update_time.map(time),
         "prune_time": run.prune_time.map(time),
+        "degraded": run.degraded,
         "submitter": run.submitter,
         "forked_from": run.forked_from.as_ref().map(|from| json!({"run_id": from.run_id, "sequence": from.sequence})),
         "labels": run.labels.iter().collect::<std::collections::BTreeMap<_, _>>(),
@@ -173,7 +174,7 @@ pub(crate) fn entry_json(entry: &v1::JournalEntry) -> Value {
     })
 }
 
-fn some(text: &str) -> Option<&str> {
+pub(crate) fn some(text: &str) -> Option<&str> {
     (!text.is_empty()).then_some(text)
 }
 

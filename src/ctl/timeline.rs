@@ -137,6 +137,14 @@ impl<W: Write> Timeline<W> {
                 let next = if payload["retry_at"].is_null() { "" } else { "; asking again" };
                 self.line(entry, &format!("{failed} {}{next}", text("message")))
             }
+            "backend_awaited" => {
+                let waits = self.colour.paint(Paint::Warning, "‖ waits for the backend");
+                self.line(entry, &format!("{waits} {}: {}", text("backend"), text("why")))
+            }
+            "run_degraded" => {
+                let only = self.colour.paint(Paint::Warning, "! READ-ONLY, WITHOUT TOOLS");
+                self.line(entry, &format!("{only}: backend {}: {}", text("backend"), text("why")))
+            }
             "run_recovered" => {
                 let back = self.colour.paint(Paint::Warning, "↻ taken over");
                 self.line(entry, &format!("{back} by a new daemon"))

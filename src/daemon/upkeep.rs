@@ -122,6 +122,12 @@ pub(super) fn start(config: &Config, parts: &Parts, servers: &Servers, wanted: m
     let Servers { tasks, health, .. } = servers;
     let (engine, journal) = (&parts.engine, &parts.journal);
     tasks.spawn("store", store_failure(engine.clone(), parts.journal.failed(), tasks.token()));
+    let every = config.watching.interval;
+    for backend in engine.world().backends.all() {
+        let (clock, journal) = (engine.world().clock.clone(), engine.world().journal.clone());
+        let watching = backend.clone().watch(clock, journal, every, tasks.token());
+        tasks.spawn("backend", watching);
+    }
     tasks.spawn("approvals", engine.clone().let_approvals_expire());
     tasks.spawn("webhook", engine.clone().tell_of_questions());
     tasks.spawn("intake", intake(engine.clone(), health.clone(), tasks.token()));

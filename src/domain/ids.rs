@@ -81,6 +81,16 @@ pub struct Epoch(pub u64);
 #[serde(transparent)]
 pub struct Timestamp(pub i64);
 
+/// RFC 3339 in UTC, with microseconds; nothing where no calendar reaches.
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match jiff::Timestamp::from_microsecond(self.0) {
+            Ok(time) => write!(f, "{time:.6}"),
+            Err(_) => Ok(()),
+        }
+    }
+}
+
 impl Timestamp {
     pub fn plus_millis(self, millis: u64) -> Self {
         Self(self.0.saturating_add(i64::try_from(millis).unwrap_or(i64::MAX).saturating_mul(1000)))

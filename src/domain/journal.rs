@@ -7,6 +7,7 @@
 mod approvals;
 mod calls;
 mod daemon;
+mod model;
 mod steering;
 mod team;
 
@@ -20,6 +21,10 @@ pub use calls::{
 pub use daemon::{
     BackupMade, DaemonStarted, DaemonStopped, DrainRequested, RunAnchored, RunPruned, StoreRestored,
 };
+pub use model::{
+    AnsweredItem, AskedCall, BackendAwaited, BackendError, CapabilityProbe, HostedDecided,
+    ModelNudged, ModelRequest, ModelResponse, RunDegraded, Sent,
+};
 pub use steering::{CancelRequested, InputReceived, LostRequest, PauseRequested, RunResumed};
 pub use team::{AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed, Team};
 
@@ -29,15 +34,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::domain::{
-    budget::{Budget, RoleBudgets, TokenCount},
+    budget::{Budget, RoleBudgets},
     head::HeadSigned,
-    ids::{
-        CallId, Caller, Epoch, PolicyRevision, RuleId, RunId, Sequence, Timestamp, ToolName, TreeId,
-    },
-    item::{Item, RawJson},
+    ids::{Caller, Epoch, PolicyRevision, RunId, Sequence, Timestamp, TreeId},
+    item::Item,
     redact::Redactor,
     run::{Ending, Suspension},
-    tool::EffectClass,
 };
 
 /// One thing that happened to a run, as the engine reads it back.
@@ -111,6 +113,8 @@ records! {
     "model_request" 1 => ModelRequest,
     "model_response" 1 => ModelResponse,
     "backend_error" 1 => BackendError,
+    "backend_awaited" 1 => BackendAwaited,
+    "run_degraded" 1 => RunDegraded,
     "model_nudged" 1 => ModelNudged,
     "agent_began" 1 => AgentBegan,
     "plan_made" 1 => PlanMade,
@@ -136,6 +140,7 @@ records! {
     "run_resumed" 1 => RunResumed,
     "run_finished" 1 => RunFinished,
     "daemon_started" 1 => DaemonStarted,
+    "capability_probe" 1 => CapabilityProbe,
     "policy_reload" 1 => PolicyReload,
     "run_anchored" 1 => RunAnchored,
     "drain_requested" 1 => DrainRequested,
@@ -200,135 +205,6 @@ impl RunCreated {
         let bare = |forked: &Forked| Forked { items: Vec::new(), ..forked.clone() };
         Self { forked: self.forked.as_ref().map(bare), ..self.clone() }
     }
-}
-
-/// The model is about to be asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelRequest {
-    pub turn: u32,
-    /// 1 is the first request of the turn.
-    pub attempt: u32,
-    /// Items of the conversation that are sent.
-    pub items: usize,
-    /// What was decided about each hosted tool, in the order of the configuration: those allowed are declared.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub hosted_tools: Vec<HostedDecided>,
-}
-
-/// Policy decided whether a hosted tool is declared to the backend.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostedDecided {
-    /// Its place in the configuration's list, from 0.
-    pub index: usize,
-    /// Without credentials, and of a URL the server alone: `mcp docs at https://mcp.example.com`.
-    pub tool: String,
-    pub decision: Verdict,
-    pub rule: RuleId,
-    pub why: String,
-    /// What the backend's running it may come to.
-    #[serde(default = "unknown_class")]
-    pub effect_class: EffectClass,
-}
-
-/// Of entries that do not say: the strictest.
-fn unknown_class() -> EffectClass {
-    EffectClass::NonIdempotent
-}
-
-impl HostedDecided {
-    /// Whether a request that declares it may be made twice without anybody's leave.
-    pub fn may_be_repeated(&self) -> bool {
-        self.decision != Verdict::Allow || self.effect_class != EffectClass::NonIdempotent
-    }
-}
-
-/// The model answered, and its terminal event has come.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ModelResponse {
-    pub turn: u32,
-    pub attempt: u32,
-    /// The backend's id of the response, where it gave one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub response_id: Option<String>,
-    /// Name of the model that answered, as the backend tells it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub model: Option<String>,
-    /// What it said to people, all messages joined.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub text: Option<Arc<str>>,
-    /// Set when the answer is not whole: `max_output_tokens`, `content_filter`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub incomplete: Option<String>,
-    /// In the model's order.
-    pub items: Vec<AnsweredItem>,
-    pub tokens: TokenCount,
-    pub duration_ms: u64,
-    /// By the price table as it was then, in millionths of a dollar; none where it has no price for the model.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cost_micros: Option<u64>,
-}
-
-/// One item of an answer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct AnsweredItem {
-    /// The backend's JSON, verbatim.
-    pub raw: RawJson,
-    /// What the item asks for, when it is a function call that is done.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub call: Option<AskedCall>,
-}
-
-/// A function call as the model wrote it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct AskedCall {
-    pub call_id: CallId,
-    pub tool: ToolName,
-    /// Meant to be a JSON object; not yet checked.
-    pub arguments: Arc<str>,
-}
-
-/// A request to the model failed.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct BackendError {
-    pub turn: u32,
-    pub attempt: u32,
-    /// Stable, upper case: `BACKEND_UNAVAILABLE`, `RATE_LIMITED` and the like.
-    pub reason: String,
-    pub message: String,
-    #[serde(default, skip_serializing_if = "Sent::is_maybe")]
-    pub sent: Sent,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub http_status: Option<u16>,
-    /// The backend's id of the request, for its support.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backend_request_id: Option<String>,
-    /// When the next attempt is made; none when no attempt is left or would help.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retry_at: Option<Timestamp>,
-}
-
-/// Whether a failed request may have reached the backend, and so may have cost something.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sent {
-    #[default]
-    Maybe,
-    /// There was no connection.
-    Never,
-}
-
-impl Sent {
-    /// By reference, as serde asks.
-    fn is_maybe(&self) -> bool {
-        *self == Self::Maybe
-    }
-}
-
-/// The model said nothing at all and was told so, once.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ModelNudged {
-    pub turn: u32,
-    pub text: Arc<str>,
 }
 
 /// The policy files were read again.
@@ -462,40 +338,6 @@ impl Record {
         Ok(match view == whole {
             true => Stored { view, body: None },
             false => Stored { view, body: Some(whole) },
-        })
-    }
-}
-
-impl ModelResponse {
-    fn without_raw_items(&self) -> Result<String, serde_json::Error> {
-        #[derive(Serialize)]
-        struct Shown<'a> {
-            turn: u32,
-            attempt: u32,
-            response_id: &'a Option<String>,
-            model: &'a Option<String>,
-            text: &'a Option<Arc<str>>,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            incomplete: &'a Option<String>,
-            items: usize,
-            calls: Vec<&'a AskedCall>,
-            tokens: &'a TokenCount,
-            duration_ms: u64,
-            #[serde(skip_serializing_if = "Option::is_none")]
-            cost_micros: Option<u64>,
-        }
-        serde_json::to_string(&Shown {
-            turn: self.turn,
-            attempt: self.attempt,
-            response_id: &self.response_id,
-            model: &self.model,
-            text: &self.text,
-            incomplete: &self.incomplete,
-            items: self.items.len(),
-            calls: self.items.iter().filter_map(|item| item.call.as_ref()).collect(),
-            tokens: &self.tokens,
-            duration_ms: self.duration_ms,
-            cost_micros: self.cost_micros,
         })
     }
 }

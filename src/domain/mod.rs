@@ -5,6 +5,7 @@
 
 pub mod access;
 pub mod approval;
+pub mod backend;
 pub mod budget;
 pub mod chain;
 pub mod effect;

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     approval::RunGrant,
+    backend::{Api, BackendName},
     budget::{Budget, Limits, RoleBudgets, Usage},
     ids::{CallKey, RoleName, RunId, Sequence, Timestamp},
     item::Item,
@@ -46,6 +47,8 @@ pub struct RunState {
     /// How far its agents have come, where there are several.
     pub stage: Stage,
     pub inputs: Inputs,
+    /// How it asks each backend that has answered it: that is so to the end.
+    pub apis: BTreeMap<BackendName, Api>,
     /// The last turn that said nothing, and was told so.
     pub nudged: Option<u32>,
     pub usage: Usage,
@@ -199,6 +202,7 @@ impl RunState {
             items: items.into(),
             stage,
             inputs: Inputs::default(),
+            apis: BTreeMap::new(),
             nudged: None,
             usage: Usage::default(),
             role_usage: BTreeMap::new(),
@@ -230,6 +234,11 @@ impl RunState {
             }
             Phase::Going(_) | Phase::Suspended { .. } | Phase::Ended(_) => false,
         }
+    }
+
+    /// Whether some of it is asked without tools, for want of an API that has them.
+    pub fn is_degraded(&self) -> bool {
+        self.apis.values().any(|api| *api == Api::Chat)
     }
 
     /// What limits the run.

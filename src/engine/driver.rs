@@ -1,7 +1,7 @@
 //! The loop of one run: decide, perform, append, fold. The driver is the run's one owner: whoever
 //! wants something of a run that is going says it in the driver's inbox.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc};
 
 use futures_util::{StreamExt as _, future::join_all, stream};
 use tokio::sync::mpsc;
@@ -10,12 +10,9 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agents::executor,
     domain::{
-        ids::Timestamp,
         journal::{
-            BackendError, BudgetWarning, ModelNudged, ModelResponse, Moment, RunFinished,
-            RunSuspended, Taken, WorkspaceSnapshot,
+            BudgetWarning, ModelNudged, Moment, RunFinished, RunSuspended, Taken, WorkspaceSnapshot,
         },
-        retry,
         run::{Command, Ending, Failure, Invocation, Suspension, Wish, decide},
     },
     engine::{
@@ -23,16 +20,14 @@ use crate::{
         ceiling::Ceiling,
         diff,
         door::{self, Note},
-        hosted,
         inbox::Message,
         invoker,
         ledger::Standing,
-        live::{Live, Words},
-        run_log::{Noted, Recorded, RunLog},
-        team,
+        live::Live,
+        run_log::{Recorded, RunLog},
     },
     fail_point,
-    ports::{Answer, JournalError, ModelError, Question, SandboxError},
+    ports::{JournalError, SandboxError},
 };
 
 /// Tool calls of one run that run at the same time; the others wait for their turn.
@@ -54,6 +49,8 @@ pub(super) struct Driver {
     pub(super) inbox: mpsc::Receiver<Message>,
     /// Whether the workspace is the run's: who only has to hear something has it not.
     pub(super) has_workspace: bool,
+    /// Since when it waits for a backend that does not work, and in which turn.
+    pub(super) awaiting: Option<(u32, u64)>,
     /// The daemon is stopping: finish the step under way, begin no other.
     pub(super) stopping: CancellationToken,
 }
@@ -82,14 +79,20 @@ impl Driver {
                     Standing::Out(why) => self.suspend(why).await?,
                     Standing::NearlyOut(warning) => self.warn(warning),
                     Standing::Well => {
-                        if self.wait_until(at).await? {
-                            self.ask(turn, attempt).await?;
+                        if self.wait_until(at).await?
+                            && let Some(api) = self.await_backend(turn, attempt).await?
+                        {
+                            self.ask(turn, attempt, api).await?;
                         }
                     }
                 },
                 Command::Invoke(calls) => self.invoke(calls).await?,
                 Command::Nudge { turn } => {
-                    self.log.stage(ModelNudged { turn, text: executor::NUDGE.into() });
+                    let text = match self.log.state().is_degraded() {
+                        true => executor::NUDGE_WITHOUT_TOOLS,
+                        false => executor::NUDGE,
+                    };
+                    self.log.stage(ModelNudged { turn, text: text.into() });
                 }
                 // Boxed: what few runs do now and then must not make the future of each of them larger.
                 Command::Begin(seat) => Box::pin(self.begin(seat)).await?,
@@ -113,122 +116,13 @@ impl Driver {
         self.log.append([RunSuspended { why }.into()]).await
     }
 
-    async fn finish(&mut self, ending: Ending) -> Result<(), JournalError> {
+    pub(super) async fn finish(&mut self, ending: Ending) -> Result<(), JournalError> {
         if let Some(Taken::Tree(_)) = self.log.state().snapshots.before {
             self.take_snapshot(Moment::After).await;
         }
         self.log.append([RunFinished { ending }.into()]).await?;
         tracing::info!(run = %self.log.state().id, state = self.log.state().name().as_str(), "ended");
         Ok(())
-    }
-
-    /// Waits until `at`; tells whether nothing came between.
-    async fn wait_until(&mut self, at: Option<Timestamp>) -> Result<bool, JournalError> {
-        let Some(at) = at else { return Ok(true) };
-        let left = at.0.saturating_sub(self.world.clock.now().0);
-        // The clock may be set back meanwhile: no wait is longer than the longest that is ever planned.
-        let left = Duration::from_micros(u64::try_from(left).unwrap_or(0))
-            .min(Duration::from_millis(retry::LONGEST_WAIT_MS));
-        let clock = self.world.clock.clone();
-        self.log.append([]).await?;
-        tokio::select! {
-            () = clock.sleep(left) => Ok(true),
-            () = self.stopping.cancelled() => Ok(false),
-            message = self.inbox.recv() => {
-                if let Some(message) = message {
-                    message.hear(&mut self.log).await?;
-                }
-                Ok(false)
-            }
-        }
-    }
-
-    async fn ask(&mut self, turn: u32, attempt: u32) -> Result<(), JournalError> {
-        let Some(items) = self.log.conversation().await? else { return Ok(()) };
-        let stage = &self.log.state().stage;
-        let heard = stage.heard_by(stage.seat(), &items);
-        let hosted = hosted::admitted(&self.world.policies.current(), &self.log.state().role);
-        self.log.append([hosted.noted(turn, attempt, heard.len())]).await?;
-        fail_point::reach("ask.before");
-        let started = self.world.clock.steady_ms();
-        let state = self.log.state();
-        let words = Words::new(self.live.clone(), self.world.redactor.clone(), state.id, turn);
-        let said = |text: &str| words.hear(text);
-        // Held apart from the run, which people may steer meanwhile.
-        let spec = state.spec.clone();
-        let voice = team::voice(&self.world, state);
-        let question = Question {
-            model: spec.model.as_deref().or(self.world.default_model.as_deref()),
-            instructions: voice.instructions,
-            items: &heard,
-            tools: &voice.tools,
-            hosted_tools: &hosted.leaves,
-        };
-        let answer = {
-            let mut answering = std::pin::pin!(self.world.model.respond(question, &said));
-            loop {
-                tokio::select! {
-                    answer = &mut answering => break answer,
-                    // Dropping the request closes its connection: nobody waits for that answer any more.
-                    () = self.stopping.cancelled() => return Ok(()),
-                    message = self.inbox.recv() => {
-                        let Some(message) = message else { return Ok(()) };
-                        let interrupts = message.interrupts();
-                        message.hear(&mut self.log).await?;
-                        if interrupts {
-                            return Ok(());
-                        }
-                    }
-                }
-            }
-        };
-        fail_point::reach("ask.after");
-        // Or what is folded in next would have to copy the conversation.
-        drop(heard);
-        drop(items);
-        let duration_ms = self.world.clock.steady_ms().saturating_sub(started);
-        match answer {
-            Ok(answer) => {
-                words.finish();
-                let cost = self.cost(&answer);
-                self.log.stage(response((turn, attempt), duration_ms, answer, cost));
-            }
-            Err(error) => {
-                let error = self.failed_request(turn, attempt, error);
-                self.log.stage(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn failed_request(&self, turn: u32, attempt: u32, error: ModelError) -> BackendError {
-        // The backend's own words may repeat what was sent to it.
-        let words = self.world.redactor.redact(&error.message);
-        tracing::warn!(run = %self.log.state().id, turn, attempt, %words, "a request to the model failed");
-        let retry_at = (error.fault.is_passing() && attempt < retry::MAX_ATTEMPTS).then(|| {
-            let jitter = self.world.chance.fraction();
-            let delay = retry::delay_ms(attempt, error.retry_after_ms, jitter);
-            self.world.clock.now().plus_millis(delay)
-        });
-        BackendError {
-            turn,
-            attempt,
-            reason: error.fault.reason().into(),
-            message: error.message,
-            sent: error.sent,
-            http_status: error.http_status,
-            backend_request_id: error.backend_request_id,
-            retry_at,
-        }
-    }
-
-    /// By the name that was asked for, or by that which answered; none where neither has a price.
-    fn cost(&self, answer: &Answer) -> Option<u64> {
-        let World { prices, default_model, .. } = &self.world;
-        let asked = self.log.state().spec.model.as_ref().or(default_model.as_ref());
-        let mut names = asked.into_iter().chain(&answer.model);
-        let price = names.find_map(|name| prices.get(name))?;
-        Some(price.cost_micros(&answer.tokens))
     }
 
     /// Carries calls out: all intents on disk first, then the effects side by side.
@@ -353,25 +247,4 @@ impl Driver {
         let failure = Failure { reason: "SANDBOX_FAILED".into(), message };
         self.finish(Ending::Failed(failure)).await
     }
-}
-
-fn response(
-    (turn, attempt): (u32, u32),
-    duration_ms: u64,
-    answer: Answer,
-    cost_micros: Option<u64>,
-) -> Noted {
-    let response = ModelResponse {
-        turn,
-        attempt,
-        response_id: answer.response_id,
-        model: answer.model,
-        text: answer.text.map(Into::into),
-        incomplete: answer.incomplete,
-        items: answer.items,
-        tokens: answer.tokens,
-        duration_ms,
-        cost_micros,
-    };
-    response.into()
 }

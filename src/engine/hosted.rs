@@ -3,6 +3,7 @@
 
 use crate::{
     domain::{
+        backend::{Api, BackendName},
         ids::{PolicyRevision, RoleName},
         journal::{HostedDecided, ModelRequest},
         policy::{HostedLeave, Policy},
@@ -28,11 +29,24 @@ pub(super) fn admitted(policy: &Policy, role: &RoleName) -> Admitted {
     Admitted { leaves, decided, revision: policy.revision.clone() }
 }
 
+/// For a request that can declare none.
+pub(super) fn none(policy: &Policy) -> Admitted {
+    Admitted { leaves: Vec::new(), decided: Vec::new(), revision: policy.revision.clone() }
+}
+
 impl Admitted {
     /// The intent to ask, with what was decided. Without hosted tools no policy applied.
-    pub(super) fn noted(&self, turn: u32, attempt: u32, items: usize) -> Noted {
+    pub(super) fn noted(
+        &self,
+        (turn, attempt): (u32, u32),
+        items: usize,
+        (backend, api): (BackendName, Api),
+    ) -> Noted {
         let hosted_tools = self.decided.clone();
         let policy = (!hosted_tools.is_empty()).then(|| self.revision.clone());
-        Noted { record: ModelRequest { turn, attempt, items, hosted_tools }.into(), policy }
+        Noted {
+            record: ModelRequest { turn, attempt, items, hosted_tools, backend, api }.into(),
+            policy,
+        }
     }
 }

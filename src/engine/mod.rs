@@ -3,6 +3,8 @@
 //! Invariant: what a driver does to the world, it has written down before, and that is on disk.
 
 mod approvals;
+mod asking;
+mod backends;
 mod backups;
 mod ceiling;
 mod deep;
@@ -12,6 +14,7 @@ mod drain;
 mod driver;
 mod drivers;
 mod fork;
+mod health;
 mod hosted;
 mod inbox;
 mod invoker;
@@ -33,8 +36,10 @@ mod team;
 mod tool_calls;
 
 pub use approvals::{ApprovalChoice, Scope};
+pub use backends::{Backend, BackendHealth, Backends, Fallback};
 pub use drain::{Drained, Intake};
 pub use fork::{Checkpoint, Fork, LastWord};
+pub use health::{Health, Store};
 pub use live::{LiveEvent, OutputDelta, TextDelta};
 pub use policies::{Policies, Reload, Standing};
 pub use resolution::CallResolution;
@@ -45,23 +50,40 @@ pub use steering::{Input, Resume};
 pub use submission::{Submission, Submitted, WhenBusy, check_labels};
 pub use tool_calls::{ToolCallPage, ToolCallView};
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
     domain::{
+        backend::BackendName,
         budget::{Prices, RoleBudgets},
         guardrail::Guardrails,
-        ids::Epoch,
+        ids::{Epoch, RoleName},
         journal::Team,
         redact::Redactor,
     },
-    ports::{Backups, Chance, Clock, Disk, Journal, Model, Retention, Sandbox, Webhook},
+    ports::{
+        Backups, Chance, Clock, Disk, Journal, ModelSettings, Pulse, Retention, Sandbox, Webhook,
+    },
     tools::Toolbox,
 };
 
+/// With what an agent thinks.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Mind {
+    /// None: the default one.
+    pub backend: Option<BackendName>,
+    /// None: the run's, or else the backend's.
+    pub model: Option<String>,
+    pub settings: ModelSettings,
+}
+
 /// What the operator says of agents.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 pub struct AgentSettings {
+    /// How agents of a role think; what is not said of one is as the backend and the run have it.
+    pub minds: BTreeMap<RoleName, Mind>,
+    /// How long a run waits for a backend that does not work.
+    pub backend_wait: Duration,
     /// For submissions that do not say.
     pub role_budgets: RoleBudgets,
     pub guardrails: Guardrails,
@@ -72,13 +94,12 @@ pub struct AgentSettings {
 /// The world as the engine sees it, and what holds for all runs.
 #[derive(Clone)]
 pub struct World {
-    pub model: Arc<dyn Model>,
-    /// For runs that name none; none: the backend's first.
-    pub default_model: Option<String>,
+    pub backends: Backends,
     pub prices: Arc<Prices>,
     pub agents: AgentSettings,
     pub sandbox: Arc<dyn Sandbox>,
     pub journal: Arc<dyn Journal>,
+    pub pulse: Arc<dyn Pulse>,
     pub backups: Arc<dyn Backups>,
     pub retention: Arc<dyn Retention>,
     pub disk: Arc<dyn Disk>,
@@ -93,6 +114,32 @@ pub struct World {
     pub redactor: Arc<Redactor>,
     /// This lifetime of the daemon.
     pub epoch: Epoch,
+}
+
+impl World {
+    /// The backend of agents of that role, and what else is said of them.
+    pub fn mind(&self, role: &RoleName) -> (&Arc<Backend>, &Mind) {
+        const PLAIN: &Mind = &Mind {
+            backend: None,
+            model: None,
+            settings: ModelSettings {
+                max_output_tokens: None,
+                temperature: None,
+                reasoning_effort: None,
+            },
+        };
+        let mind = self.agents.minds.get(role).unwrap_or(PLAIN);
+        (self.backends.named(mind.backend.as_ref()), mind)
+    }
+
+    /// The model that agents of that role ask for; none: the backend's first.
+    ///
+    /// What the run names is a model of the default backend, and meant for all who ask that one.
+    pub fn model_of<'a>(&'a self, role: &RoleName, of_run: Option<&'a str>) -> Option<&'a str> {
+        let (backend, mind) = self.mind(role);
+        let of_run = of_run.filter(|_| backend.name == self.backends.default().name);
+        of_run.or(mind.model.as_deref()).or(backend.default_model.as_deref())
+    }
 }
 
 impl std::fmt::Debug for World {

@@ -297,5 +297,6 @@ pub(super) fn status_of(state: &RunState) -> RunStatus {
         usage: state.usage,
         answer: state.answer().map(str::to_owned),
         error: state.error(),
+        is_degraded: state.is_degraded(),
     }
 }

@@ -150,8 +150,8 @@ impl Engine {
         limit: u64,
         model: Option<&str>,
     ) -> Result<(), EngineError> {
-        let World { prices, default_model, .. } = &self.inner.world;
-        let model = model.or(default_model.as_deref());
+        let World { prices, backends, .. } = &self.inner.world;
+        let model = model.or(backends.default().default_model.as_deref());
         if limit == 0 || model.is_some_and(|name| prices.contains_key(name)) {
             return Ok(());
         }

@@ -9,6 +9,7 @@ use crate::{
         reviewer::{self, CallMade, Evidence},
     },
     domain::{
+        backend::Api,
         guardrail::Violation,
         ids::{RoleName, RunId, Sequence},
         journal::{
@@ -19,7 +20,7 @@ use crate::{
         tool::ToolSpec,
     },
     engine::{EngineError, World, diff, driver::Driver, run_log::BUSY, tool_calls},
-    ports::{JournalError, PatchForm},
+    ports::{JournalError, PatchForm, Shape},
     tasks,
 };
 
@@ -32,24 +33,32 @@ pub(super) struct Voice<'w> {
     pub(super) instructions: &'static str,
     /// Mostly those that there are: each run that waits on the model holds them.
     pub(super) tools: Cow<'w, [ToolSpec]>,
+    /// What its last words are to be like.
+    pub(super) shape: Option<Shape<'static>>,
 }
 
 /// What the agent that speaks is to the model.
-pub(super) fn voice<'w>(world: &'w World, state: &RunState) -> Voice<'w> {
-    let all = world.tools.specs();
-    match state.spec.team.map(|_| state.stage.seat()) {
-        None | Some(Seat::Executor) => {
-            Voice { instructions: executor::INSTRUCTIONS, tools: Cow::Borrowed(all) }
-        }
-        Some(Seat::Planner) => Voice {
-            instructions: planner::INSTRUCTIONS,
-            tools: Cow::Owned(of_role(world, &state.role)),
-        },
-        Some(Seat::Reviewer) => Voice {
-            instructions: reviewer::INSTRUCTIONS,
-            tools: Cow::Owned(of_role(world, &state.role)),
-        },
-    }
+///
+/// Who is asked to say the same once more, in the right shape, is to do nothing else: it has no tools for that.
+pub(super) fn voice<'w>(world: &'w World, state: &RunState, api: Api) -> Voice<'w> {
+    let seat = state.spec.team.map_or(Seat::Executor, |_| state.stage.seat());
+    let (instructions, shape) = match seat {
+        Seat::Executor => (executor::INSTRUCTIONS, None),
+        Seat::Planner => (planner::INSTRUCTIONS, shape("plan", planner::SCHEMA)),
+        Seat::Reviewer => (reviewer::INSTRUCTIONS, shape("verdict", reviewer::SCHEMA)),
+    };
+    let tools = match (api, seat) {
+        (Api::Chat, _) => Cow::Borrowed(&[][..]),
+        (Api::Responses, Seat::Executor) => Cow::Borrowed(world.tools.specs()),
+        (Api::Responses, _) if state.stage.is_corrected() => Cow::Borrowed(&[][..]),
+        (Api::Responses, _) => Cow::Owned(of_role(world, &state.role)),
+    };
+    Voice { instructions, tools, shape }
+}
+
+fn shape(name: &'static str, schema: &'static str) -> Option<Shape<'static>> {
+    let schema = serde_json::from_str(schema).ok()?;
+    Some(Shape { name, schema })
 }
 
 /// Tools that the policy has for a role: a planner that is shown more plans with more.

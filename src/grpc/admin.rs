@@ -10,9 +10,9 @@ use crate::{
     agents::{self, Agent},
     config::ShownValue,
     domain::{ids::Timestamp, tool::RegisteredTool},
-    engine::{Engine, Intake},
+    engine::{Engine, Intake, Store},
     grpc::{
-        backup, caller, convert,
+        backup, caller, convert, health,
         page::{self, List},
         tools,
     },
@@ -126,6 +126,22 @@ impl AdminService for Admin {
             max_queued_runs: count(limits.queued_runs),
             entries: world.journal.watch_head().borrow().0,
             commits: world.journal.commits(),
+        }))
+    }
+
+    async fn get_health(
+        &self,
+        _request: Request<v1::GetHealthRequest>,
+    ) -> Result<Response<v1::GetHealthResponse>, Status> {
+        let found = self.engine.health().await;
+        Ok(Response::new(v1::GetHealthResponse {
+            status: health::colour(found.status).into(),
+            reasons: found.reasons,
+            backends: found.backends.iter().map(health::backend).collect(),
+            sandbox_limits: found.sandbox.into_iter().collect(),
+            policy_revision: found.policy_revision.to_string(),
+            store_works: found.store == Store::Works,
+            draining: found.intake == Intake::Closed,
         }))
     }
 

@@ -332,6 +332,7 @@ pub(super) fn run(summary: RunSummary) -> v1::Run {
         create_time: Some(timestamp(summary.created)),
         update_time: Some(timestamp(summary.updated)),
         prune_time: summary.pruned.map(timestamp),
+        degraded: status.is_degraded,
         submitter: summary.submitter.to_string(),
         labels: summary.labels.into_iter().collect(),
         forked_from: summary.forked.map(|(run, sequence)| v1::ForkedFrom {

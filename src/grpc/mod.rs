@@ -7,6 +7,7 @@ mod backup;
 mod caller;
 mod convert;
 mod forks;
+mod health;
 mod outlet;
 mod page;
 mod policy;

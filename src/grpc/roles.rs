@@ -17,6 +17,7 @@ const TABLE: &[(&str, &[Role])] = &[
     ("/agentd.v1.AdminService/BackupDatabase", ADMIN),
     ("/agentd.v1.AdminService/Drain", ADMIN),
     ("/agentd.v1.AdminService/GetConfig", READ_EVERYTHING),
+    ("/agentd.v1.AdminService/GetHealth", ALL),
     ("/agentd.v1.AdminService/GetServerInfo", ALL),
     ("/agentd.v1.AdminService/ListAgents", ALL),
     ("/agentd.v1.AuditService/ExportAudit", READ_EVERYTHING),

@@ -160,6 +160,15 @@ pub enum Pruning {
     Done,
 }
 
+/// Whether the store is alive.
+#[async_trait]
+pub trait Pulse: Send + Sync {
+    /// Comes back when whoever writes has taken notice; nothing is written.
+    ///
+    /// Errors: nothing will be written any more.
+    async fn beat(&self) -> Result<(), JournalError>;
+}
+
 /// Copies everything that is remembered, while it is used.
 #[async_trait]
 pub trait Backups: Send + Sync {
@@ -252,6 +261,8 @@ pub struct RunStatus {
     pub usage: Usage,
     pub answer: Option<String>,
     pub error: Option<Failure>,
+    /// Whether some of it is asked without tools, for want of a backend that has the API for them.
+    pub is_degraded: bool,
 }
 
 /// A run for lists and answers, redacted.

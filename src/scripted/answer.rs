@@ -11,6 +11,7 @@ use futures_util::stream;
 use serde_json::{Value, json};
 
 use crate::scripted::{
+    Kind,
     request::Seen,
     script::{Reply, Turn},
 };
@@ -19,14 +20,23 @@ use crate::scripted::{
 const DELTA_CHARS: usize = 12;
 
 /// The HTTP answer to a request.
-pub(super) async fn respond(seen: &Seen, reply: Reply, pace: Duration) -> Response {
+pub(super) async fn respond(seen: &Seen, reply: Reply, (pace, kind): (Duration, Kind)) -> Response {
+    let whole = |turn, status, incomplete| {
+        let mut body = body(seen, turn, status, incomplete);
+        kind.dress(&mut body);
+        match seen.streaming {
+            true => streamed(events_of(&body), pace, End::Orderly),
+            false => axum::Json(body).into_response(),
+        }
+    };
     match reply {
-        Reply::Answer(turn) => whole(seen, &turn, "completed", &Value::Null, pace),
+        Reply::Answer(turn) => whole(&turn, "completed", &Value::Null),
         Reply::Incomplete { turn, reason } => {
-            whole(seen, &turn, "incomplete", &json!({"reason": reason}), pace)
+            whole(&turn, "incomplete", &json!({"reason": reason}))
         }
         Reply::Cut { turn, events } => {
-            let body = body(seen, &turn, "completed", &Value::Null);
+            let mut body = body(seen, &turn, "completed", &Value::Null);
+            kind.dress(&mut body);
             let mut events_of = events_of(&body);
             events_of.truncate(events);
             streamed(events_of, pace, End::Dropped)
@@ -50,18 +60,15 @@ pub(super) async fn respond(seen: &Seen, reply: Reply, pace: Duration) -> Respon
     }
 }
 
-fn whole(seen: &Seen, turn: &Turn, status: &str, incomplete: &Value, pace: Duration) -> Response {
-    let body = body(seen, turn, status, incomplete);
-    match seen.streaming {
-        true => streamed(events_of(&body), pace, End::Orderly),
-        false => axum::Json(body).into_response(),
-    }
-}
-
 /// The response object.
 fn body(seen: &Seen, turn: &Turn, status: &str, incomplete: &Value) -> Value {
     let number = seen.turn;
     let mut output = Vec::new();
+    if !turn.think.is_empty() {
+        // As several servers have it: without a summary or a content that could be sent back to all of them.
+        output.push(json!({"type": "reasoning", "id": format!("rs_{number}"), "summary": null,
+                           "encrypted_content": turn.think}));
+    }
     if !turn.say.is_empty() {
         output.push(json!({
             "type": "message", "id": format!("msg_{number}"), "role": "assistant",
@@ -113,6 +120,9 @@ fn events_of(body: &Value) -> Vec<String> {
                 }
                 events.push(json!({"type": "response.output_text.done", "output_index": index,
                                    "content_index": 0, "item_id": item["id"], "text": text}));
+            }
+            Some("reasoning") => {
+                events.push(json!({"type": "response.output_item.added", "output_index": index, "item": added}));
             }
             _ => {
                 added["arguments"] = "".into();

@@ -3,9 +3,12 @@
 //! request that each call has its output. Knows nothing of the daemon.
 
 mod answer;
+mod chat;
+mod kind;
 mod request;
 mod script;
 
+pub use kind::Kind;
 pub use request::Seen;
 pub use script::{Arguments, Call, Conversation, Play, Reply, Script, Turn};
 
@@ -20,15 +23,16 @@ use std::{
 use axum::{
     Json, Router,
     body::Bytes,
-    extract::State,
-    http::{HeaderMap, StatusCode, header},
-    response::{IntoResponse as _, Response},
+    extract::{Request, State},
+    http::{HeaderMap, header},
+    middleware::Next,
+    response::Response,
     routing::{get, post},
 };
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
-use crate::tasks::Tasks;
+use crate::{scripted::request::Unread, tasks::Tasks};
 
 /// Requests that are remembered; older ones are forgotten.
 const REMEMBERED: usize = 10_000;
@@ -62,6 +66,7 @@ pub struct Manner {
     /// Pause between two events of a stream.
     pub pace: Duration,
     pub memory: Memory,
+    pub kind: Kind,
 }
 
 /// Whether requests are remembered, for tests to look at.
@@ -74,6 +79,7 @@ pub enum Memory {
 
 #[derive(Debug, Default)]
 struct Shared {
+    kind: Mutex<Kind>,
     requests: Mutex<VecDeque<Value>>,
     /// Of the same requests.
     credentials: Mutex<VecDeque<String>>,
@@ -102,12 +108,16 @@ impl ScriptedBackend {
         manner: Manner,
     ) -> io::Result<Self> {
         let address = listener.local_addr()?;
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared { kind: Mutex::new(manner.kind), ..Shared::default() });
         let server = Server { brain: Arc::new(brain), manner, shared: shared.clone() };
         let app = Router::new()
             .route("/v1/models", get(models))
             .route("/v1/responses", post(respond))
+            .route("/v1/chat/completions", post(chat))
+            .route("/v1/agents", get(agents))
+            .route("/api/version", get(version))
             .fallback(unknown)
+            .layer(axum::middleware::from_fn_with_state(server.clone(), as_its_kind))
             .layer(axum::extract::DefaultBodyLimit::max(REQUEST_BYTES))
             .with_state(server);
         let stopping = tasks.token();
@@ -121,6 +131,11 @@ impl ScriptedBackend {
             let _ = served.await;
         });
         Ok(Self { address, shared })
+    }
+
+    /// Behaves like another kind of server from now on.
+    pub fn become_a(&self, kind: Kind) {
+        *self.shared.kind.lock().unwrap_or_else(PoisonError::into_inner) = kind;
     }
 
     /// Base URL, with `/v1`.
@@ -151,50 +166,97 @@ impl ScriptedBackend {
     }
 }
 
-async fn models() -> Json<Value> {
-    Json(
-        json!({"object": "list", "data": [{"id": "scripted", "object": "model", "owned_by": "agentd"}]}),
-    )
+/// Has only the routes that its kind has, and signs as it does.
+async fn as_its_kind(State(server): State<Server>, request: Request, next: Next) -> Response {
+    let kind = server.kind();
+    let answer = match kind.has(request.uri().path()) {
+        true => next.run(request).await,
+        false => kind.no_route(request.method().as_str(), request.uri().path()),
+    };
+    kind.signed(answer)
 }
 
-async fn unknown() -> Response {
-    let error = json!({"error": {"message": "there is no such route", "type": "invalid_request_error",
-                                  "param": null, "code": null}});
-    (StatusCode::NOT_FOUND, Json(error)).into_response()
+async fn models(State(server): State<Server>) -> Json<Value> {
+    Json(server.kind().models())
+}
+
+async fn agents() -> Json<Value> {
+    Json(json!({"object": "list", "data": []}))
+}
+
+async fn version() -> Json<Value> {
+    Json(json!({"version": "0.13.5"}))
+}
+
+async fn unknown(State(server): State<Server>, request: Request) -> Response {
+    server.kind().no_route(request.method().as_str(), request.uri().path())
 }
 
 async fn respond(State(server): State<Server>, headers: HeaderMap, body: Bytes) -> Response {
+    let kind = server.kind();
     let seen = match Seen::read(&body) {
         Ok(seen) => seen,
-        Err(message) => return refuse(&server, message),
+        // Whoever only wants to know whether there is such a route, asks so.
+        Err(Unread::NoInput) => {
+            return kind.error(400, "'input' must be a string or array of objects");
+        }
+        Err(Unread::Wrong(message)) => return refuse(&server, message),
     };
-    if server.manner.memory == Memory::Requests
+    if kind != Kind::Plain
         && let Ok(request) = serde_json::from_slice(&body)
+        && let Some((status, message)) = kind.refuses(&request)
     {
-        let mut requests = server.shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
+        return kind.error(status, &message);
+    }
+    server.remember(&headers, &body);
+    drop(body);
+    if !server.manner.latency.is_zero() {
+        tokio::time::sleep(server.manner.latency).await;
+    }
+    let reply = server.brain.reply(&seen);
+    answer::respond(&seen, reply, (server.manner.pace, kind)).await
+}
+
+async fn chat(State(server): State<Server>, headers: HeaderMap, body: Bytes) -> Response {
+    let seen = match chat::read(&body) {
+        Ok(seen) => seen,
+        Err(message) => return server.kind().error(400, &message),
+    };
+    server.remember(&headers, &body);
+    let pace = server.manner.pace;
+    match server.brain.reply(&seen) {
+        Reply::Answer(turn) => chat::respond(&seen, &turn, "stop", pace),
+        Reply::Incomplete { turn, .. } => chat::respond(&seen, &turn, "length", pace),
+        other => answer::respond(&seen, other, (pace, server.kind())).await,
+    }
+}
+
+impl Server {
+    fn kind(&self) -> Kind {
+        *self.shared.kind.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn remember(&self, headers: &HeaderMap, body: &[u8]) {
+        if self.manner.memory == Memory::None {
+            return;
+        }
+        let Ok(request) = serde_json::from_slice(body) else { return };
+        let mut requests = self.shared.requests.lock().unwrap_or_else(PoisonError::into_inner);
         if requests.len() == REMEMBERED {
             requests.pop_front();
         }
         requests.push_back(request);
         let mut credentials =
-            server.shared.credentials.lock().unwrap_or_else(PoisonError::into_inner);
+            self.shared.credentials.lock().unwrap_or_else(PoisonError::into_inner);
         if credentials.len() == REMEMBERED {
             credentials.pop_front();
         }
         let given = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         credentials.push_back(given.unwrap_or_default().to_owned());
     }
-    drop(body);
-    if !server.manner.latency.is_zero() {
-        tokio::time::sleep(server.manner.latency).await;
-    }
-    let reply = server.brain.reply(&seen);
-    answer::respond(&seen, reply, server.manner.pace).await
 }
 
 fn refuse(server: &Server, message: String) -> Response {
     server.shared.faults.lock().unwrap_or_else(PoisonError::into_inner).push(message.clone());
-    let error = json!({"error": {"message": message, "type": "invalid_request_error",
-                                  "param": "input", "code": null}});
-    (StatusCode::BAD_REQUEST, Json(error)).into_response()
+    server.kind().error(400, &message)
 }

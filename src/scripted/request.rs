@@ -11,6 +11,8 @@ pub struct Seen {
     pub task: String,
     pub model: String,
     pub streaming: bool,
+    /// Whether the answer is to have the shape of a schema.
+    pub has_shape: bool,
     /// Outputs of tools, in the order of the conversation.
     pub outputs: Vec<String>,
 }
@@ -21,7 +23,25 @@ struct Request {
     model: String,
     #[serde(default)]
     stream: bool,
-    input: Vec<Item>,
+    #[serde(default)]
+    text: Option<serde::de::IgnoredAny>,
+    input: Input,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Input {
+    Text(String),
+    Items(Vec<Item>),
+}
+
+/// Why a request is none.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    /// Its input is neither text nor a list.
+    NoInput,
+    /// In the words of the servers that check it.
+    Wrong(String),
 }
 
 #[derive(Deserialize)]
@@ -50,20 +70,25 @@ enum Content {
 impl Seen {
     /// Errors: not a request, or a call without its output, or an output without its call; in the words
     /// of the servers that check it.
-    pub(super) fn read(body: &[u8]) -> Result<Self, String> {
-        let request: Request = serde_json::from_slice(body)
-            .map_err(|error| format!("the body is no request: {error}"))?;
-        check_pairing(&request.input)?;
+    pub(super) fn read(body: &[u8]) -> Result<Self, Unread> {
+        let request: Request =
+            serde_json::from_slice(body).map_err(|error| unread(body, &error))?;
+        let input = match request.input {
+            Input::Text(text) => vec![Item::said(text)],
+            Input::Items(items) => items,
+        };
+        check_pairing(&input).map_err(Unread::Wrong)?;
         let mut seen = Self {
             turn: 1,
             task: String::new(),
             model: request.model,
             streaming: request.stream,
+            has_shape: request.text.is_some(),
             outputs: Vec::new(),
         };
         let mut users = 0;
         let mut before_was_output = false;
-        for item in request.input {
+        for item in input {
             let is_output = item.kind == "function_call_output";
             if is_output {
                 seen.turn += usize::from(!before_was_output);
@@ -79,6 +104,29 @@ impl Seen {
             before_was_output = is_output;
         }
         Ok(seen)
+    }
+}
+
+fn unread(body: &[u8], error: &serde_json::Error) -> Unread {
+    #[derive(Deserialize)]
+    struct Bare {
+        input: u64,
+    }
+    match serde_json::from_slice::<Bare>(body) {
+        Ok(Bare { input: 0 }) => Unread::NoInput,
+        _ => Unread::Wrong(format!("the body is no request: {error}")),
+    }
+}
+
+impl Item {
+    fn said(text: String) -> Self {
+        Self {
+            kind: "message".into(),
+            role: "user".into(),
+            call_id: String::new(),
+            content: Content::Text(text),
+            output: String::new(),
+        }
     }
 }
 
@@ -114,7 +162,7 @@ mod tests {
 
     use super::*;
 
-    fn read(input: serde_json::Value) -> Result<Seen, String> {
+    fn read(input: serde_json::Value) -> Result<Seen, Unread> {
         Seen::read(json!({"model": "m", "input": input}).to_string().as_bytes())
     }
 
@@ -141,7 +189,12 @@ mod tests {
     fn an_open_call_and_a_stray_output_are_refused() {
         let call = json!({"type": "function_call", "call_id": "a"});
         let output = json!({"type": "function_call_output", "call_id": "a", "output": ""});
-        assert!(read(json!([call])).unwrap_err().starts_with("No tool output found"));
-        assert!(read(json!([output])).unwrap_err().starts_with("No tool call found"));
+        let wrong = |input| match read(input) {
+            Err(Unread::Wrong(why)) => why,
+            read => panic!("{read:?}"),
+        };
+        assert!(wrong(json!([call])).starts_with("No tool output found"));
+        assert!(wrong(json!([output])).starts_with("No tool call found"));
+        assert_eq!(read(json!(0)), Err(Unread::NoInput));
     }
 }

@@ -21,6 +21,8 @@ pub struct Script {
 pub struct Turn {
     /// Words for people; empty for none.
     pub say: String,
+    /// What it thinks before that; empty for nothing.
+    pub think: String,
     pub calls: Vec<Call>,
 }
 
@@ -128,12 +130,17 @@ impl Brain for Play {
 impl Turn {
     /// An answer that only says something.
     pub fn say(words: &str) -> Self {
-        Self { say: words.into(), calls: Vec::new() }
+        Self { say: words.into(), ..Self::default() }
     }
 
     /// An answer that asks for one call.
     pub fn call(tool: &str, arguments: Value) -> Self {
         Self::default().and_call(tool, arguments)
+    }
+
+    /// The same with a thought before it.
+    pub fn thinking(self, thought: &str) -> Self {
+        Self { think: thought.into(), ..self }
     }
 
     /// The same with one more call.

@@ -41,7 +41,8 @@ use crate::{
     ports::{
         Admission, Append, Approvals, AuditFilter, AuditPage, AuditReport, Backups, Checkpoint,
         Created, EndedRun, EntryView, Journal, JournalError, PageLimit, PendingApproval, Progress,
-        Prunable, PruneOrder, Pruning, Retention, RunFilter, RunPlace, RunSummary, StoreCopy,
+        Prunable, PruneOrder, Pruning, Pulse, Retention, RunFilter, RunPlace, RunSummary,
+        StoreCopy,
     },
 };
 
@@ -240,6 +241,13 @@ impl Backups for SqliteJournal {
         let copied =
             self.auditor().await?.ask(move |reader| Ok(backup::copy(&reader.connection, &path)));
         copied.await?
+    }
+}
+
+#[async_trait]
+impl Pulse for SqliteJournal {
+    async fn beat(&self) -> Result<(), JournalError> {
+        self.writer.beat().await
     }
 }
 

@@ -54,6 +54,8 @@ struct StatusRow {
     answer: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     error: Option<Failure>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    degraded: bool,
 }
 
 /// What of a stored submission lists show.
@@ -86,6 +88,7 @@ pub(super) fn encode_status(status: &RunStatus) -> serde_json::Result<String> {
         usage: status.usage,
         answer: status.answer.clone(),
         error: status.error.clone(),
+        degraded: status.is_degraded,
     })
 }
 
@@ -373,6 +376,7 @@ fn summary(row: &Row<'_>) -> rusqlite::Result<(RunPlace, RunSummary)> {
             usage: status.usage,
             answer: status.answer,
             error: status.error,
+            is_degraded: status.degraded,
         },
         head: Sequence(row.get(5)?),
         created: Timestamp(row.get(6)?),

@@ -76,6 +76,10 @@ enum Job {
         time: Timestamp,
         reply: Reply<()>,
     },
+    /// Nothing is to be done: whoever asks wants to know that somebody would.
+    Beat {
+        reply: Reply<()>,
+    },
     /// The last job: puts everything into the database file itself.
     Close {
         reply: Reply<()>,
@@ -165,6 +169,12 @@ impl Writer {
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
+    pub(super) async fn beat(&self) -> Result<(), JournalError> {
+        let (reply, answer) = oneshot::channel();
+        self.jobs.send(Job::Beat { reply }).await.map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
     /// Writes what waits, folds the log into the database file, and stops the thread.
     pub(super) async fn close(&self) -> Result<(), JournalError> {
         let (reply, answer) = oneshot::channel();
@@ -201,10 +211,13 @@ impl Thread {
         while queue.blocking_recv_many(&mut jobs, BATCH) > 0 {
             let close = jobs.iter().position(|job| matches!(job, Job::Close { .. }));
             let last = close.map(|place| jobs.split_off(place));
+            let beats: Vec<Job> =
+                jobs.extract_if(.., |job| matches!(job, Job::Beat { .. })).collect();
             let together = jobs.len();
             if !jobs.is_empty() {
                 self.write(jobs.drain(..));
             }
+            self.beat(beats);
             // Of many who write at once, those who are about to get to it first: fewer, larger commits. A thread that
             // nobody waits for goes on at once.
             if together > 1 {
@@ -214,6 +227,17 @@ impl Thread {
                 return self.close(last);
             }
             self.fold(!queue.is_empty());
+        }
+    }
+
+    fn beat(&self, beats: Vec<Job>) {
+        for beat in beats {
+            if let Job::Beat { reply } = beat {
+                let failed = self.failed.clone();
+                // Who asked may be gone.
+                let _ = reply
+                    .send(failed.map_or(Ok(()), |message| Err(JournalError::Failed { message })));
+            }
         }
     }
 
@@ -329,7 +353,7 @@ impl Thread {
                     answers.push(Answer::Done(reply, keep(done, &mut broken)));
                 }
                 // Taken out of the batch before it is written.
-                Job::Close { .. } => {}
+                Job::Close { .. } | Job::Beat { .. } => {}
             }
         }
         let time = batch.time;
@@ -364,9 +388,10 @@ impl Job {
             Self::Create { reply, .. } => drop(reply.send(Err(error))),
             Self::Daemon { reply, .. } => drop(reply.send(Err(error))),
             Self::Prune { reply, .. } => drop(reply.send(Err(error))),
-            Self::Append { reply, .. } | Self::Sign { reply, .. } | Self::Close { reply } => {
-                drop(reply.send(Err(error)))
-            }
+            Self::Append { reply, .. }
+            | Self::Sign { reply, .. }
+            | Self::Beat { reply }
+            | Self::Close { reply } => drop(reply.send(Err(error))),
         }
     }
 }

@@ -288,7 +288,7 @@ fn serve(home: &TempDir, listen: &str) -> Command {
     let home = home.path();
     let mut command = Command::new(env!("CARGO_BIN_EXE_agentd"));
     command
-        .args(["serve", "--listen", listen])
+        .args(["serve", "--listen", listen, "--http-listen", "127.0.0.1:0"])
         .arg("--config")
         .arg(home.join("agentd.yaml"))
         .arg("--policy-dir")

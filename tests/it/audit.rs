@@ -39,6 +39,8 @@ impl Closed {
         ];
         let backend = Backend::start(Script { turns }).await;
         let mut daemon = TestDaemon::start(&backend.url());
+        // Its runs' entries are to stand together.
+        daemon.first_look().await;
         let first = daemon.carry_out("first").await.run.id;
         let second = daemon.carry_out("second").await.run.id;
         daemon.terminate();

@@ -244,7 +244,7 @@ async fn nothing_is_read_from_the_directory_that_agentd_is_started_in() {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_agentd"));
     command
         .arg("check")
-        .args(["--listen", "127.0.0.1:0"])
+        .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
         .env_clear()
         .env("HOME", daemon.home())
         .current_dir(&trap);

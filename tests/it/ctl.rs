@@ -310,7 +310,7 @@ async fn every_answer_about_a_run_is_one_json_object_with_the_same_fields() {
             },
             "agent": "executor", "model": null, "workspace": workspace, "task": "read it",
             "head_sequence": run.head_sequence, "submitter": run.submitter,
-            "labels": {"who": "me"}, "forked_from": null, "prune_time": null,
+            "labels": {"who": "me"}, "forked_from": null, "prune_time": null, "degraded": false,
             "create_time": waited["create_time"], "update_time": waited["update_time"],
         })
     );

@@ -149,7 +149,7 @@ async fn an_unknown_tool_and_malformed_arguments_are_told_to_the_model_and_the_r
     };
     let turns = vec![
         Turn::call("launch_rocket", json!({})),
-        Turn { say: String::new(), calls: vec![malformed("{\"path\": \"no"), malformed("[]")] },
+        Turn { calls: vec![malformed("{\"path\": \"no"), malformed("[]")], ..Turn::default() },
         Turn::say("I give up"),
     ];
     let backend = Backend::start(Script { turns }).await;
@@ -180,7 +180,7 @@ async fn a_call_repeated_word_for_word_in_one_answer_runs_once() {
         call_id: Some("same".into()),
     };
     let turns =
-        vec![Turn { say: String::new(), calls: vec![call("x"), call("x")] }, Turn::say("done")];
+        vec![Turn { calls: vec![call("x"), call("x")], ..Turn::default() }, Turn::say("done")];
     let backend = Backend::start(Script { turns }).await;
     let daemon = TestDaemon::start(&backend.url());
 
@@ -198,7 +198,7 @@ async fn one_call_id_for_two_different_calls_fails_the_run_and_touches_nothing()
         arguments: Arguments::Json(json!({"path": path, "content": "never"})),
         call_id: Some("same".into()),
     };
-    let turn = Turn { say: String::new(), calls: vec![call("x"), call("y")] };
+    let turn = Turn { calls: vec![call("x"), call("y")], ..Turn::default() };
     let backend = Backend::start(move |_: &Seen| Reply::Answer(turn.clone())).await;
     let daemon = TestDaemon::start(&backend.url());
 
@@ -218,8 +218,8 @@ async fn a_call_id_that_comes_again_in_a_later_turn_is_another_call() {
         call_id: Some("same".into()),
     };
     let turns = vec![
-        Turn { say: String::new(), calls: vec![call("1")] },
-        Turn { say: String::new(), calls: vec![call("2")] },
+        Turn { calls: vec![call("1")], ..Turn::default() },
+        Turn { calls: vec![call("2")], ..Turn::default() },
         Turn::say("done"),
     ];
     let backend = Backend::start(Script { turns }).await;

@@ -7,7 +7,6 @@ use agentd::{
     proto::v1,
     scripted::{Script, Turn},
 };
-use rusqlite::Connection;
 use rustix::process::{Signal, kill_process};
 use serde_json::{Value, json};
 use tonic::Code;
@@ -57,11 +56,7 @@ pub(crate) fn hang_up(daemon: &TestDaemon) {
 
 /// What the journal says of reloads, oldest first.
 fn noted(daemon: &TestDaemon) -> Vec<Value> {
-    let database = Connection::open(daemon.database()).unwrap();
-    let sql = "SELECT view FROM entries WHERE kind = 'policy_reload' ORDER BY position";
-    let mut statement = database.prepare(sql).unwrap();
-    let rows = statement.query_map([], |row| row.get::<_, String>(0)).unwrap();
-    rows.map(|row| serde_json::from_str(&row.unwrap()).unwrap()).collect()
+    daemon.entries_of_the_daemon("policy_reload")
 }
 
 /// Carries out a run whose policy is tightened by `how` between its first call and its second.

@@ -13,7 +13,7 @@ use std::{
 use sha2::{Digest as _, Sha256};
 
 /// Every room, and the rooms it may use besides itself. A room is a folder or a file right under `src`.
-const ROOMS: [(&str, &[&str]); 32] = [
+const ROOMS: [(&str, &[&str]); 33] = [
     ("lib", &[]),
     ("domain", &[]),
     ("ports", &["domain"]),
@@ -29,6 +29,7 @@ const ROOMS: [(&str, &[&str]); 32] = [
     ("tool_files", &["domain", "private_file", "yaml"]),
     ("callers", &["domain", "secrets"]),
     ("grpc", &["agents", "config", "domain", "engine", "jsonl", "ports", "proto"]),
+    ("http", &["domain", "engine"]),
     ("system", &["domain", "ports"]),
     (
         "config",
@@ -38,6 +39,7 @@ const ROOMS: [(&str, &[&str]); 32] = [
             "callers",
             "domain",
             "engine",
+            "ports",
             "secrets",
             "telemetry",
             "webhook",
@@ -62,6 +64,7 @@ const ROOMS: [(&str, &[&str]); 32] = [
             "secrets",
             "callers",
             "grpc",
+            "http",
             "system",
             "config",
             "telemetry",

@@ -46,7 +46,7 @@ impl PrivateDaemon {
             .arg(project.workspace())
             .arg("--policy-dir")
             .arg(project.policies())
-            .args(["--listen", "127.0.0.1:0"])
+            .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(log);

@@ -2,8 +2,9 @@
 
 use crate::domain::{
     approval::RunGrant,
+    backend::Api,
     budget::Usage,
-    ids::CallKey,
+    ids::{CallKey, Timestamp},
     item::Item,
     journal::{
         BackendError, Entry, InputReceived, LostRequest, ModelRequest, ModelResponse, Moment,
@@ -88,6 +89,9 @@ impl RunState {
             Record::BudgetWarning(warning) => self.warned.push(warning.limit.clone()),
             Record::InputReceived(input) => self.inputs.take(input),
             Record::ModelNudged(nudge) => self.nudged = Some(nudge.turn),
+            Record::RunDegraded(degraded) => {
+                self.apis.insert(degraded.backend.clone(), Api::Chat);
+            }
             Record::WorkspaceSnapshot(WorkspaceSnapshot { moment, taken }) => {
                 let place = match moment {
                     Moment::Before => &mut self.snapshots.before,
@@ -224,6 +228,10 @@ impl Work {
                 Self::AskLost { attempt },
                 Record::RunResumed(RunResumed { lost_request: LostRequest::Repeat, .. }),
             ) => Self::ToAsk { attempt: attempt.saturating_add(1) },
+            // Nothing more is known of when; it is tried as soon as it is of use.
+            (Self::ToAsk { .. } | Self::BackingOff { .. }, Record::BackendAwaited(awaited)) => {
+                Self::BackingOff { attempt: awaited.attempt, until: Timestamp(0) }
+            }
             // Somebody wants it to be tried at once.
             (Self::BackingOff { attempt, .. }, Record::RunResumed(_)) => Self::ToAsk { attempt },
             (
@@ -266,6 +274,7 @@ fn answered(response: &ModelResponse, state: &mut RunState) -> Work {
         false => Nudged::NotYet,
     };
     state.usage.turns += 1;
+    state.apis.entry(response.backend.clone()).or_insert(response.api);
     state.usage.add_tokens(&response.tokens);
     let cost = response.cost_micros.unwrap_or(0);
     state.usage.cost_micros = state.usage.cost_micros.saturating_add(cost);

@@ -72,6 +72,11 @@ impl Stage {
         self.parts.last().map_or(Seat::Executor, |part| part.seat)
     }
 
+    /// Whether who speaks was told that its words had not the shape that was asked for.
+    pub fn is_corrected(&self) -> bool {
+        self.is_corrected
+    }
+
     /// Who spoke in a turn.
     pub fn speaker(&self, turn: u32) -> Seat {
         let part = self.parts.iter().rev().find(|part| part.after < turn);

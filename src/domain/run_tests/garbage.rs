@@ -73,6 +73,8 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
         8 => any_response(),
         4 => (number(), number(), retry_at)
             .prop_map(|(turn, attempt, retry_at)| failed(turn, attempt, retry_at)),
+        2 => (number(), number()).prop_map(|(turn, attempt)| awaited(turn, attempt)),
+        1 => number().prop_map(degraded),
         4 => number().prop_map(nudged),
         2 => (select(SEATS.as_slice()), number()).prop_map(|(seat, round)| began(seat, round)),
         2 => (0..4usize).prop_map(checked),
@@ -117,6 +119,7 @@ pub(super) fn records_of_the_daemon() -> Vec<Record> {
             policy_revision: PolicyRevision::new("sha256:00"),
         }
         .into(),
+        probed(),
         reload(Reloaded::Applied { revision: PolicyRevision::new("sha256:01") }),
         reload(Reloaded::Refused { faults: vec!["tools.yaml:3:1: no".into()] }),
         RunAnchored { run_id: run_id(), sequence: Sequence(7), hash: "00".repeat(32) }.into(),

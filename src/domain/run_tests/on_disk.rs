@@ -32,6 +32,8 @@ fn examples() -> Vec<Record> {
                 why: "it is allowed".into(),
                 effect_class: EffectClass::NonIdempotent,
             }],
+            backend: BackendName::new("local"),
+            api: Api::Chat,
             ..model_request(1, 1)
         }
         .into(),
@@ -92,6 +94,8 @@ fn of_answers() -> Vec<Record> {
             text: Some("all done".into()),
             incomplete: Some("content_filter".into()),
             tokens: TokenCount { input: 9, cached_input: 4, output: 3, reasoning: 2 },
+            backend: BackendName::new("local"),
+            api: Api::Chat,
             ..response(1, 1, 2)
         }
         .into(),
@@ -100,9 +104,12 @@ fn of_answers() -> Vec<Record> {
             http_status: Some(503),
             backend_request_id: Some("req_1".into()),
             sent: Sent::Maybe,
+            backend: BackendName::new("local"),
             ..backend_error(1, 1, Some(Timestamp(5)))
         }
         .into(),
+        awaited(1, 2),
+        degraded(1),
         nudged(1),
     ]
 }

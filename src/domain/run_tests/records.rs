@@ -34,7 +34,14 @@ pub(super) fn request(turn: u32, attempt: u32) -> Record {
 }
 
 pub(super) fn model_request(turn: u32, attempt: u32) -> ModelRequest {
-    ModelRequest { turn, attempt, items: 1, hosted_tools: Vec::new() }
+    ModelRequest {
+        turn,
+        attempt,
+        items: 1,
+        hosted_tools: Vec::new(),
+        backend: BackendName::default(),
+        api: Api::Responses,
+    }
 }
 
 /// An answer that is whole, says nothing and asks for `calls` calls, each with an id of its own that
@@ -53,6 +60,8 @@ pub(super) fn response(turn: u32, attempt: u32, calls: usize) -> ModelResponse {
         tokens: TokenCount::default(),
         duration_ms: 1,
         cost_micros: Some(30),
+        backend: BackendName::default(),
+        api: Api::Responses,
     }
 }
 
@@ -88,7 +97,31 @@ pub(super) fn backend_error(turn: u32, attempt: u32, retry_at: Option<Timestamp>
         backend_request_id: None,
         sent: Sent::Maybe,
         retry_at,
+        backend: BackendName::default(),
     }
+}
+
+pub(super) fn awaited(turn: u32, attempt: u32) -> Record {
+    let why = "connection refused".into();
+    let backend = BackendName::default();
+    BackendAwaited { turn, attempt, backend, why, until: Timestamp(9) }.into()
+}
+
+pub(super) fn degraded(turn: u32) -> Record {
+    let why = "it has no Responses API".into();
+    RunDegraded { turn, backend: BackendName::default(), why }.into()
+}
+
+pub(super) fn probed() -> Record {
+    CapabilityProbe {
+        backend: BackendName::default(),
+        url: "http://127.0.0.1:1234/v1".into(),
+        profile: ProfileName::LmStudio,
+        colour: Colour::Red,
+        why: Some("connection refused".into()),
+        capabilities: Capabilities { responses: Some(true), ..Capabilities::default() },
+    }
+    .into()
 }
 
 pub(super) fn began(seat: Seat, round: u32) -> Record {

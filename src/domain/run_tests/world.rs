@@ -264,8 +264,14 @@ impl World {
                 ModelResponse { incomplete, tokens, ..response(turn, attempt, calls) }.into()
             }
             Reply::PassingError => {
-                let retry_at = (attempt < retry::MAX_ATTEMPTS)
-                    .then(|| self.state.updated.plus_millis(retry::delay_ms(attempt, None, 0.0)));
+                let retry_at = (attempt < retry::MAX_ATTEMPTS).then(|| {
+                    self.state.updated.plus_millis(retry::delay_ms(
+                        attempt,
+                        retry::Because::Other,
+                        None,
+                        0.0,
+                    ))
+                });
                 failed(turn, attempt, retry_at)
             }
             Reply::LastingError => failed(turn, attempt, None),

@@ -182,6 +182,7 @@ impl Kept {
                 usage: run.status.usage,
                 answer: run.status.answer.as_ref().map(redacted),
                 error,
+                is_degraded: run.status.is_degraded,
             },
             head: last.view.sequence,
             created: first.view.time,

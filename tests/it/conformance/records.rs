@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use agentd::{
     domain::{
+        backend::{Api, BackendName},
         budget::{Budget, TokenCount, Usage},
         ids::{
             CallId, CallKey, Caller, Epoch, PolicyRevision, RuleId, RunId, Sequence, Timestamp,
@@ -156,9 +157,15 @@ fn failure() -> Failure {
 impl Said {
     pub(super) fn record(self) -> Record {
         match self {
-            Self::Request => {
-                ModelRequest { turn: 1, attempt: 1, items: 1, hosted_tools: Vec::new() }.into()
+            Self::Request => ModelRequest {
+                turn: 1,
+                attempt: 1,
+                items: 1,
+                hosted_tools: Vec::new(),
+                backend: BackendName::default(),
+                api: Api::Responses,
             }
+            .into(),
             Self::Secret => {
                 let text = format!("take {SECRET}").into();
                 InputReceived { by: caller(0), text, request_id: None }.into()
@@ -197,6 +204,8 @@ fn answer() -> ModelResponse {
         tokens: TokenCount { input: 7, output: 3, ..TokenCount::default() },
         duration_ms: 1,
         cost_micros: None,
+        backend: BackendName::default(),
+        api: Api::Responses,
     }
 }
 
@@ -293,7 +302,8 @@ pub(super) fn appended(
     let entries = sequences.zip(said).map(|(sequence, said)| entry(sequence, said.record()));
     let usage = Usage { turns: after.0 as u32, input_tokens: u64::MAX, ..Usage::default() };
     let error = (state == StateName::Paused).then(failure);
-    let mut status = RunStatus { state, usage, answer: None, error };
+    let is_degraded = after.0.is_multiple_of(2);
+    let mut status = RunStatus { state, usage, answer: None, error, is_degraded };
     if let Some(Said::Ended(how)) = said.last() {
         status.state = how.state();
         (status.answer, status.error) = match how.ending() {

@@ -103,6 +103,10 @@ const EXERCISES = {
     const info = await daemon.call('AdminService/GetServerInfo', {});
     assert.ok(info.version && info.tools.length > 0);
   },
+  async 'AdminService/GetHealth'(daemon) {
+    const health = await daemon.call('AdminService/GetHealth', {});
+    assert.ok(health.store_works && health.backends[0].name === 'default');
+  },
   async 'AdminService/GetConfig'(daemon) {
     const { values } = await daemon.call('AdminService/GetConfig', {});
     assert.ok(values.some((value) => value.key === 'backend.base_url'));

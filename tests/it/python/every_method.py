@@ -162,6 +162,11 @@ def get_server_info(daemon):
     assert info.version and info.tools, info
 
 
+def get_health(daemon):
+    health = daemon.call("AdminService", "GetHealth")
+    assert health.store_works and health.backends[0].name == "default", health
+
+
 def get_config(daemon):
     keys = [value.key for value in daemon.call("AdminService", "GetConfig").values]
     assert "backend.base_url" in keys, keys
@@ -278,6 +283,7 @@ EXERCISES = {
     "RunService/SendRunInput": send_run_input,
     "RunService/CancelRun": cancel_run,
     "RunService/ForkRun": fork_run,
+    "AdminService/GetHealth": get_health,
     "AdminService/GetServerInfo": get_server_info,
     "AdminService/GetConfig": get_config,
     "AdminService/BackupDatabase": backup_database,

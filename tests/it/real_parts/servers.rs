@@ -56,7 +56,7 @@ impl Parts {
     pub(super) fn llmock(&self) -> Server {
         let mut command = self.command("python/bin/llmock");
         command.args(["serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "info"]);
-        Server::start(command, "Uvicorn running on ", scratch())
+        Server::start(command, "Uvicorn running on ", "/_llmock/reset", scratch())
     }
 
     pub(super) fn aimock(&self, upstream: &Upstream, fixtures: Value) -> Server {
@@ -72,7 +72,8 @@ impl Parts {
         fs::write(&configuration, json!({"strict": strict, "llm": llm}).to_string()).unwrap();
         let mut command = self.command("aimock/node_modules/.bin/aimock");
         command.arg("--config").arg(configuration).args(["--host", "127.0.0.1", "--port", "0"]);
-        Server::start(command, "aimock server listening on ", home)
+        let forgets = "/__aimock/reset/journal";
+        Server::start(command, "aimock server listening on ", forgets, home)
     }
 
     pub(super) fn python(&self) -> Command {
@@ -111,6 +112,8 @@ fn scratch() -> TempDir {
 pub(super) struct Server {
     child: Child,
     pub(super) url: String,
+    /// Where it is told to.
+    forgets: &'static str,
     log: Arc<Mutex<String>>,
     reader: Option<JoinHandle<()>>,
     _home: TempDir,
@@ -118,7 +121,12 @@ pub(super) struct Server {
 
 impl Server {
     /// Starts the program, and waits for the line that tells its address after `announced`.
-    fn start(mut command: Command, announced: &'static str, home: TempDir) -> Self {
+    fn start(
+        mut command: Command,
+        announced: &'static str,
+        forgets: &'static str,
+        home: TempDir,
+    ) -> Self {
         let (output, input) = io::pipe().unwrap();
         command.current_dir(home.path()).env("HOME", home.path());
         command.stdout(input.try_clone().unwrap()).stderr(input);
@@ -131,8 +139,14 @@ impl Server {
             let log = log.clone();
             move || read_log(output, announced, &log, &found)
         });
-        let mut server =
-            Self { child, url: String::new(), log, reader: Some(reader.unwrap()), _home: home };
+        let mut server = Self {
+            child,
+            url: String::new(),
+            forgets,
+            log,
+            reader: Some(reader.unwrap()),
+            _home: home,
+        };
         match address.recv_timeout(PATIENCE) {
             Ok(url) => server.url = url,
             Err(error) => {
@@ -159,6 +173,11 @@ impl Server {
         let (status, body) = (answer.status(), answer.text().await.unwrap());
         assert!(status.is_success(), "{path}: {status} {body}\n{}", self.log.lock().unwrap());
         serde_json::from_str(&body).unwrap()
+    }
+
+    /// Whatever it was asked before is nothing to us.
+    pub(super) async fn forget(&self) {
+        self.post(self.forgets, "").await;
     }
 
     /// llmock: how the next requests for an answer are answered.

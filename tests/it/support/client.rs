@@ -12,8 +12,8 @@ use std::{
 use agentd::{
     client::{Address, Client},
     proto::v1,
-    scripted::{Brain, Manner, Memory, ScriptedBackend},
-    tasks::{self, Tasks},
+    scripted::{Brain, Manner},
+    tasks,
 };
 use rustix::process::{Signal, kill_process};
 use sha2::{Digest as _, Sha256};
@@ -166,10 +166,7 @@ fn remove_group(group: &Path) {
 impl Backend {
     /// A backend that speaks slowly: a pause between any two events of an answer.
     pub(crate) async fn start_slow(brain: impl Brain, pace: Duration) -> Self {
-        let tasks = Tasks::default();
-        let manner = Manner { pace, memory: Memory::Requests, ..Manner::default() };
-        let server = ScriptedBackend::start(&tasks, brain, manner).await.unwrap();
-        Self { server, _tasks: tasks }
+        Self::start_as(brain, Manner { pace, ..super::manner() }).await
     }
 
     /// Waits until so many requests have come.

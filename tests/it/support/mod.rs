@@ -22,7 +22,7 @@ use crate::shim::Shim;
 use agentd::{
     client::{Address, Client},
     proto::v1::{self, RunState, stream_run_events_response::Event},
-    scripted::{Brain, Manner, Memory, ScriptedBackend},
+    scripted::{Brain, Kind, Manner, Memory, ScriptedBackend},
     tasks::Tasks,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -76,6 +76,8 @@ pub(crate) struct TestDaemon {
     root: Option<PathBuf>,
     /// Address of gRPC over TCP.
     pub(crate) tcp: String,
+    /// Of health over HTTP.
+    pub(crate) http: String,
 }
 
 /// How a test's daemon is started.
@@ -173,7 +175,7 @@ impl TestDaemon {
         for (name, content) in &settings.tools {
             put_tool(&tools, name, content);
         }
-        Self { child: None, home, settings, root: None, tcp: String::new() }
+        Self { child: None, home, settings, root: None, tcp: String::new(), http: String::new() }
     }
 
     /// A daemon in the test's own internet.
@@ -195,8 +197,7 @@ impl TestDaemon {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         self.child = Some(child);
         assert!(line.starts_with("agentd is ready"), "not ready: {line:?}\n{}", self.log());
-        let address = line.split(' ').nth(4).unwrap();
-        self.tcp = format!("http://{address}");
+        self.learn_addresses(&line);
     }
 
     /// Starts the daemon by another command. Tells whether it came up.
@@ -206,10 +207,17 @@ impl TestDaemon {
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         self.child = Some(child);
         let ready = line.starts_with("agentd is ready");
-        if let (true, Some(address)) = (ready, line.split(' ').nth(4)) {
-            self.tcp = format!("http://{address}");
+        if ready {
+            self.learn_addresses(&line);
         }
         ready
+    }
+
+    /// Out of the line that says that it is ready.
+    fn learn_addresses(&mut self, line: &str) {
+        let address =
+            |place: usize| format!("http://{}", line.trim().split(' ').nth(place).unwrap());
+        (self.tcp, self.http) = (address(4), address(8));
     }
 
     /// Starts the daemon with these variables, by which it may die before it is ready. Tells whether it came up.
@@ -246,7 +254,8 @@ impl TestDaemon {
             .arg(home.join("policies"))
             .arg("--tools-dir")
             .arg(home.join("tools"))
-            .args(["--listen", "127.0.0.1:0", "--base-url", &self.settings.base_url])
+            .args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0"])
+            .args(["--base-url", &self.settings.base_url])
             .env_clear()
             .env("HOME", home)
             .envs(self.settings.environment.clone())
@@ -291,6 +300,22 @@ impl TestDaemon {
     /// Writes a file of the directory of tools.
     pub(crate) fn put_tool(&self, name: &str, content: &str) {
         put_tool(&self.home().join("tools"), name, content);
+    }
+
+    /// What the daemon's first look at its backend found, once it has looked.
+    pub(crate) async fn first_look(&self) -> Value {
+        let found = || self.entries_of_the_daemon("capability_probe").into_iter().next();
+        wait_until("the first look", || found().is_some()).await;
+        found().unwrap()
+    }
+
+    /// Payloads of the entries of that kind, oldest first, as they lie in the database.
+    pub(crate) fn entries_of_the_daemon(&self, kind: &str) -> Vec<Value> {
+        let database = rusqlite::Connection::open(self.database()).unwrap();
+        let sql = "SELECT view FROM entries WHERE kind = ?1 ORDER BY position";
+        let mut statement = database.prepare(sql).unwrap();
+        let rows = statement.query_map([kind], |row| row.get::<_, String>(0)).unwrap();
+        rows.map(|row| serde_json::from_str(&row.unwrap()).unwrap()).collect()
     }
 
     /// Reads a file of the workspace.
@@ -503,6 +528,15 @@ impl Story {
     }
 }
 
+/// How the scripted backend behaves: like a server of the kind that AGENTD_IT_SERVER names, or of none in particular.
+pub(crate) fn manner() -> Manner {
+    let kind = match std::env::var("AGENTD_IT_SERVER") {
+        Ok(name) => Kind::parse(&name).unwrap_or_else(|| panic!("there is no server {name}")),
+        Err(_) => Kind::Plain,
+    };
+    Manner { memory: Memory::Requests, kind, ..Manner::default() }
+}
+
 /// A scripted backend that remembers its requests, and the tasks that keep it alive.
 pub(crate) struct Backend {
     pub(crate) server: ScriptedBackend,
@@ -511,8 +545,12 @@ pub(crate) struct Backend {
 
 impl Backend {
     pub(crate) async fn start(brain: impl Brain) -> Self {
+        Self::start_as(brain, manner()).await
+    }
+
+    /// A backend that behaves so.
+    pub(crate) async fn start_as(brain: impl Brain, manner: Manner) -> Self {
         let tasks = Tasks::default();
-        let manner = Manner { memory: Memory::Requests, ..Manner::default() };
         let server = ScriptedBackend::start(&tasks, brain, manner).await.unwrap();
         Self { server, _tasks: tasks }
     }
@@ -523,7 +561,7 @@ impl Backend {
         let listener = internet.inside(|| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
         listener.set_nonblocking(true).unwrap();
         let listener = tokio::net::TcpListener::from_std(listener).unwrap();
-        let manner = Manner { memory: Memory::Requests, ..Manner::default() };
+        let manner = manner();
         let server = ScriptedBackend::serve(&tasks, listener, brain, manner).unwrap();
         Self { server, _tasks: tasks }
     }

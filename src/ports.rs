@@ -47,6 +47,9 @@ pub trait Model: Send + Sync {
     /// Looks at how the backend is and what it can do.
     async fn probe(&self, look: Look<'_>) -> Probe;
 
+    /// Why it is not told of the hosted tool at that place of the configuration; none if it is.
+    fn leaves_out(&self, hosted_tool: usize) -> Option<String>;
+
     /// Where it is, without credentials.
     fn url(&self) -> &str;
 }

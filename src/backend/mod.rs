@@ -25,7 +25,7 @@ use async_trait::async_trait;
 use crate::{
     domain::backend::{Api, ProfileName},
     ports::{Answer, Look, Model, ModelError, ModelFault, Probe, Question, Said},
-    secrets::Secret,
+    secrets::{ExposeSecret as _, Secret},
 };
 use http::Http;
 
@@ -181,6 +181,16 @@ impl Model for HttpBackend {
         let mut found = capabilities::probe(self, look).await;
         found.profile = self.profile().name;
         found
+    }
+
+    fn leaves_out(&self, hosted_tool: usize) -> Option<String> {
+        let Some(tool) = self.hosted_tools.get(hosted_tool) else {
+            return Some("hosted tools are declared to the default backend alone".into());
+        };
+        let profile = self.profile();
+        let is_taken = serde_json::from_str(tool.expose_secret())
+            .is_ok_and(|tool| wire::takes_hosted(profile.hosted_tools, tool));
+        (!is_taken).then(|| format!("servers of the kind {} do not take it", profile.name))
     }
 
     fn url(&self) -> &str {

@@ -194,7 +194,7 @@ pub(super) fn encode(
     let broken = |what: String| failure::plain(ModelFault::BrokenConversation, what);
     check_pairing(question.items.iter().map(Item::paired))
         .map_err(|fault| broken(format!("the conversation was not sent: {fault}")))?;
-    let encoded = tools(question, profile, hosted).and_then(|tools| {
+    let encoded = tools(question, hosted).and_then(|tools| {
         serde_json::to_vec(&Request {
             model,
             instructions: question.instructions,
@@ -219,7 +219,6 @@ pub(super) fn encode(
 
 fn tools<'a>(
     question: &Question<'a>,
-    profile: &Profile,
     hosted: &'a [Secret],
 ) -> Result<Vec<RequestTool<'a>>, serde_json::Error> {
     let functions = question.tools.iter().map(|tool| {
@@ -236,9 +235,7 @@ fn tools<'a>(
         let tool =
             tool.ok_or_else(|| serde_json::Error::custom("it has leave for no such tool"))?;
         let raw: &RawValue = serde_json::from_str(tool.expose_secret())?;
-        if wire::takes_hosted(profile.hosted_tools, raw) {
-            all.push(RequestTool::Hosted(raw));
-        }
+        all.push(RequestTool::Hosted(raw));
     }
     Ok(all)
 }

@@ -160,9 +160,11 @@ impl Driver {
         let heard = stage.heard_by(stage.seat(), &items);
         let backend = self.backend();
         let hosted = match api {
-            Api::Responses => {
-                hosted::admitted(&self.world.policies.current(), &self.log.state().role)
-            }
+            Api::Responses => hosted::admitted(
+                &self.world.policies.current(),
+                &self.log.state().role,
+                &*backend.model,
+            ),
             Api::Chat => hosted::none(&self.world.policies.current()),
         };
         let noted = hosted.noted((turn, attempt), heard.len(), (backend.name.clone(), api));

@@ -4,11 +4,12 @@
 use crate::{
     domain::{
         backend::{Api, BackendName},
-        ids::{PolicyRevision, RoleName},
-        journal::{HostedDecided, ModelRequest},
+        ids::{PolicyRevision, RoleName, RuleId},
+        journal::{HostedDecided, ModelRequest, Verdict},
         policy::{HostedLeave, Policy},
     },
     engine::run_log::Noted,
+    ports::Model,
 };
 
 /// What was decided for one request.
@@ -19,12 +20,21 @@ pub(super) struct Admitted {
     revision: PolicyRevision,
 }
 
-/// Asks the policy about every hosted tool.
-pub(super) fn admitted(policy: &Policy, role: &RoleName) -> Admitted {
+/// Asks the policy about every hosted tool, and the backend about those that it allows.
+pub(super) fn admitted(policy: &Policy, role: &RoleName, model: &dyn Model) -> Admitted {
     let (mut leaves, mut decided) = (Vec::new(), Vec::new());
     for fate in policy.hosted_for(role) {
-        decided.push(fate.decided());
-        leaves.extend(fate.ruled.ok());
+        let noted = fate.decided();
+        match (&fate.ruled, model.leaves_out(fate.tool.index)) {
+            (Ok(_), Some(why)) => {
+                let rule = RuleId::new("builtin/backend-profile");
+                decided.push(HostedDecided { decision: Verdict::Deny, rule, why, ..noted });
+            }
+            _ => {
+                decided.push(noted);
+                leaves.extend(fate.ruled.ok());
+            }
+        }
     }
     Admitted { leaves, decided, revision: policy.revision.clone() }
 }

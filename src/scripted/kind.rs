@@ -175,7 +175,9 @@ impl Kind {
                 body["incomplete_details"] = Value::Null;
                 for (place, item) in each(&mut body["output"]).enumerate() {
                     item["id"] = "fc_000001".into();
-                    if item["type"] == "function_call" {
+                    // Those that a script names itself stay: it has a reason.
+                    let id = item["call_id"].as_str().unwrap_or_default();
+                    if id.starts_with("call_") {
                         item["call_id"] = format!("call_{place}").into();
                     }
                 }

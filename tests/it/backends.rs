@@ -243,7 +243,6 @@ async fn a_long_wait_that_the_backend_asks_for_is_seen_survives_the_daemon_and_c
     daemon.restart();
     assert_eq!(daemon.runs().await[0].state(), RunState::WaitingForBackend);
     calm.store(true, Relaxed);
-    daemon.agentctl(&["run", "pause", &run.id]).await;
     let resumed = daemon.agentctl(&["run", "resume", &run.id]).await;
     assert!(resumed.status.success(), "{resumed:?}");
     let story = daemon.story(&run.id).await;

@@ -4,12 +4,12 @@
 
 use std::fs;
 
-use agentd::scripted::{Script, Seen, Turn};
+use agentd::scripted::{Kind, Manner, Script, Seen, Turn};
 use serde_json::{Value, json};
 
 use crate::{
     policy::{in_force, reload},
-    support::{Backend, Settings, Story, TestDaemon, wait_until, with_hosted},
+    support::{Backend, Settings, Story, TestDaemon, manner, wait_until, with_hosted},
 };
 
 const SECRET: &str = "planted-7a1e0b-secret";
@@ -31,9 +31,14 @@ fn settings(backend: &Backend, tools: &[String], rules: &str) -> Settings {
     }
 }
 
+/// A server that may be told of every hosted tool.
+fn taking_all() -> Manner {
+    Manner { kind: Kind::OpenAi, ..manner() }
+}
+
 /// A backend that has nothing to do.
 async fn quiet() -> Backend {
-    Backend::start(Script { turns: vec![Turn::say("done")] }).await
+    Backend::start_as(Script { turns: vec![Turn::say("done")] }, taking_all()).await
 }
 
 /// Labels or types of the hosted tools that a request declares.
@@ -156,7 +161,7 @@ async fn a_reload_holds_for_the_next_request_of_a_run_that_is_going() {
             _ => Turn::say("done"),
         })
     };
-    let backend = Backend::start(brain).await;
+    let backend = Backend::start_as(brain, taking_all()).await;
     let allow = "  - {id: code, type: code_interpreter, decision: allow, why: it may}\n";
     let tools = ["  - {type: code_interpreter}\n".into()];
     let daemon = TestDaemon::start_with(settings(&backend, &tools, allow));

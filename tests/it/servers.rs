@@ -316,3 +316,24 @@ async fn the_command_line_says_that_a_run_has_no_tools() {
     let said = String::from_utf8_lossy(&said);
     assert!(said.contains("READ-ONLY, WITHOUT TOOLS"), "{said}");
 }
+
+#[tokio::test]
+async fn a_hosted_tool_that_the_server_does_not_take_is_not_declared_and_the_journal_says_why() {
+    let backend = server(Kind::LlamaCpp, Script { turns: vec![Turn::say("Hello.")] }).await;
+    let daemon = TestDaemon::start_with(Settings {
+        base_url: backend.url(),
+        configuration: "hosted_tools: [{type: code_interpreter}]\n".into(),
+        hosted: "  - {id: test.code, type: code_interpreter, decision: allow, why: it may}\n"
+            .into(),
+        ..Settings::default()
+    });
+    let story = daemon.carry_out("hello").await;
+    assert_eq!(story.state(), RunState::Succeeded, "{:?}", story.run.error);
+    let decided = &story.payloads("model_request")[0]["hosted_tools"][0];
+    assert_eq!(
+        (&decided["decision"], &decided["rule"]),
+        (&json!("deny"), &json!("builtin/backend-profile"))
+    );
+    let tools = backend.server.requests()[0]["tools"].as_array().unwrap().clone();
+    assert!(tools.iter().all(|tool| tool["type"] == "function"), "{tools:?}");
+}

@@ -8,12 +8,12 @@ use std::{
 
 use agentd::{
     proto::v1::{self, RunState},
-    scripted::{Reply, Script, Seen, Turn},
+    scripted::{Kind, Manner, Reply, Script, Seen, Turn},
 };
 use serde_json::{Value, json};
 use tonic::Code;
 
-use crate::support::{Backend, Settings, TestDaemon, refusal};
+use crate::support::{Backend, Settings, TestDaemon, manner, refusal};
 
 /// Runs until a file is there, and leaves a line each time it runs.
 const WAITS: &str = "\
@@ -260,11 +260,12 @@ async fn a_run_that_waits_for_its_backend_asks_it_at_once_when_it_is_resumed() {
 /// A run whose daemon died while the backend, which has this hosted tool, thought about its first answer.
 async fn lost_while_asking(tool: &str, rule: &str) -> (Backend, TestDaemon, v1::Run) {
     let asked = AtomicUsize::new(0);
-    let backend = Backend::start(move |_: &Seen| match asked.fetch_add(1, Ordering::Relaxed) {
+    let brain = move |_: &Seen| match asked.fetch_add(1, Ordering::Relaxed) {
         0 => Reply::Hang,
         _ => Reply::Answer(Turn::say("done")),
-    })
-    .await;
+    };
+    // One that takes every hosted tool.
+    let backend = Backend::start_as(brain, Manner { kind: Kind::OpenAi, ..manner() }).await;
     let settings = Settings {
         base_url: backend.url(),
         configuration: format!("hosted_tools:\n  - {tool}\n"),

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the programs from elsewhere that our tests drive, and on
 # request those that our benchmark compares us with:
-#   python  a venv with llmock (a fake model server) and the gRPC
+#   python  a venv with llmock and fakellm (fake model servers; the
+#           second one only chats) and the gRPC
 #           packages of a client that works by server reflection
 #           with grpcio-tools, one with generated code
 #   aimock  the npm package @copilotkit/aimock (another fake server;
@@ -17,7 +18,7 @@
 # With no argument it installs all but the peers and llama: no test
 # needs them, and they are large. Its only line on stdout is the
 # directory DIR that holds them:
-#   DIR/python/bin/python  DIR/python/bin/llmock
+#   DIR/python/bin/python  DIR/python/bin/llmock  DIR/python/bin/fakellm
 #   DIR/aimock/node_modules/.bin/aimock
 #   DIR/node/node_modules  DIR/buf/node_modules/.bin/buf
 #   DIR/peers-python/bin/python  DIR/peers-node/node_modules
@@ -30,9 +31,10 @@
 set -euo pipefail
 
 # A stamp holds exactly these lines: change one, and the part is
-# installed anew. The first six are those we use; the rest are what
+# installed anew. The first seven are those we use; the rest are what
 # they need, pinned too so that no release of one changes a test.
 python_pins='llmock==0.2.2
+fakellm==0.3.5
 grpcio==1.85.1
 grpcio-health-checking==1.85.1
 grpcio-reflection==1.85.1

@@ -22,7 +22,7 @@ use crate::domain::{
     budget::TokenCount,
     effect::{Effect, EffectResult, Facts, Factual, Unresolved},
     ids::{PolicyRevision, RuleId, RunId, Timestamp, TreeId},
-    item::Item,
+    item::{Item, RawJson},
     journal::{AnsweredItem, Sent, Verdict},
     policy::{Destination, Grant, HostedLeave, Limits, Passage, Permit, Ruling},
     tool::ToolSpec,
@@ -44,6 +44,16 @@ pub trait Model: Send + Sync {
     /// once more without.
     async fn respond(&self, question: Question<'_>, said: &Said<'_>) -> Result<Answer, ModelError>;
 
+    /// Makes something shorter of a conversation, in the backend's own form, which it can be gone on from; none where it
+    /// is not known to be able to.
+    async fn compact(&self, question: Question<'_>) -> Option<Result<Compacted, ModelError>>;
+
+    /// Whether the backend drops the beginning of what is too long for the model, and does not say so.
+    fn cuts_silently(&self) -> bool;
+
+    /// Tokens that the model takes, where the backend tells.
+    fn context_tokens(&self, model: Option<&str>) -> Option<u64>;
+
     /// Looks at how the backend is and what it can do.
     async fn probe(&self, look: Look<'_>) -> Probe;
 
@@ -52,6 +62,14 @@ pub trait Model: Send + Sync {
 
     /// Where it is, without credentials.
     fn url(&self) -> &str;
+}
+
+/// A conversation in a shorter form.
+#[derive(Debug, Clone)]
+pub struct Compacted {
+    /// Instead of all that was sent.
+    pub items: Vec<RawJson>,
+    pub tokens: TokenCount,
 }
 
 /// How closely a backend is looked at.

@@ -3,6 +3,7 @@
 pub mod executor;
 pub mod planner;
 pub mod reviewer;
+pub mod summary;
 
 use crate::domain::ids::RoleName;
 

@@ -199,7 +199,7 @@ fn shortened(text: &str, chars: usize) -> String {
     }
 }
 
-fn head_and_tail(text: &str, bytes: usize) -> String {
+pub(super) fn head_and_tail(text: &str, bytes: usize) -> String {
     if text.len() <= bytes {
         return text.to_owned();
     }

@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use futures_util::future::join4;
 use reqwest::RequestBuilder;
 use serde_json::{Value, json, value::RawValue};
+use tokio::join;
 
 use crate::{
     backend::{
@@ -73,8 +73,9 @@ pub(super) async fn probe(backend: &HttpBackend, look: Look<'_>) -> Probe {
         Depth::Presence => nothing_new(backend),
         _ => routes(http, &seen, &listed, look.patience).await,
     };
+    let windows = listed.windows();
     found.models = listed.data.into_iter().map(|model| model.id).take(Probe::MODELS).collect();
-    backend.recognise(found.profile, found.models.first().map(String::as_str));
+    backend.recognise(&found, &windows);
     if matches!(seen.status, 401 | 403) {
         found.ready = Err(refusal(http, &seen));
     }
@@ -93,14 +94,14 @@ pub(super) async fn probe(backend: &HttpBackend, look: Look<'_>) -> Probe {
 async fn routes(http: &Http, models: &Seen, listed: &Models, patience: Duration) -> Probe {
     let agents = http.get("/agents").header("OpenAI-Beta", "agents=v1");
     let post = |path: &str, body: Value| http.post(path, body.to_string().into_bytes());
-    let (responses, chat, agents, version) = join4(
+    let (responses, compact, chat, agents, version) = join!(
         // Of the wrong type, so that no server generates anything for it.
         glance(http, post("/responses", json!({"input": 0})), patience),
+        glance(http, post("/responses/compact", json!({"input": 0})), patience),
         glance(http, post("/chat/completions", json!({"messages": 0})), patience),
         glance(http, agents, patience),
         glance(http, http.get_beside("/api/version"), patience),
-    )
-    .await;
+    );
     let version = version.ok().and_then(|seen| seen.json());
     let elsewhere = agents.as_ref().ok().and_then(Seen::json);
     let hints = Hints {
@@ -119,6 +120,7 @@ async fn routes(http: &Http, models: &Seen, listed: &Models, patience: Duration)
         Err(error) => Told::Nothing(error.message),
     };
     let (responses, chat) = (told(responses, "response"), told(chat, "chat.completion"));
+    let compact = told(compact, "response.compaction");
     let named =
         [("/v1/responses", &responses), ("/v1/chat/completions", &chat), ("/v1/agents", &agents)];
     Probe {
@@ -128,6 +130,8 @@ async fn routes(http: &Http, models: &Seen, listed: &Models, patience: Duration)
             agents: agents.found(),
             responses: responses.found(),
             chat: chat.found(),
+            // Where there is no such API, a catch-all may say yes.
+            compaction: compact.found().filter(|_| responses == Told::Present),
             ..Capabilities::default()
         },
         models: Vec::new(),

@@ -16,6 +16,7 @@ pub use http::{Readiness, Settings, Streaming};
 pub use profiles::{Hosted, Lesson, Profile, Shapes, Takes, profile};
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -24,7 +25,7 @@ use async_trait::async_trait;
 
 use crate::{
     domain::backend::{Api, ProfileName},
-    ports::{Answer, Look, Model, ModelError, ModelFault, Probe, Question, Said},
+    ports::{Answer, Compacted, Look, Model, ModelError, ModelFault, Probe, Question, Said},
     secrets::{ExposeSecret as _, Secret},
 };
 use http::Http;
@@ -51,6 +52,9 @@ struct Learned {
     /// Whether an answer that was to come as a stream did so.
     streams: Option<bool>,
     refuses_shapes: bool,
+    compacts: bool,
+    /// Tokens that each model takes, where it is told.
+    windows: Arc<BTreeMap<String, u64>>,
 }
 
 impl HttpBackend {
@@ -76,10 +80,15 @@ impl HttpBackend {
     }
 
     /// Takes the server for what it looks like, and its first model for the one that is meant.
-    fn recognise(&self, profile: ProfileName, first_model: Option<&str>) {
+    fn recognise(&self, found: &Probe, windows: &BTreeMap<String, u64>) {
         self.learn(|learned| {
-            learned.profile = profile;
-            learned.first_model = first_model.map(Into::into).or(learned.first_model.take());
+            learned.profile = found.profile;
+            let first = found.models.first().map(|model| model.as_str().into());
+            learned.first_model = first.or(learned.first_model.take());
+            learned.compacts = found.capabilities.compaction.unwrap_or(learned.compacts);
+            if *learned.windows != *windows {
+                learned.windows = Arc::new(windows.clone());
+            }
         });
     }
 
@@ -150,6 +159,18 @@ impl HttpBackend {
         }
     }
 
+    async fn make_shorter(&self, question: &Question<'_>) -> Result<Compacted, ModelError> {
+        let model = self.model(question.model).await?;
+        let body = responses::encode_compaction(&model, question, self.profile())?;
+        let answer = self.http.send(self.http.post("/responses/compact", body)).await?;
+        let body = self.http.whole(answer).await?;
+        let read: wire::CompactedBody = serde_json::from_slice(&body)
+            .map_err(|error| self.http.protocol("compaction", &error.to_string()))?;
+        let items = read.output.filter(|items| !items.is_empty());
+        let items = items.ok_or_else(|| self.http.protocol("compaction", "it has no output"))?;
+        Ok(Compacted { items, tokens: read.usage.unwrap_or_default().tokens() })
+    }
+
     /// The question as this server can take it.
     fn fitted<'a>(&self, question: Question<'a>) -> Question<'a> {
         let has_tools = !question.tools.is_empty() || !question.hosted_tools.is_empty();
@@ -175,6 +196,23 @@ impl Model for HttpBackend {
             }
             answered => answered,
         }
+    }
+
+    async fn compact(&self, question: Question<'_>) -> Option<Result<Compacted, ModelError>> {
+        if !self.learned().compacts {
+            return None;
+        }
+        Some(self.make_shorter(&question).await)
+    }
+
+    fn cuts_silently(&self) -> bool {
+        self.profile().cuts_silently
+    }
+
+    fn context_tokens(&self, model: Option<&str>) -> Option<u64> {
+        let learned = self.learned();
+        let model = model.or(learned.first_model.as_deref())?;
+        learned.windows.get(model).copied()
     }
 
     async fn probe(&self, look: Look<'_>) -> Probe {

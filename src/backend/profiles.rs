@@ -23,6 +23,8 @@ pub struct Profile {
     pub asks_for_reasoning: bool,
     /// Whether it says of an answer that was cut off that it is whole.
     pub calls_cut_answers_whole: bool,
+    /// Whether it drops the beginning of what is too long, and does not say so.
+    pub cuts_silently: bool,
     /// What each of this is for: the quirk, and where it is told of.
     pub lessons: &'static [Lesson],
 }
@@ -71,6 +73,7 @@ const PLAIN: Profile = Profile {
     shapes: Shapes::WithoutTools,
     asks_for_reasoning: false,
     calls_cut_answers_whole: false,
+    cuts_silently: false,
     lessons: &[],
 };
 
@@ -138,11 +141,17 @@ const OLLAMA: Profile = Profile {
     takes: Takes::Only(&["message", "function_call", "function_call_output", "reasoning"]),
     hosted_tools: Hosted::None,
     calls_cut_answers_whole: true,
+    cuts_silently: true,
     lessons: &[
         lesson(
             "an answer that was cut off says that it is completed",
             "one that has as many tokens as it may have counts as cut off",
             "ollama/ollama PR #17239",
+        ),
+        lesson(
+            "a conversation that is too long loses its beginning without a word",
+            "the tokens that it says it read are compared with what was sent; a conversation that was cut is compacted",
+            "ollama/ollama's documentation of the context length",
         ),
         lesson(
             "ids are drawn from a million, and come again",

@@ -217,6 +217,20 @@ pub(super) fn encode(
     encoded.map_err(|error| broken(format!("the conversation cannot be encoded: {error}")))
 }
 
+/// The body of a request to make the conversation shorter.
+pub(super) fn encode_compaction(
+    model: &str,
+    question: &Question<'_>,
+    profile: &Profile,
+) -> Result<Vec<u8>, ModelError> {
+    let input = question.items.iter().filter_map(|item| input_item(item, profile)).collect();
+    let request = wire::CompactRequest { model, instructions: question.instructions, input };
+    serde_json::to_vec(&request).map_err(|error| {
+        let what = format!("the conversation cannot be encoded: {error}");
+        failure::plain(ModelFault::BrokenConversation, what)
+    })
+}
+
 fn tools<'a>(
     question: &Question<'a>,
     hosted: &'a [Secret],

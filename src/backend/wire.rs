@@ -318,6 +318,43 @@ pub(super) struct ModelName {
     pub(super) id: String,
     #[serde(default, deserialize_with = "lenient")]
     pub(super) owned_by: Option<String>,
+    /// vLLM's.
+    #[serde(default, deserialize_with = "lenient")]
+    max_model_len: Option<u64>,
+    /// Of several others.
+    #[serde(default, deserialize_with = "lenient")]
+    context_length: Option<u64>,
+    /// LM Studio's.
+    #[serde(default, deserialize_with = "lenient")]
+    max_context_length: Option<u64>,
+}
+
+impl Models {
+    /// How many tokens each takes, by its name, where that is told.
+    pub(super) fn windows(&self) -> BTreeMap<String, u64> {
+        let window = |model: &ModelName| {
+            model.max_model_len.or(model.context_length).or(model.max_context_length)
+        };
+        let told = self.data.iter().filter_map(|model| Some((model.id.clone(), window(model)?)));
+        told.collect()
+    }
+}
+
+/// What `POST /v1/responses/compact` answers.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct CompactedBody {
+    pub(super) output: Option<Vec<RawJson>>,
+    #[serde(deserialize_with = "lenient")]
+    pub(super) usage: Option<Usage>,
+}
+
+/// Body of that.
+#[derive(Serialize)]
+pub(super) struct CompactRequest<'a> {
+    pub(super) model: &'a str,
+    pub(super) instructions: &'a str,
+    pub(super) input: Vec<InputItem<'a>>,
 }
 
 /// Whether a body is a response with an output.

@@ -29,8 +29,8 @@ const OTHERS: &str = "backends";
 const KEYS: [&str; 7] =
     ["base_url", "model", "api_key", "stream", "idle_timeout_seconds", "profile", "readiness"];
 const MINDS: &str = "agents";
-const MIND_KEYS: [&str; 5] =
-    ["backend", "model", "max_output_tokens", "temperature", "reasoning_effort"];
+const MIND_KEYS: [&str; 6] =
+    ["backend", "model", "context_tokens", "max_output_tokens", "temperature", "reasoning_effort"];
 const IDLE_SECONDS: Count = Count(300);
 
 /// A model server besides the default one.
@@ -166,10 +166,12 @@ fn mind(reader: &mut Reader<'_>, entry: &Entry, others: &[NamedBackend]) -> Mind
         entry.fault(reader, "backend", &message);
     }
     let most: Option<Count> = entry.take(reader, "max_output_tokens");
+    let window: Option<Count> = entry.take(reader, "context_tokens");
     let temperature: Option<Temperature> = entry.take(reader, "temperature");
     Mind {
         backend,
         model: entry.take(reader, "model"),
+        context_tokens: window.map(|window| window.0),
         settings: ModelSettings {
             max_output_tokens: most.map(|most| u32::try_from(most.0).unwrap_or(u32::MAX)),
             temperature: temperature.map(|temperature| temperature.0),

@@ -52,7 +52,14 @@ async fn service(global: &Global, service: &str) -> Result<Exit, Failure> {
 /// The daemon with its backends: red is a failure, degraded is not.
 async fn whole(global: &Global) -> Result<Exit, Failure> {
     let request = v1::GetHealthRequest {};
-    let health = connect::connect(global).await?.admin().get_health(request).await?.into_inner();
+    let health = match connect::connect(global).await?.admin().get_health(request).await {
+        Ok(health) => health.into_inner(),
+        // Whoever is not known is told what orchestrators are.
+        Err(status) if status.code() == tonic::Code::Unauthenticated => {
+            return service(global, "").await;
+        }
+        Err(status) => return Err(status.into()),
+    };
     match global.output {
         Format::Json => output::json_line(&health_json(&health))?,
         Format::Table => {
@@ -149,6 +156,7 @@ fn backend_json(backend: &v1::BackendHealth) -> Value {
             "streaming": can.streaming,
             "stateful": can.stateful,
             "structured_output": can.structured_output,
+            "compaction": can.compaction,
         },
         "reachable": backend.reachable,
         "awaited": backend.awaited,

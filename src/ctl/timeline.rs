@@ -137,6 +137,13 @@ impl<W: Write> Timeline<W> {
                 let next = if payload["retry_at"].is_null() { "" } else { "; asking again" };
                 self.line(entry, &format!("{failed} {}{next}", text("message")))
             }
+            "context_trimmed" => {
+                let outputs = &payload["outputs"];
+                self.line(entry, &format!("… {outputs} older outputs are left out, to save room"))
+            }
+            "context_compacted" => {
+                self.line(entry, &format!("… the conversation was compacted, by {}", text("by")))
+            }
             "backend_awaited" => {
                 let waits = self.colour.paint(Paint::Warning, "‖ waits for the backend");
                 self.line(entry, &format!("{waits} {}: {}", text("backend"), text("why")))

@@ -71,11 +71,13 @@ pub struct Capabilities {
     pub stateful: Option<bool>,
     /// Whether answers can be held to a JSON schema.
     pub structured_output: Option<bool>,
+    /// Whether it makes long conversations shorter by itself.
+    pub compaction: Option<bool>,
 }
 
 impl Capabilities {
     /// Each by its name.
-    pub fn named(&self) -> [(&'static str, Option<bool>); 6] {
+    pub fn named(&self) -> [(&'static str, Option<bool>); 7] {
         [
             ("agents", self.agents),
             ("responses", self.responses),
@@ -83,6 +85,7 @@ impl Capabilities {
             ("streaming", self.streaming),
             ("stateful", self.stateful),
             ("structured_output", self.structured_output),
+            ("compaction", self.compaction),
         ]
     }
 
@@ -95,13 +98,14 @@ impl Capabilities {
             streaming: self.streaming.or(known.streaming),
             stateful: self.stateful.or(known.stateful),
             structured_output: self.structured_output.or(known.structured_output),
+            compaction: self.compaction.or(known.compaction),
         }
     }
 
-    /// The API by which a run is to ask: the chat one only where the other is known to be absent.
+    /// The API by which a run is to ask: the chat one only where the other is known to be absent, and it is not.
     pub fn api(&self) -> Api {
         match (self.responses, self.chat) {
-            (Some(false), Some(true)) => Api::Chat,
+            (Some(false), Some(true) | None) => Api::Chat,
             _ => Api::Responses,
         }
     }
@@ -187,16 +191,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_backend_that_is_known_to_lack_the_one_api_and_to_have_the_other_is_asked_by_chat() {
+    fn only_a_backend_that_is_known_to_lack_the_one_api_is_asked_by_the_other() {
         let api = |responses, chat| Capabilities { responses, chat, ..Default::default() }.api();
         assert_eq!(api(Some(false), Some(true)), Api::Chat);
-        for (responses, chat) in [
-            (None, Some(true)),
-            (Some(true), Some(true)),
-            (Some(false), None),
-            (Some(false), Some(false)),
-            (None, None),
-        ] {
+        // Some fall over what is not quite a request.
+        assert_eq!(api(Some(false), None), Api::Chat);
+        for (responses, chat) in
+            [(None, Some(true)), (Some(true), Some(true)), (Some(false), Some(false)), (None, None)]
+        {
             assert_eq!(api(responses, chat), Api::Responses, "{responses:?} {chat:?}");
         }
     }
@@ -210,7 +212,7 @@ mod tests {
         assert_eq!((both.responses, both.stateful), (Some(false), Some(false)));
         assert_eq!(
             both.to_string(),
-            "agents=unknown responses=false chat=unknown streaming=unknown stateful=false structured_output=unknown"
+            "agents=unknown responses=false chat=unknown streaming=unknown stateful=false structured_output=unknown compaction=unknown"
         );
     }
 }

@@ -22,8 +22,9 @@ pub use daemon::{
     BackupMade, DaemonStarted, DaemonStopped, DrainRequested, RunAnchored, RunPruned, StoreRestored,
 };
 pub use model::{
-    AnsweredItem, AskedCall, BackendAwaited, BackendError, CapabilityProbe, HostedDecided,
-    ModelNudged, ModelRequest, ModelResponse, RunDegraded, Sent,
+    AnsweredItem, AskedCall, BackendAwaited, BackendError, CapabilityProbe, Compaction,
+    ContextCompacted, ContextTrimmed, HostedDecided, ModelNudged, ModelRequest, ModelResponse,
+    Purpose, RunDegraded, Sent,
 };
 pub use steering::{CancelRequested, InputReceived, LostRequest, PauseRequested, RunResumed};
 pub use team::{AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed, Team};
@@ -115,6 +116,8 @@ records! {
     "backend_error" 1 => BackendError,
     "backend_awaited" 1 => BackendAwaited,
     "run_degraded" 1 => RunDegraded,
+    "context_trimmed" 1 => ContextTrimmed,
+    "context_compacted" 1 => ContextCompacted,
     "model_nudged" 1 => ModelNudged,
     "agent_began" 1 => AgentBegan,
     "plan_made" 1 => PlanMade,

@@ -2,6 +2,7 @@
 //! are pure and total: a crash can fall between any two entries, and what is left still folds.
 
 mod calls;
+mod context;
 mod conversation;
 mod decide;
 mod fold;
@@ -9,6 +10,7 @@ mod stored;
 mod team;
 
 pub use calls::{OpenCall, Progress};
+pub use context::{Context, OVERFLOW, Overflow, bytes};
 pub use conversation::Conversation;
 pub use decide::{Command, Invocation, InvocationMode, decide};
 pub use fold::{fold, fold_into};
@@ -44,6 +46,8 @@ pub struct RunState {
     pub role: RoleName,
     #[serde(skip)]
     pub items: Conversation,
+    /// What of the conversation is sent.
+    pub context: Context,
     /// How far its agents have come, where there are several.
     pub stage: Stage,
     pub inputs: Inputs,
@@ -200,6 +204,7 @@ impl RunState {
             role: RoleName::new(if spec.team.is_some() { "executor" } else { &*spec.agent }),
             spec: Arc::new(spec),
             items: items.into(),
+            context: Context::default(),
             stage,
             inputs: Inputs::default(),
             apis: BTreeMap::new(),

@@ -6,13 +6,20 @@ use crate::{
     domain::{
         backend::{Api, BackendName},
         ids::Timestamp,
-        journal::{BackendAwaited, BackendError, ModelResponse, RunDegraded},
+        journal::{BackendAwaited, BackendError, ModelResponse, RunDegraded, Sent},
         retry,
-        run::{Ending, Failure},
+        run::{Ending, Failure, Overflow, RunState},
     },
     engine::{
-        World, backends::Backend, driver::Driver, hosted, inbox::Message, live::Words,
-        run_log::Noted, team,
+        World,
+        backends::Backend,
+        context::{Fit, too_long},
+        driver::Driver,
+        hosted,
+        inbox::Message,
+        live::Words,
+        run_log::Noted,
+        team,
     },
     fail_point,
     ports::{Answer, JournalError, ModelError, ModelFault, Question},
@@ -156,18 +163,16 @@ impl Driver {
         api: Api,
     ) -> Result<(), JournalError> {
         let Some(items) = self.log.conversation().await? else { return Ok(()) };
-        let stage = &self.log.state().stage;
-        let heard = stage.heard_by(stage.seat(), &items);
-        let backend = self.backend();
-        let hosted = match api {
-            Api::Responses => hosted::admitted(
-                &self.world.policies.current(),
-                &self.log.state().role,
-                &*backend.model,
-            ),
-            Api::Chat => hosted::none(&self.world.policies.current()),
+        let Fit::Fits(estimated) = Box::pin(self.fit((turn, attempt), api, &items)).await? else {
+            return Ok(());
         };
-        let noted = hosted.noted((turn, attempt), heard.len(), (backend.name.clone(), api));
+        let RunState { stage, context, .. } = self.log.state();
+        let heard = context.view(stage, stage.seat(), &items);
+        let backend = self.backend();
+        let policy = self.world.policies.current();
+        let hosted = hosted::admitted(&policy, &self.log.state().role, (api, &*backend.model));
+        let sent = (heard.len(), estimated);
+        let noted = hosted.noted((turn, attempt), sent, (backend.name.clone(), api));
         self.log.append([noted]).await?;
         fail_point::reach("ask.before");
         let started = self.world.clock.steady_ms();
@@ -212,7 +217,7 @@ impl Driver {
         drop(heard);
         drop(items);
         let duration_ms = self.world.clock.steady_ms().saturating_sub(started);
-        match answer {
+        match answer.and_then(|answer| self.unless_cut_off(&backend, answer)) {
             Ok(answer) => {
                 words.finish();
                 let cost = self.cost(&answer);
@@ -227,7 +232,53 @@ impl Driver {
         Ok(())
     }
 
-    fn failed_request(
+    /// The answer, unless the backend has read only a part of the conversation.
+    fn unless_cut_off(&self, backend: &Backend, answer: Answer) -> Result<Answer, ModelError> {
+        let context = &self.log.state().context;
+        let read = answer.tokens.input;
+        // Once compacted, it is taken as it comes: what it says of tokens may be something else.
+        let may_be_cut = backend.model.cuts_silently() && context.overflow() == Overflow::None;
+        if !may_be_cut || !context.was_cut_off(read) {
+            return Ok(answer);
+        }
+        Err(ModelError {
+            fault: ModelFault::ContextOverflow,
+            message: format!(
+                "the backend {} read {read} tokens, which is less than it was sent: it dropped the beginning of the \
+                 conversation",
+                backend.name
+            ),
+            sent: Sent::Maybe,
+            http_status: None,
+            backend_request_id: None,
+            retry_after_ms: None,
+            should_retry: None,
+        })
+    }
+
+    /// Does that, and hears what people say meanwhile; none where that ends it, or the daemon stops.
+    pub(super) async fn unless_interrupted<T>(
+        &mut self,
+        it: impl Future<Output = T>,
+    ) -> Result<Option<T>, JournalError> {
+        let mut it = std::pin::pin!(it);
+        loop {
+            tokio::select! {
+                it = &mut it => return Ok(Some(it)),
+                () = self.stopping.cancelled() => return Ok(None),
+                message = self.inbox.recv() => {
+                    let Some(message) = message else { return Ok(None) };
+                    let interrupts = message.interrupts();
+                    message.hear(&mut self.log).await?;
+                    if interrupts {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    pub(super) fn failed_request(
         &self,
         (turn, attempt): (u32, u32),
         backend: &Backend,
@@ -243,14 +294,22 @@ impl Driver {
         // Nobody is to lose a run because its backend is down: it waits for that, and is asked again.
         let has_attempts = attempt < retry::most_attempts(because) || backend.shut().is_some();
         let asks_too_much = error.retry_after_ms.is_some_and(|wait| wait > retry::LONGEST_WAIT_MS);
-        let retry_at = (error.is_passing() && has_attempts && !asks_too_much).then(|| {
+        let overflows = error.fault == ModelFault::ContextOverflow;
+        // Once it is shortened, it may fit.
+        let shortens = overflows && self.log.state().context.overflow() == Overflow::None;
+        let passes = error.is_passing() && has_attempts && !asks_too_much;
+        let retry_at = (passes && !overflows).then(|| {
             let jitter = self.world.chance.fraction();
             let delay = retry::delay_ms(attempt, because, error.retry_after_ms, jitter);
             self.world.clock.now().plus_millis(delay)
         });
-        let message = match asks_too_much {
-            true => format!("{}; it asks to be left alone for longer than a day", error.message),
-            false => error.message,
+        let retry_at = retry_at.or_else(|| shortens.then(|| self.world.clock.now()));
+        let message = match (asks_too_much, overflows && !shortens) {
+            (true, _) => {
+                format!("{}; it asks to be left alone for longer than a day", error.message)
+            }
+            (false, true) => format!("{} ({})", too_long().message, error.message),
+            (false, false) => error.message,
         };
         BackendError {
             turn,
@@ -266,7 +325,7 @@ impl Driver {
     }
 
     /// By the name that was asked for, or by that which answered; none where neither has a price.
-    fn cost(&self, answer: &Answer) -> Option<u64> {
+    pub(super) fn cost(&self, answer: &Answer) -> Option<u64> {
         let World { prices, .. } = &self.world;
         let state = self.log.state();
         let asked = self.world.model_of(&state.role, state.spec.model.as_deref());

@@ -5,7 +5,7 @@ use crate::{
     domain::{
         backend::{Api, BackendName},
         ids::{PolicyRevision, RoleName, RuleId},
-        journal::{HostedDecided, ModelRequest, Verdict},
+        journal::{HostedDecided, ModelRequest, Purpose, Verdict},
         policy::{HostedLeave, Policy},
     },
     engine::run_log::Noted,
@@ -21,8 +21,17 @@ pub(super) struct Admitted {
 }
 
 /// Asks the policy about every hosted tool, and the backend about those that it allows.
-pub(super) fn admitted(policy: &Policy, role: &RoleName, model: &dyn Model) -> Admitted {
+///
+/// None is declared by chat, and so none is decided about.
+pub(super) fn admitted(
+    policy: &Policy,
+    role: &RoleName,
+    (api, model): (Api, &dyn Model),
+) -> Admitted {
     let (mut leaves, mut decided) = (Vec::new(), Vec::new());
+    if api == Api::Chat {
+        return Admitted { leaves, decided, revision: policy.revision.clone() };
+    }
     for fate in policy.hosted_for(role) {
         let noted = fate.decided();
         match (&fate.ruled, model.leaves_out(fate.tool.index)) {
@@ -39,23 +48,28 @@ pub(super) fn admitted(policy: &Policy, role: &RoleName, model: &dyn Model) -> A
     Admitted { leaves, decided, revision: policy.revision.clone() }
 }
 
-/// For a request that can declare none.
-pub(super) fn none(policy: &Policy) -> Admitted {
-    Admitted { leaves: Vec::new(), decided: Vec::new(), revision: policy.revision.clone() }
-}
-
 impl Admitted {
     /// The intent to ask, with what was decided. Without hosted tools no policy applied.
     pub(super) fn noted(
         &self,
         (turn, attempt): (u32, u32),
-        items: usize,
+        (items, estimated_tokens): (usize, u64),
         (backend, api): (BackendName, Api),
     ) -> Noted {
         let hosted_tools = self.decided.clone();
         let policy = (!hosted_tools.is_empty()).then(|| self.revision.clone());
         Noted {
-            record: ModelRequest { turn, attempt, items, hosted_tools, backend, api }.into(),
+            record: ModelRequest {
+                turn,
+                attempt,
+                items,
+                estimated_tokens,
+                purpose: Purpose::Answer,
+                hosted_tools,
+                backend,
+                api,
+            }
+            .into(),
             policy,
         }
     }

@@ -7,6 +7,7 @@ mod asking;
 mod backends;
 mod backups;
 mod ceiling;
+mod context;
 mod deep;
 mod diff;
 mod door;
@@ -74,6 +75,8 @@ pub struct Mind {
     pub backend: Option<BackendName>,
     /// None: the run's, or else the backend's.
     pub model: Option<String>,
+    /// Tokens that the model takes; none: as the backend tells, if it does.
+    pub context_tokens: Option<u64>,
     pub settings: ModelSettings,
 }
 
@@ -122,6 +125,7 @@ impl World {
         const PLAIN: &Mind = &Mind {
             backend: None,
             model: None,
+            context_tokens: None,
             settings: ModelSettings {
                 max_output_tokens: None,
                 temperature: None,

@@ -28,6 +28,7 @@ pub(super) fn backend(health: &BackendHealth) -> v1::BackendHealth {
             streaming: can.streaming,
             stateful: can.stateful,
             structured_output: can.structured_output,
+            compaction: can.compaction,
         }),
     }
 }

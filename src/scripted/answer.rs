@@ -86,7 +86,9 @@ fn body(seen: &Seen, turn: &Turn, status: &str, incomplete: &Value) -> Value {
     let written: usize =
         turn.say.len() + turn.calls.iter().map(|c| c.arguments.text().len()).sum::<usize>();
     let read: usize = seen.task.len() + seen.outputs.iter().map(String::len).sum::<usize>();
-    let (input_tokens, output_tokens) = (read / 4 + 1, written / 4 + 1);
+    let made_up = read as u64 / 4 + 1;
+    let (input_tokens, output_tokens) =
+        (turn.input_tokens.unwrap_or(made_up), written as u64 / 4 + 1);
     json!({
         "id": format!("resp_{number}"), "object": "response", "status": status,
         "model": seen.model, "output": output, "incomplete_details": incomplete, "error": null,

@@ -57,7 +57,7 @@ impl Kind {
             "/v1/models" => true,
             "/v1/responses" => self != Self::ChatOnly,
             "/v1/chat/completions" => true,
-            "/v1/agents" => self == Self::OpenAi,
+            "/v1/agents" | "/v1/responses/compact" => self == Self::OpenAi,
             "/api/version" => self == Self::Ollama,
             _ => false,
         }

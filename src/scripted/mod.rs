@@ -26,7 +26,7 @@ use axum::{
     extract::{Request, State},
     http::{HeaderMap, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 use serde_json::{Value, json};
@@ -114,6 +114,7 @@ impl ScriptedBackend {
             .route("/v1/models", get(models))
             .route("/v1/responses", post(respond))
             .route("/v1/chat/completions", post(chat))
+            .route("/v1/responses/compact", post(compact))
             .route("/v1/agents", get(agents))
             .route("/api/version", get(version))
             .fallback(unknown)
@@ -178,6 +179,23 @@ async fn as_its_kind(State(server): State<Server>, request: Request, next: Next)
 
 async fn models(State(server): State<Server>) -> Json<Value> {
     Json(server.kind().models())
+}
+
+/// One item stands for all that was said; what was, only this server knows.
+async fn compact(State(server): State<Server>, headers: HeaderMap, body: Bytes) -> Response {
+    let kind = server.kind();
+    match Seen::read(&body) {
+        Ok(seen) => {
+            server.remember(&headers, &body);
+            let item = json!({"type": "compaction", "id": format!("cmp_{}", seen.turn), "encrypted_content": "c2VlbiBpdA"});
+            let usage = json!({"input_tokens": 90, "output_tokens": 9, "total_tokens": 99});
+            let said = json!({"type": "message", "role": "user", "content": seen.task});
+            Json(json!({"object": "response.compaction", "id": "resp_c", "output": [said, item], "usage": usage}))
+                .into_response()
+        }
+        Err(Unread::NoInput) => kind.error(400, "'input' must be a string or array of objects"),
+        Err(Unread::Wrong(message)) => refuse(&server, message),
+    }
 }
 
 async fn agents() -> Json<Value> {

@@ -23,6 +23,8 @@ pub struct Turn {
     pub say: String,
     /// What it thinks before that; empty for nothing.
     pub think: String,
+    /// How many tokens it says it read; made up where it is not given.
+    pub input_tokens: Option<u64>,
     pub calls: Vec<Call>,
 }
 

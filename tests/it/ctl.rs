@@ -564,7 +564,10 @@ async fn a_healthy_daemon_with_an_intact_journal_is_zero() {
     let mut daemon = TestDaemon::start(&backend.url());
     daemon.carry_out("something").await;
 
-    for arguments in [&["health"][..], &["health", "--live"], &["health", "--ready"]] {
+    let whole = daemon.agentctl(&["health"]).await;
+    assert!(whole.status.success() && stdout(&whole).starts_with("green\n"), "{whole:?}");
+    assert_eq!(object(&daemon, &["health"]).await.1["status"], "green");
+    for arguments in [&["health", "--live"][..], &["health", "--ready"]] {
         let output = daemon.agentctl(arguments).await;
         assert_eq!((output.status.code(), stdout(&output).as_str()), (Some(0), "SERVING\n"));
         let (exit, health) = object(&daemon, arguments).await;

@@ -22,6 +22,7 @@ mod clients;
 mod configuration;
 mod confinement;
 mod conformance;
+mod contexts;
 mod corpus;
 mod ctl;
 mod deaths;

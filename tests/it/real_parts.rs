@@ -197,6 +197,83 @@ fn write(content: &str) -> Value {
     reply("write_file", json!({"path": "x", "content": content}))
 }
 
+#[tokio::test]
+async fn a_stream_that_llmock_lets_stall_is_given_up_and_asked_again() {
+    let fault =
+        json!({"type": "stream_fault", "kind": "stall", "after_chunks": 3, "stall_seconds": 30});
+    let configuration = "backend: {stream: true, idle_timeout_seconds: 1}\n";
+    let Some(told) = faulty_turn("a stalled stream", [fault], configuration).await else { return };
+
+    assert_eq!(told.errors, ["TIMEOUT 1"]);
+    assert_eq!(judged(&told.verdict), clean(1));
+}
+
+#[tokio::test]
+async fn a_quota_of_llmock_is_kept_to_by_waiting() {
+    let Some(parts) = parts("a quota of llmock") else { return };
+    // One more each second and a half.
+    let server = parts.llmock_with(&["--rpm", "40"]);
+    let daemon = daemon(&server, STREAMED).await;
+    let read = || reply("read_file", json!({"path": "notes.txt"}));
+    let done = json!({"type": "reply", "text": "All done."});
+    server.script((0..42).map(|_| read()).chain([done])).await;
+    daemon.put("notes.txt", "remember the milk\n");
+
+    let story = daemon.carry_out("read it often").await;
+
+    assert_eq!(story.state(), RunState::Succeeded, "{story:?}");
+    let errors = story.payloads("backend_error");
+    assert!(
+        !errors.is_empty() && errors.iter().all(|error| error["reason"] == "RATE_LIMITED"),
+        "{errors:?}"
+    );
+    let verdict = server.verdict().await;
+    assert_eq!((&verdict["passed"], &verdict["errors"]), (&json!(true), &json!(0)), "{verdict}");
+}
+
+#[tokio::test]
+async fn nothing_that_fakellm_asks_for_is_ever_done_when_streaming() {
+    chat_only(STREAMED).await;
+}
+
+#[tokio::test]
+async fn nothing_that_fakellm_asks_for_is_ever_done_without_streaming() {
+    chat_only(WHOLE).await;
+}
+
+/// fakellm has no Responses API, and asks for a tool that nobody offered it.
+async fn chat_only(configuration: &str) {
+    let Some(parts) = parts("fakellm, which only chats") else { return };
+    let evil = json!({"id": "call_1", "name": "write_file", "arguments": {"path": "evil.txt", "content": "x"}});
+    // With calls it says nothing; what agentd says of that, it answers in words.
+    let server = parts.fakellm(json!([
+        {"name": "speaks", "when": {"messages_contain": "no tools here"}, "respond": {"content": "I would write it."}},
+        {"name": "asks", "when": {"messages_contain": "write"}, "respond": {"tool_calls": [evil]}},
+    ]));
+    let daemon = TestDaemon::start_with(Settings {
+        base_url: server.url.clone(),
+        configuration: configuration.into(),
+        // It lists none.
+        environment: vec![("AGENTD_MODEL".into(), "fake".into())],
+        ..Settings::default()
+    });
+    let found = daemon.first_look().await;
+    assert_eq!(
+        (&found["responses"], &found["colour"]),
+        (&json!(false), &json!("degraded")),
+        "{found}"
+    );
+
+    let story = daemon.carry_out("write a file").await;
+
+    assert_eq!(story.state(), RunState::Succeeded, "{story:?}");
+    assert_eq!(story.run.answer, "I would write it.");
+    assert!(story.run.degraded);
+    let left = std::fs::read_dir(daemon.workspace()).unwrap().count();
+    assert_eq!(left, 0, "nothing is in the workspace");
+    assert_eq!(story.payloads("tool_call"), Vec::<Value>::new());
+}
+
 /// What agentd and llmock say of a run whose first turn was broken.
 struct Told {
     /// Reason and attempt of each failed request.

@@ -21,6 +21,12 @@ pub struct ModelRequest {
     pub attempt: u32,
     /// Items of the conversation that are sent.
     pub items: usize,
+    /// About how many tokens these are, with the instructions and the tools.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub estimated_tokens: u64,
+    /// What is asked for, where it is not an answer.
+    #[serde(default, skip_serializing_if = "Purpose::is_answer")]
+    pub purpose: Purpose,
     /// What was decided about each hosted tool, in the order of the configuration: those allowed are declared.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosted_tools: Vec<HostedDecided>,
@@ -28,6 +34,68 @@ pub struct ModelRequest {
     pub backend: BackendName,
     #[serde(default, skip_serializing_if = "Api::is_responses")]
     pub api: Api,
+}
+
+/// By reference, as serde asks.
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+/// What a model is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    #[default]
+    Answer,
+    /// Something shorter that stands for the conversation.
+    Compaction,
+}
+
+impl Purpose {
+    /// By reference, as serde asks.
+    fn is_answer(&self) -> bool {
+        *self == Self::Answer
+    }
+}
+
+/// Long outputs are told of by reference from now on: the conversation would not fit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextTrimmed {
+    /// The one that is asked next.
+    pub turn: u32,
+    /// Place in the conversation; what is long and before it is left out.
+    pub before: usize,
+    /// How many outputs these are.
+    pub outputs: usize,
+    /// About how many tokens were to be sent, and how many are.
+    pub tokens_before: u64,
+    pub tokens_after: u64,
+}
+
+/// Something shorter stands for the beginning of the conversation from now on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContextCompacted {
+    /// The one that is asked next.
+    pub turn: u32,
+    /// Of the request that it came of.
+    pub attempt: u32,
+    /// Place in the conversation; what is before it is not sent any more.
+    pub upto: usize,
+    #[serde(flatten)]
+    pub compaction: Compaction,
+    pub tokens: TokenCount,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost_micros: Option<u64>,
+}
+
+/// What stands for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "snake_case")]
+pub enum Compaction {
+    /// What the executor was given at the very beginning, and what the model said when it was asked to sum the rest up.
+    Summary { task: Arc<str>, text: Arc<str> },
+    /// What the backend made of it: a JSON list of items, which only backends of its kind can read.
+    Backend { items: Arc<str> },
 }
 
 /// Policy decided whether a hosted tool is declared to the backend.

@@ -7,8 +7,8 @@ use crate::domain::{
     ids::{CallKey, Timestamp},
     item::Item,
     journal::{
-        BackendError, Entry, InputReceived, LostRequest, ModelRequest, ModelResponse, Moment,
-        Record, RunResumed, Sent, WorkspaceSnapshot,
+        BackendError, ContextCompacted, Entry, InputReceived, LostRequest, ModelRequest,
+        ModelResponse, Moment, Record, RunResumed, Sent, WorkspaceSnapshot,
     },
     run::{
         Ending, Failure, Inputs, Nudged, OpenCall, Phase, Progress, Replay, RunState, Seat,
@@ -89,6 +89,7 @@ impl RunState {
             Record::BudgetWarning(warning) => self.warned.push(warning.limit.clone()),
             Record::InputReceived(input) => self.inputs.take(input),
             Record::ModelNudged(nudge) => self.nudged = Some(nudge.turn),
+            Record::ContextTrimmed(trimmed) => self.context.trimmed(trimmed.before),
             Record::RunDegraded(degraded) => {
                 self.apis.insert(degraded.backend.clone(), Api::Chat);
             }
@@ -174,6 +175,14 @@ impl Phase {
 }
 
 impl RunState {
+    /// The beginning of what the executor has heard was replaced. It cost something, and is no turn.
+    fn compacted(&mut self, done: &ContextCompacted) {
+        self.usage.add_tokens(&done.tokens);
+        let cost = done.cost_micros.unwrap_or(0);
+        self.usage.cost_micros = self.usage.cost_micros.saturating_add(cost);
+        self.context.compacted(done);
+    }
+
     fn hear_inputs(&mut self) {
         let heard = std::mem::take(&mut self.inputs.waiting);
         self.inputs.heard.extend(heard.iter().cloned());
@@ -202,6 +211,7 @@ impl Work {
     fn after(self, record: &Record, state: &mut RunState) -> Self {
         match (self, record) {
             (Self::ToAsk { .. } | Self::BackingOff { .. }, Record::ModelRequest(request)) => {
+                state.context.requested(request);
                 Self::Asking { attempt: request.attempt, replay: replay(request) }
             }
             (Self::Asking { attempt, .. }, Record::ModelResponse(response))
@@ -212,7 +222,14 @@ impl Work {
             (Self::Asking { attempt, replay }, Record::BackendError(error))
                 if error.attempt == attempt =>
             {
+                state.context.failed(error);
                 after_error(error, replay, state)
+            }
+            (Self::Asking { attempt, .. }, Record::ContextCompacted(done))
+                if done.attempt == attempt =>
+            {
+                state.compacted(done);
+                Self::ToAsk { attempt: attempt.saturating_add(1) }
             }
             (
                 Self::Asking { attempt, replay },
@@ -275,6 +292,7 @@ fn answered(response: &ModelResponse, state: &mut RunState) -> Work {
     };
     state.usage.turns += 1;
     state.apis.entry(response.backend.clone()).or_insert(response.api);
+    state.context.answered(response);
     state.usage.add_tokens(&response.tokens);
     let cost = response.cost_micros.unwrap_or(0);
     state.usage.cost_micros = state.usage.cost_micros.saturating_add(cost);

@@ -1,7 +1,7 @@
 //! The agents of a run: who speaks, what each of them has heard, and what follows when one has said its last word. A run
 //! of one agent alone has none of this.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
@@ -77,10 +77,30 @@ impl Stage {
         self.is_corrected
     }
 
+    /// Place of what the executor was given at the very beginning.
+    pub fn first_of_executor(&self) -> usize {
+        let part = self.parts.iter().find(|part| part.seat == Seat::Executor);
+        part.map_or(0, |part| part.from)
+    }
+
     /// Who spoke in a turn.
     pub fn speaker(&self, turn: u32) -> Seat {
         let part = self.parts.iter().rev().find(|part| part.after < turn);
         part.map_or(Seat::Executor, |part| part.seat)
+    }
+
+    /// Places of what an agent has heard and said, in a conversation of so many items.
+    pub(super) fn places(&self, seat: Seat, length: usize) -> Vec<Range<usize>> {
+        if self.parts.is_empty() {
+            return vec![0..length];
+        }
+        let ends = self.parts.iter().skip(1).map(|part| part.from).chain([length]);
+        let parts = self.parts.iter().zip(ends).filter(|(part, _)| part.seat == seat);
+        let mut places: Vec<Range<usize>> = parts.map(|(part, end)| part.from..end).collect();
+        if seat == Seat::Reviewer {
+            places.drain(..places.len().saturating_sub(1));
+        }
+        places
     }
 
     /// What an agent has heard and said, out of the whole conversation. A reviewer has not heard earlier ones.
@@ -88,13 +108,8 @@ impl Stage {
         if self.parts.is_empty() {
             return Cow::Borrowed(items);
         }
-        let ends = self.parts.iter().skip(1).map(|part| part.from).chain([items.len()]);
-        let parts = self.parts.iter().zip(ends).filter(|(part, _)| part.seat == seat);
-        let mut parts: Vec<&[Item]> =
-            parts.filter_map(|(part, end)| items.get(part.from..end)).collect();
-        if seat == Seat::Reviewer {
-            parts.drain(..parts.len().saturating_sub(1));
-        }
+        let places = self.places(seat, items.len()).into_iter();
+        let parts: Vec<&[Item]> = places.filter_map(|place| items.get(place)).collect();
         match parts.as_slice() {
             [only] => Cow::Borrowed(only),
             parts => Cow::Owned(parts.concat()),

@@ -75,6 +75,10 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
             .prop_map(|(turn, attempt, retry_at)| failed(turn, attempt, retry_at)),
         2 => (number(), number()).prop_map(|(turn, attempt)| awaited(turn, attempt)),
         1 => number().prop_map(degraded),
+        1 => (number(), 0..9usize).prop_map(|(turn, before)| trimmed(turn, before)),
+        2 => (number(), number()).prop_map(|(turn, attempt)| compacting(turn, attempt)),
+        2 => (number(), number(), 0..9usize)
+            .prop_map(|(turn, attempt, upto)| compacted(turn, attempt, upto)),
         4 => number().prop_map(nudged),
         2 => (select(SEATS.as_slice()), number()).prop_map(|(seat, round)| began(seat, round)),
         2 => (0..4usize).prop_map(checked),

@@ -32,6 +32,8 @@ fn examples() -> Vec<Record> {
                 why: "it is allowed".into(),
                 effect_class: EffectClass::NonIdempotent,
             }],
+            estimated_tokens: 7,
+            purpose: Purpose::Compaction,
             backend: BackendName::new("local"),
             api: Api::Chat,
             ..model_request(1, 1)
@@ -110,6 +112,17 @@ fn of_answers() -> Vec<Record> {
         .into(),
         awaited(1, 2),
         degraded(1),
+        trimmed(1, 4),
+        compacted(1, 2, 4),
+        ContextCompacted {
+            turn: 1,
+            attempt: 2,
+            upto: 4,
+            compaction: Compaction::Backend { items: r#"[{"type":"compaction"}]"#.into() },
+            tokens: TokenCount::default(),
+            cost_micros: None,
+        }
+        .into(),
         nudged(1),
     ]
 }

@@ -38,6 +38,8 @@ pub(super) fn model_request(turn: u32, attempt: u32) -> ModelRequest {
         turn,
         attempt,
         items: 1,
+        estimated_tokens: 0,
+        purpose: Purpose::Answer,
         hosted_tools: Vec::new(),
         backend: BackendName::default(),
         api: Api::Responses,
@@ -110,6 +112,20 @@ pub(super) fn awaited(turn: u32, attempt: u32) -> Record {
 pub(super) fn degraded(turn: u32) -> Record {
     let why = "it has no Responses API".into();
     RunDegraded { turn, backend: BackendName::default(), why }.into()
+}
+
+pub(super) fn trimmed(turn: u32, before: usize) -> Record {
+    ContextTrimmed { turn, before, outputs: 2, tokens_before: 9000, tokens_after: 3000 }.into()
+}
+
+pub(super) fn compacting(turn: u32, attempt: u32) -> Record {
+    ModelRequest { purpose: Purpose::Compaction, ..model_request(turn, attempt) }.into()
+}
+
+pub(super) fn compacted(turn: u32, attempt: u32, upto: usize) -> Record {
+    let tokens = TokenCount { input: 20, output: 10, ..TokenCount::default() };
+    let compaction = Compaction::Summary { task: "do it".into(), text: "what was done".into() };
+    ContextCompacted { turn, attempt, upto, compaction, tokens, cost_micros: Some(3) }.into()
 }
 
 pub(super) fn probed() -> Record {

@@ -14,7 +14,7 @@ use agentd::{
         journal::{
             AnsweredItem, ApprovalDecided, ApprovalDecision, ApprovalRequested, DaemonStarted,
             DaemonStopped, InputReceived, ModelRequest, ModelResponse, NewEntry, PolicyReload,
-            Record, Reloaded, RunCreated, RunFinished, ToolOutput,
+            Purpose, Record, Reloaded, RunCreated, RunFinished, ToolOutput,
         },
         redact::Redactor,
         run::{Ending, Failure},
@@ -161,6 +161,8 @@ impl Said {
                 turn: 1,
                 attempt: 1,
                 items: 1,
+                estimated_tokens: 7,
+                purpose: Purpose::Answer,
                 hosted_tools: Vec::new(),
                 backend: BackendName::default(),
                 api: Api::Responses,

@@ -54,9 +54,24 @@ impl Parts {
     }
 
     pub(super) fn llmock(&self) -> Server {
+        self.llmock_with(&[])
+    }
+
+    pub(super) fn llmock_with(&self, flags: &[&str]) -> Server {
         let mut command = self.command("python/bin/llmock");
         command.args(["serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "info"]);
+        command.args(flags);
         Server::start(command, "Uvicorn running on ", "/_llmock/reset", scratch())
+    }
+
+    /// A server that only chats, and answers as the rules say.
+    pub(super) fn fakellm(&self, rules: Value) -> Server {
+        let home = scratch();
+        let configuration = home.path().join("fakellm.yaml");
+        fs::write(&configuration, json!({"version": 1, "rules": rules}).to_string()).unwrap();
+        let mut command = self.command("python/bin/fakellm");
+        command.args(["serve", "--port", "0", "--config"]).arg(configuration);
+        Server::start(command, "Uvicorn running on ", "/_fakellm/reset", home)
     }
 
     pub(super) fn aimock(&self, upstream: &Upstream, fixtures: Value) -> Server {

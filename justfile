@@ -46,12 +46,27 @@ power-losses times="100":
 rpc-faults rounds="200":
     AGENTD_RPC_FAULTS={{ rounds }} cargo test --locked --test it rpc_faults:: -- --nocapture
 
+# docs/reports/compatibility.md: every server that can be had, looked at and given a run; wants the parts, llama among them
+matrix:
+    AGENTD_MATRIX=docs/reports/compatibility.md AGENTD_REAL_PARTS="$(scripts/real-parts.sh llama)" \
+        cargo test --locked --test it -- matrix::
+
+# All tests against the scripted server as another kind of one: openai, lmstudio, llamacpp, ollama or vllm
+server kind *names:
+    AGENTD_IT_SERVER={{ kind }} cargo test --locked --test it -- {{ names }}
+
+# A backend that goes up and down at random under fifty runs, so many rounds of it; AGENTD_SEED has others
+ups-and-downs rounds="10":
+    AGENTD_ROUNDS={{ rounds }} cargo test --locked --test it backends::under_a_backend -- --nocapture
+
 # What takes too long for the gate: thousands of deaths, every bug planted for the fuzzers found, the numbers of inputs that
 # docs/reports/fuzzing.md tells of, and all tests of cgroup v2
 nightly:
     AGENTD_KILLS=2000 cargo test --locked --test it kills:: -- --nocapture
     AGENTD_POWER_LOSSES=2000 cargo test --locked --test it power_loss:: -- --nocapture
     AGENTD_RPC_FAULTS=1000 cargo test --locked --test it rpc_faults:: -- --nocapture
+    just ups-and-downs 50
+    for kind in openai lmstudio llamacpp ollama vllm; do just server $kind; done
     scripts/fuzz.sh --planted
     scripts/fuzz.sh --runs 1000000 commands hosts redactor orders
     scripts/fuzz.sh --runs 300000 policy_files

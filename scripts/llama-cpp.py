@@ -36,6 +36,8 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # Longest wait for anything, in seconds; reaching it is a failure, not a measurement.
 PATIENCE = 120
+# Seconds between two looks at the server.
+HEALTH_INTERVAL = 2
 # Longest that the server may go on with an answer nobody wants any more, in seconds.
 STOPS_WITHIN = 5
 # Tokens after which the server ends an answer, and after which an answer is in the middle.
@@ -205,7 +207,17 @@ class Daemon:
 
     def _is_well(self):
         expect("a running daemon", self._process.poll() is None, self._last_words())
-        return self.try_control("health").returncode == 0
+        return self.try_control("health", "--ready").returncode == 0
+
+    def health(self):
+        """What agentctl says of the backend; it fails where that is red."""
+        return json.loads(self.try_control("health").stdout or "{}")
+
+    def until(self, colour):
+        """Waits until the daemon says that of itself, and gives the seconds that it took."""
+        asked = time.monotonic()
+        wait_for(f"health that is {colour}", lambda: self.health().get("status") == colour)
+        return time.monotonic() - asked
 
     def _configuration(self, stream):
         # JSON is YAML.
@@ -216,6 +228,8 @@ class Daemon:
             "tools_dir": str(self._home / "tools"),
             "policy_dir": str(ROOT / "policies"),
             "listen": "127.0.0.1:0",
+            "http_listen": "127.0.0.1:0",
+            "health_interval_seconds": HEALTH_INTERVAL,
             "backend": {"base_url": self._server.url, "stream": stream},
         }))
         return path
@@ -376,6 +390,17 @@ def server_manners(server, report):
 # --- the cases -----------------------------------------------------------------------------------------
 
 
+def probed(daemon, report):
+    daemon.until("green")
+    backend = daemon.health()["backend"]
+    found = backend["capabilities"]
+    wanted = {"responses": True, "chat": True, "agents": False}
+    expect("the server is known for what it is", backend["profile"] == "llamacpp", backend)
+    expect("its APIs are found", {name: found[name] for name in wanted} == wanted, backend)
+    kept = "green; profile llamacpp; the Responses and chat APIs found, no agents"
+    report.case("the daemon's look at it", kept, f"looked at every {HEALTH_INTERVAL} s")
+
+
 def whole_answer(daemon, report):
     follower = daemon.submit()
     follower.first_words()
@@ -433,7 +458,12 @@ def killed_server(daemon, server, report):
     server.until_middle()
     killed = time.monotonic()
     server.kill()
+    red = daemon.until("red")
+    expect("red within two intervals", red < 2 * HEALTH_INTERVAL + 1, red)
     server.start()
+    wait_for("a model server that is well", server.is_well)
+    green = daemon.until("green")
+    expect("green within two intervals", green < 2 * HEALTH_INTERVAL + 1, green)
     run, exit_code = follower.end()
     took = time.monotonic() - killed
     expect("SUCCEEDED, exit code 0", (run["state"], exit_code) == ("SUCCEEDED", 0), (run, exit_code))
@@ -444,9 +474,11 @@ def killed_server(daemon, server, report):
     expect("one of them for each request but the last", len(errors) == requests - 1, kinds(entries))
     expect("one turn of unknown cost", run["usage"]["turns_of_unknown_cost"] == 1, (run["usage"], errors))
     told = ", ".join(f"{error['reason']} ({error.get('http_status', 'no status')})" for error in errors)
-    kept = "asked again, SUCCEEDED; a backend_error in the journal for each failure; one turn of unknown cost"
+    kept = ("health red and green again, each within two intervals; asked again, SUCCEEDED; a backend_error in the "
+            "journal for each failure; one turn of unknown cost")
     report.case("streamed, the server killed in the middle and started again", kept,
-                f"{told}; the whole answer {took:.1f} s after the kill")
+                f"red after {red:.1f} s, green {green:.1f} s after the server was well; {told}; the whole answer "
+                f"{took:.1f} s after the kill")
 
 
 def journal(daemon, report):
@@ -567,6 +599,7 @@ def judge_all(parts, programs, report, cleanup):
     server_facts(server, report)
     server_manners(server, report)
     daemon.start(stream=False)
+    probed(daemon, report)
     whole_answer(daemon, report)
     cancelled_whole_answer(daemon, server, report)
     daemon.start(stream=True)

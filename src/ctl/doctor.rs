@@ -1,10 +1,6 @@
 //! `agentctl doctor`: what is the matter, and what to type next.
 
-use std::{
-    net::{TcpStream, ToSocketAddrs as _},
-    os::unix::fs::PermissionsExt as _,
-    time::Duration,
-};
+use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::json;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
@@ -13,14 +9,12 @@ use crate::{
     client::{Client, ConnectError},
     config::{self, Process},
     ctl::{
-        Exit, Failure, Global, connect,
+        Exit, Failure, Global, connect, health,
         output::{self, Colour, Format, Paint},
+        timeline::printable,
     },
     proto::v1,
 };
-
-/// How long the backend may take to take a connection.
-const PATIENCE: Duration = Duration::from_secs(3);
 
 /// One thing that was looked at.
 struct Finding {
@@ -51,8 +45,18 @@ fn finding(level: Level, what: impl Into<String>, remedy: impl Into<String>) -> 
     Finding { level, what: what.into(), remedy: remedy.into() }
 }
 
-/// Exits 0 where nothing failed, 3 where no daemon can be asked, else 1.
-pub(super) async fn run(global: &Global) -> Result<Exit, Failure> {
+#[derive(Debug, clap::Args)]
+pub(super) struct Doctor {
+    /// Look at this backend alone, with a few real requests: what it is and all that it can do
+    #[arg(long, value_name = "NAME", num_args = 0..=1, default_missing_value = "default")]
+    backend: Option<String>,
+}
+
+/// Exits 0 where nothing failed, 3 where no daemon can be asked or the backend is red, else 1.
+pub(super) async fn run(global: &Global, doctor: Doctor) -> Result<Exit, Failure> {
+    if let Some(name) = &doctor.backend {
+        return probe(global, name).await;
+    }
     let mut findings = vec![token()];
     let exit = match connect::connect(global).await {
         Ok(client) => {
@@ -108,8 +112,8 @@ fn token() -> Finding {
 
 async fn ask(client: &Client) -> Result<Vec<Finding>, Failure> {
     let info = client.admin().get_server_info(v1::GetServerInfoRequest {}).await?.into_inner();
-    let mut findings =
-        vec![version(&info), ready(client).await?, policy(&info), backend(&info).await];
+    let mut findings = vec![version(&info), ready(client).await?, policy(&info)];
+    findings.extend(backends(client).await?);
     findings.push(isolation(&info));
     findings.extend(limits(&info));
     Ok(findings)
@@ -147,47 +151,64 @@ fn policy(info: &v1::GetServerInfoResponse) -> Finding {
     }
 }
 
-/// Whether something listens where the backend should be; what it can do is not asked.
-async fn backend(info: &v1::GetServerInfoResponse) -> Finding {
-    let url = info.backend_url.clone();
-    let Some(address) = authority(&url) else {
-        return finding(
-            Level::Failure,
-            format!("backend: {url} names no host"),
-            "agentctl config view",
-        );
-    };
-    let tried = crate::tasks::blocking(move || {
-        let mut last = std::io::Error::other("the name stands for no address");
-        for address in address.to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, PATIENCE) {
-                Ok(_) => return Ok(()),
-                Err(error) => last = error,
+/// How each backend is, as the daemon's last look found it.
+async fn backends(client: &Client) -> Result<Vec<Finding>, Failure> {
+    let health = client.admin().get_health(v1::GetHealthRequest {}).await?.into_inner();
+    let told = |backend: &v1::BackendHealth| {
+        let v1::BackendHealth { name, url, profile, why, .. } = backend;
+        let look = format!("agentctl doctor --backend {name}");
+        match backend.status() {
+            v1::HealthStatus::Green => {
+                finding(Level::Fine, format!("backend {name}: {url} works ({profile})"), "")
             }
+            v1::HealthStatus::Degraded => {
+                finding(Level::Warning, format!("backend {name}: {url}: {why}"), look)
+            }
+            v1::HealthStatus::Red | v1::HealthStatus::Unspecified => finding(
+                Level::Failure,
+                format!("backend {name}: {url}: {why}"),
+                format!(
+                    "start the model server, or OPENAI_BASE_URL=URL agentd serve; then: {look}"
+                ),
+            ),
         }
-        Err(last)
-    });
-    match tried.await {
-        Ok(Ok(())) => finding(Level::Fine, format!("backend: {url} takes connections"), ""),
-        Ok(Err(error)) => finding(
-            Level::Failure,
-            format!("backend: {url}: {error}"),
-            "start the model server, or OPENAI_BASE_URL=URL agentd serve",
-        ),
-        Err(error) => finding(Level::Failure, format!("backend: {error}"), "agentctl doctor"),
-    }
+    };
+    Ok(health.backends.iter().map(told).collect())
 }
 
-/// Host and port of an address.
-fn authority(url: &str) -> Option<String> {
-    let (scheme, rest) = url.split_once("://")?;
-    let host = rest.split('/').next().filter(|host| !host.is_empty())?;
-    let has_port = host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
-    match (has_port, scheme) {
-        (true, _) => Some(host.to_owned()),
-        (false, "https") => Some(format!("{host}:443")),
-        (false, _) => Some(format!("{host}:80")),
+/// Everything about one backend, found out now, with a few real requests.
+async fn probe(global: &Global, name: &str) -> Result<Exit, Failure> {
+    let request = v1::ProbeBackendRequest { name: name.into() };
+    let client = connect::connect(global).await?;
+    let probed = client.admin().probe_backend(request).await?.into_inner();
+    let backend = probed.backend.unwrap_or_default();
+    if global.output == Format::Json {
+        output::json_line(&json!({
+            "backend": health::backend_json(&backend),
+            "models": probed.models,
+            "remarks": probed.remarks,
+        }))?;
+    } else {
+        let row = |name: &str, value: &str| vec![name.to_owned(), printable(value)];
+        let colour = health::status(backend.status());
+        let mut rows = vec![
+            row("backend", &backend.name),
+            row("url", &backend.url),
+            row("status", colour),
+            row("profile", &backend.profile),
+            row("models", &probed.models.join(" ")),
+        ];
+        rows.extend(health::found(&backend).map(|(name, found)| row(name, found)));
+        if !backend.why.is_empty() {
+            rows.push(row("why", &backend.why));
+        }
+        rows.extend(probed.remarks.iter().map(|remark| row("not told", remark)));
+        output::table(&rows)?;
     }
+    Ok(match backend.status() {
+        v1::HealthStatus::Red | v1::HealthStatus::Unspecified => Exit::Unavailable,
+        v1::HealthStatus::Green | v1::HealthStatus::Degraded => Exit::Done,
+    })
 }
 
 fn limits(info: &v1::GetServerInfoResponse) -> Vec<Finding> {

@@ -80,7 +80,7 @@ async fn whole(global: &Global) -> Result<Exit, Failure> {
     })
 }
 
-fn status(status: v1::HealthStatus) -> &'static str {
+pub(super) fn status(status: v1::HealthStatus) -> &'static str {
     match status {
         v1::HealthStatus::Green => "green",
         v1::HealthStatus::Degraded => "degraded",
@@ -141,7 +141,26 @@ fn health_json(health: &v1::GetHealthResponse) -> Value {
     })
 }
 
-fn backend_json(backend: &v1::BackendHealth) -> Value {
+/// Each thing that a backend may be able to do, and whether it can.
+pub(super) fn found(backend: &v1::BackendHealth) -> [(&'static str, &'static str); 7] {
+    let can = backend.capabilities.unwrap_or_default();
+    let told = |found: Option<bool>| match found {
+        Some(true) => "yes",
+        Some(false) => "no",
+        None => "unknown",
+    };
+    [
+        ("agents", told(can.agents_api)),
+        ("responses", told(can.responses_api)),
+        ("chat", told(can.chat_api)),
+        ("streaming", told(can.streaming)),
+        ("stateful", told(can.stateful)),
+        ("structured output", told(can.structured_output)),
+        ("compaction", told(can.compaction)),
+    ]
+}
+
+pub(super) fn backend_json(backend: &v1::BackendHealth) -> Value {
     let can = backend.capabilities.unwrap_or_default();
     json!({
         "name": backend.name,

@@ -112,7 +112,7 @@ enum Noun {
     /// Tells whether the daemon is well
     Health(health::Health),
     /// Finds out what is the matter, and says what to type next
-    Doctor,
+    Doctor(doctor::Doctor),
     /// Prints a completion script for a shell
     Completion { shell: clap_complete::Shell },
     /// Prints the manual page, or writes one for each command
@@ -246,7 +246,7 @@ async fn call(global: &Global, noun: Noun) -> Result<Exit, Failure> {
         Noun::Backup(wanted) => backup::backup(global, wanted).await,
         Noun::Restore(wanted) => backup::restore(global, wanted),
         Noun::Drain(wanted) => backup::drain(global, wanted).await,
-        Noun::Doctor => doctor::run(global).await,
+        Noun::Doctor(doctor) => doctor::run(global, doctor).await,
         Noun::Completion { shell } => manual::completion(shell),
         Noun::Man { directory } => manual::man(directory),
         Noun::Info => health::info(global).await,

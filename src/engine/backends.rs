@@ -13,6 +13,7 @@ use crate::{
         journal::{CapabilityProbe, NewEntry},
         redact::Redactor,
     },
+    engine::{Engine, EngineError},
     ports::{
         Answer, Clock, Depth, Journal, Look, Model, ModelError, ModelFault, Probe, Question, Said,
     },
@@ -268,6 +269,41 @@ impl Backend {
         }
         let now = clock.now();
         self.standing.send_modify(|standing| standing.looked(probe, depth, now, &self.redactor));
+    }
+}
+
+/// What was found when somebody wanted to know everything.
+#[derive(Debug, Clone)]
+pub struct Probed {
+    pub health: BackendHealth,
+    pub models: Vec<String>,
+    /// What could not be told, and why.
+    pub remarks: Vec<String>,
+}
+
+impl Engine {
+    /// Looks at a backend for all that can be known, which costs some tokens. An empty name stands for the default one.
+    pub async fn probe_backend(&self, name: &str) -> Result<Probed, EngineError> {
+        let world = self.world();
+        let backends = &world.backends;
+        let is_meant = |one: &&Arc<Backend>| one.name.as_str() == name;
+        let backend = match name {
+            "" => backends.default(),
+            _ => backends.all().find(is_meant).ok_or_else(|| {
+                let names: Vec<&str> = backends.all().map(|one| one.name.as_str()).collect();
+                let message = format!("there is no backend {name}; there are {}", names.join(", "));
+                EngineError::InvalidField { field: "name", message }
+            })?,
+        };
+        let model = backend.default_model.as_deref();
+        let look = Look { depth: Depth::Everything, patience: PATIENCE.1, model };
+        let probe = backend.model.probe(look).await;
+        let (models, remarks) = (probe.models.clone(), probe.remarks.clone());
+        let now = world.clock.now();
+        backend.standing.send_modify(|standing| {
+            standing.looked(probe, Depth::Everything, now, &backend.redactor);
+        });
+        Ok(Probed { health: backend.health(), models, remarks })
     }
 }
 

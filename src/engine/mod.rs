@@ -37,7 +37,7 @@ mod team;
 mod tool_calls;
 
 pub use approvals::{ApprovalChoice, Scope};
-pub use backends::{Backend, BackendHealth, Backends, Fallback};
+pub use backends::{Backend, BackendHealth, Backends, Fallback, Probed};
 pub use drain::{Drained, Intake};
 pub use fork::{Checkpoint, Fork, LastWord};
 pub use health::{Health, Store};

@@ -145,6 +145,19 @@ impl AdminService for Admin {
         }))
     }
 
+    async fn probe_backend(
+        &self,
+        request: Request<v1::ProbeBackendRequest>,
+    ) -> Result<Response<v1::ProbeBackendResponse>, Status> {
+        let name = request.into_inner().name;
+        let probed = self.engine.probe_backend(&name).await.map_err(convert::status)?;
+        Ok(Response::new(v1::ProbeBackendResponse {
+            backend: Some(health::backend(&probed.health)),
+            models: probed.models,
+            remarks: probed.remarks,
+        }))
+    }
+
     async fn list_agents(
         &self,
         request: Request<v1::ListAgentsRequest>,

@@ -20,6 +20,8 @@ const TABLE: &[(&str, &[Role])] = &[
     ("/agentd.v1.AdminService/GetHealth", ALL),
     ("/agentd.v1.AdminService/GetServerInfo", ALL),
     ("/agentd.v1.AdminService/ListAgents", ALL),
+    // It costs tokens.
+    ("/agentd.v1.AdminService/ProbeBackend", ADMIN),
     ("/agentd.v1.AuditService/ExportAudit", READ_EVERYTHING),
     ("/agentd.v1.AuditService/ListAuditEntries", READ_EVERYTHING),
     ("/agentd.v1.AuditService/PruneRuns", ADMIN),

@@ -314,40 +314,43 @@ async fn spread(daemon: &TestDaemon, count: usize) -> Vec<String> {
 
 #[tokio::test]
 async fn under_a_backend_that_goes_up_and_down_no_run_is_lost_and_no_step_done_twice() {
+    let rounds = std::env::var("AGENTD_ROUNDS").map_or(1, |rounds| rounds.parse().unwrap());
     let place = Place::new();
     let daemon = attentive(&place.url(), "");
-    let runs = spread(&daemon, 50).await;
     let mut dice = Dice::of_seed(6);
-    let mut ups = 0;
-    let ended = async || {
-        let ended = daemon.runs().await;
-        ended.iter().filter(|run| run.state() == RunState::Succeeded).count()
-    };
-    while ended().await < runs.len() {
-        let (_server, tasks) = place.serve(|seen: &Seen| Reply::Answer(steps(seen))).await;
-        ups += 1;
-        // The last one stays.
-        if ups > 6 {
-            for run in &runs {
-                assert_eq!(daemon.story(run).await.state(), RunState::Succeeded);
-            }
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(100 + dice.below(400))).await;
-        kill(tasks).await;
-        tokio::time::sleep(Duration::from_millis(dice.below(300) as u64)).await;
+    for _ in 0..rounds {
+        up_and_down(&daemon, &place, &mut dice).await;
     }
-    assert!(ups > 2, "control: it went down while runs went on");
+    assert!(daemon.audit().await.intact);
+}
+
+/// Fifty runs of twenty steps, and a backend that goes down six times meanwhile, or as often as they take.
+async fn up_and_down(daemon: &TestDaemon, place: &Place, dice: &mut Dice) {
+    const DOWNS: u32 = 6;
+    let runs = spread(daemon, 50).await;
+    let mut downs = 0;
+    let (_last, _tasks) = loop {
+        let (server, tasks) = place.serve(|seen: &Seen| Reply::Answer(steps(seen))).await;
+        if downs == DOWNS {
+            break (server, tasks);
+        }
+        tokio::time::sleep(Duration::from_millis(100 + dice.below(300))).await;
+        kill(tasks).await;
+        downs += 1;
+        tokio::time::sleep(Duration::from_millis(dice.below(300))).await;
+    };
+    let mut awaited = 0;
     for run in &runs {
         let story = daemon.story(run).await;
         assert_eq!(story.state(), RunState::Succeeded, "{:?}", story.run.error);
-        let called: Vec<Value> =
-            story.payloads("tool_call").iter().map(|c| c["call"].clone()).collect();
-        let once: HashSet<String> = called.iter().map(Value::to_string).collect();
+        let called = story.payloads("tool_call");
+        let once: HashSet<String> =
+            called.iter().map(|called| called["call"].to_string()).collect();
         assert_eq!((called.len(), once.len()), (20, 20), "each step once");
         story.assert_calls_are_tied();
+        awaited += story.payloads("backend_awaited").len() + story.payloads("backend_error").len();
     }
-    assert!(daemon.audit().await.intact);
+    assert!(awaited > 10, "control: they felt it, {awaited} times");
 }
 
 #[tokio::test]

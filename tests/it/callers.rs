@@ -157,7 +157,7 @@ fn message(field: Option<i32>, text: &str) -> Vec<u8> {
 }
 
 /// What submitters do, and what is for admins alone.
-const STEERING: [&str; 10] = [
+const STEERING: [&str; 11] = [
     "CreateRun",
     "ForkRun",
     "CancelRun",
@@ -166,6 +166,7 @@ const STEERING: [&str; 10] = [
     "SendRunInput",
     "ReloadPolicy",
     "Drain",
+    "ProbeBackend",
     "BackupDatabase",
     "PruneRuns",
 ];
@@ -190,6 +191,7 @@ async fn each_role_may_call_what_is_its_and_is_told_which_roles_may_call_the_res
             "TestPolicy",
             "ReloadPolicy",
             "Drain",
+            "ProbeBackend",
             "BackupDatabase",
             "PruneRuns",
             "ListPolicyRevisions",

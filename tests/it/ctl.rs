@@ -620,6 +620,7 @@ async fn the_daemon_tells_what_it_is() {
 async fn the_doctor_names_the_next_command_for_each_finding() {
     let backend = backend().await;
     let mut daemon = TestDaemon::start(&backend.url());
+    daemon.first_look().await;
     let (exit, said) = object(&daemon, &["doctor"]).await;
     assert_eq!(exit, Some(0), "{said}");
     let findings = said["findings"].as_array().unwrap();
@@ -627,7 +628,7 @@ async fn the_doctor_names_the_next_command_for_each_finding() {
         let found = findings.iter().find(|f| f["what"].as_str().unwrap().starts_with(start));
         found.unwrap_or_else(|| panic!("no {start} in {findings:?}")).clone()
     };
-    assert_eq!(what("backend: ")["level"], "ok");
+    assert_eq!(what("backend default: ")["level"], "ok");
     assert_eq!(what("daemon: version")["level"], "ok");
     assert_eq!(what("daemon: takes runs")["level"], "ok");
 
@@ -641,12 +642,13 @@ async fn the_doctor_names_the_next_command_for_each_finding() {
     );
 
     let daemon = TestDaemon::start("http://127.0.0.1:9");
+    daemon.first_look().await;
     let (exit, said) = object(&daemon, &["doctor"]).await;
     assert_eq!(exit, Some(1));
     let failed =
         said["findings"].as_array().unwrap().iter().find(|f| f["level"] == "fail").unwrap();
     assert!(
-        failed["what"].as_str().unwrap().starts_with("backend: http://127.0.0.1:9"),
+        failed["what"].as_str().unwrap().starts_with("backend default: http://127.0.0.1:9"),
         "{failed}"
     );
     assert!(failed["remedy"].as_str().unwrap().contains("OPENAI_BASE_URL"), "{failed}");

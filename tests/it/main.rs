@@ -40,6 +40,7 @@ mod limits;
 mod lists;
 mod long_texts;
 mod loops;
+mod matrix;
 mod mirror;
 mod policy;
 mod power_loss;

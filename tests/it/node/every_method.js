@@ -107,6 +107,10 @@ const EXERCISES = {
     const health = await daemon.call('AdminService/GetHealth', {});
     assert.ok(health.store_works && health.backends[0].name === 'default');
   },
+  async 'AdminService/ProbeBackend'(daemon) {
+    const { backend, models } = await daemon.call('AdminService/ProbeBackend', {});
+    assert.ok(backend.name === 'default' && models.length > 0);
+  },
   async 'AdminService/GetConfig'(daemon) {
     const { values } = await daemon.call('AdminService/GetConfig', {});
     assert.ok(values.some((value) => value.key === 'backend.base_url'));

@@ -167,6 +167,11 @@ def get_health(daemon):
     assert health.store_works and health.backends[0].name == "default", health
 
 
+def probe_backend(daemon):
+    probed = daemon.call("AdminService", "ProbeBackend")
+    assert probed.backend.name == "default" and probed.models, probed
+
+
 def get_config(daemon):
     keys = [value.key for value in daemon.call("AdminService", "GetConfig").values]
     assert "backend.base_url" in keys, keys
@@ -284,6 +289,7 @@ EXERCISES = {
     "RunService/CancelRun": cancel_run,
     "RunService/ForkRun": fork_run,
     "AdminService/GetHealth": get_health,
+    "AdminService/ProbeBackend": probe_backend,
     "AdminService/GetServerInfo": get_server_info,
     "AdminService/GetConfig": get_config,
     "AdminService/BackupDatabase": backup_database,

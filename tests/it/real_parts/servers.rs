@@ -4,7 +4,7 @@
 use std::{
     env, fs,
     io::{self, BufRead as _, BufReader, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, mpsc},
     thread::{self, JoinHandle},
@@ -36,7 +36,7 @@ pub(crate) fn parts(what: &str) -> Option<Parts> {
 }
 
 /// Who answers what no fixture of aimock fits.
-pub(super) enum Upstream {
+pub(crate) enum Upstream {
     /// Nobody: such a request is refused.
     None,
     /// llmock, to which aimock passes it on as it came; so its journal shows what aimock's leaves out.
@@ -53,11 +53,11 @@ impl Parts {
         command
     }
 
-    pub(super) fn llmock(&self) -> Server {
+    pub(crate) fn llmock(&self) -> Server {
         self.llmock_with(&[])
     }
 
-    pub(super) fn llmock_with(&self, flags: &[&str]) -> Server {
+    pub(crate) fn llmock_with(&self, flags: &[&str]) -> Server {
         let mut command = self.command("python/bin/llmock");
         command.args(["serve", "--host", "127.0.0.1", "--port", "0", "--log-level", "info"]);
         command.args(flags);
@@ -65,7 +65,7 @@ impl Parts {
     }
 
     /// A server that only chats, and answers as the rules say.
-    pub(super) fn fakellm(&self, rules: Value) -> Server {
+    pub(crate) fn fakellm(&self, rules: Value) -> Server {
         let home = scratch();
         let configuration = home.path().join("fakellm.yaml");
         fs::write(&configuration, json!({"version": 1, "rules": rules}).to_string()).unwrap();
@@ -74,7 +74,19 @@ impl Parts {
         Server::start(command, "Uvicorn running on ", "/_fakellm/reset", home)
     }
 
-    pub(super) fn aimock(&self, upstream: &Upstream, fixtures: Value) -> Server {
+    /// llama.cpp's own, on the tiny model: it loads for a while. With the base URL.
+    pub(crate) fn llama(&self) -> (Server, String) {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let place = self.0.join("llama");
+        let mut command = self.command("llama/llama-server");
+        command.args(["-m", "model.gguf", "--jinja", "-c", "4096", "-n", "200", "--temp", "0"]);
+        command.args(["--threads", "1", "--host", "127.0.0.1", "--port", &free.port().to_string()]);
+        let home = scratch();
+        let server = Server::start_in(&place, command, "listening on ", "", home);
+        (server, format!("http://{free}/v1"))
+    }
+
+    pub(crate) fn aimock(&self, upstream: &Upstream, fixtures: Value) -> Server {
         let home = scratch();
         let file = home.path().join("fixtures.json");
         fs::write(&file, json!({"fixtures": fixtures}).to_string()).unwrap();
@@ -124,9 +136,9 @@ fn scratch() -> TempDir {
 }
 
 /// A server as a process of its own; killed, by its id, when it goes out of scope.
-pub(super) struct Server {
+pub(crate) struct Server {
     child: Child,
-    pub(super) url: String,
+    pub(crate) url: String,
     /// Where it is told to.
     forgets: &'static str,
     log: Arc<Mutex<String>>,
@@ -137,13 +149,24 @@ pub(super) struct Server {
 impl Server {
     /// Starts the program, and waits for the line that tells its address after `announced`.
     fn start(
+        command: Command,
+        announced: &'static str,
+        forgets: &'static str,
+        home: TempDir,
+    ) -> Self {
+        let place = home.path().to_owned();
+        Self::start_in(&place, command, announced, forgets, home)
+    }
+
+    fn start_in(
+        place: &Path,
         mut command: Command,
         announced: &'static str,
         forgets: &'static str,
         home: TempDir,
     ) -> Self {
         let (output, input) = io::pipe().unwrap();
-        command.current_dir(home.path()).env("HOME", home.path());
+        command.current_dir(place).env("HOME", home.path());
         command.stdout(input.try_clone().unwrap()).stderr(input);
         let child = command.spawn().unwrap();
         // It holds the writing ends too: the reader ends when the last of them is closed.

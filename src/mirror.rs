@@ -96,6 +96,7 @@ impl Mirror {
     async fn begin(&self) -> Result<Written, MirrorError> {
         let directory = self.directory.clone();
         let found = tasks::blocking(move || {
+            let is_first = !directory.exists();
             let last = last_line(&directory)?;
             // A daemon that died before it had synced has left it where it can be read, and can still be lost: then there
             // would be a gap before this one's file.
@@ -103,13 +104,18 @@ impl Mirror {
                 File::open(&old.path)?.sync_data()?;
                 sync_names(&old.path)?;
             }
-            Ok(last)
+            Ok((is_first, last))
         })
         .await;
-        let last = found.map_err(io::Error::other).and_then(|found| found);
-        let last =
-            last.map_err(|source| MirrorError::File { path: self.directory.clone(), source })?;
+        let found = found.map_err(io::Error::other).and_then(|found| found);
+        let (is_first, last) =
+            found.map_err(|source| MirrorError::File { path: self.directory.clone(), source })?;
         let before = Position(self.first.0.saturating_sub(1));
+        // The daemons before this one died before they had mirrored anything. Where somebody has taken the files away, what
+        // was in them is not written again, unless it is little.
+        if last.is_none() && (is_first || before.0 <= PAGE as u64) {
+            return Ok(Written { path: self.own.clone(), length: 0, to: Position(0) });
+        }
         if let Some((end, old)) = last.filter(|(end, _)| end.position <= before) {
             self.make_up(end, old, before).await?;
         }

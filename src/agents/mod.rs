@@ -4,21 +4,26 @@ pub mod executor;
 pub mod planner;
 pub mod reviewer;
 pub mod summary;
+pub mod variables;
 
-use crate::domain::ids::RoleName;
+use std::sync::Arc;
+
+use crate::domain::ids::{RoleName, ToolName};
 
 /// An agent that a run may name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Agent {
-    pub name: &'static str,
+    pub name: String,
     /// For people.
-    pub description: &'static str,
+    pub description: String,
     /// Its role in the policy.
     pub role: RoleName,
-    /// None: the daemon's default.
-    pub model: Option<String>,
-    /// What it is told before the task; of several, each of them.
+    /// What it is told before the task, with [`variables`]; of several, each of them.
     pub instructions: String,
+    /// Of the tools that its role has; none: all of them.
+    pub tools: Option<Vec<ToolName>>,
+    /// JSON Schema of what it answers; none: words.
+    pub output: Option<Arc<str>>,
     pub origin: Origin,
 }
 
@@ -26,6 +31,7 @@ pub struct Agent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Origin {
     BuiltIn,
+    Configured,
 }
 
 /// The run's agent that is a planner, an executor and a reviewer.
@@ -36,7 +42,7 @@ pub fn is_team(name: &str) -> bool {
     name == TEAM
 }
 
-/// The roles that agents have.
+/// The roles that built-in agents have.
 pub fn roles() -> Vec<RoleName> {
     vec![executor::role(), planner::role(), reviewer::role()]
 }
@@ -48,17 +54,15 @@ pub fn correction(why: &str) -> String {
     )
 }
 
-/// The agents that a run may name.
-pub const NAMES: [&str; 2] = [TEAM, executor::NAME];
-
-/// Those agents, in the order of [`NAMES`].
-pub fn all() -> Vec<Agent> {
-    let built_in = |name, description, instructions: String| Agent {
-        name,
-        description,
+/// The built-in agents that a run may name.
+pub fn built_in() -> Vec<Agent> {
+    let agent = |name: &str, description: &str, instructions: String| Agent {
+        name: name.to_owned(),
+        description: description.to_owned(),
         role: executor::role(),
-        model: None,
         instructions,
+        tools: None,
+        output: None,
         origin: Origin::BuiltIn,
     };
     let parts = [
@@ -68,11 +72,11 @@ pub fn all() -> Vec<Agent> {
     ];
     let together = parts.map(|(name, instructions)| format!("# {name}\n\n{instructions}\n"));
     vec![
-        built_in(
+        agent(
             TEAM,
             "a planner, an executor and a reviewer, who accepts the work, sends it back or vetoes it",
             together.join("\n"),
         ),
-        built_in(executor::NAME, executor::DESCRIPTION, executor::INSTRUCTIONS.to_owned()),
+        agent(executor::NAME, executor::DESCRIPTION, executor::INSTRUCTIONS.to_owned()),
     ]
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::{
     agents,
     config::{
-        backends::{self, NamedBackend},
+        backends::NamedBackend,
+        named_agents::{self, Named},
         names,
         reader::{Count, Origin, Reader, SettingValue, Spare},
     },
@@ -27,7 +28,7 @@ const KEYS: [&str; 5] = ["turns", "tool_calls", "tokens", "seconds", "cost_dolla
 
 /// What is wrong with it is told through the reader.
 pub(super) fn agents(reader: &mut Reader<'_>, backends: &[NamedBackend]) -> Option<AgentSettings> {
-    let minds = backends::minds(reader, backends);
+    let Named { minds, agents: configured } = named_agents::named(reader, backends);
     let backend_wait = reader.take(names::BACKEND_WAIT, None, || Some(Count(900)));
     let role_budgets = budgets(reader);
     let mut consequence =
@@ -41,7 +42,7 @@ pub(super) fn agents(reader: &mut Reader<'_>, backends: &[NamedBackend]) -> Opti
     let rounds = rounds.map_or(0, |rounds| u32::from(rounds.0));
     let backend_wait = Duration::from_secs(backend_wait?.0);
     let team = Team { max_review_rounds: rounds };
-    Some(AgentSettings { minds, backend_wait, role_budgets, guardrails, team })
+    Some(AgentSettings { minds, configured, backend_wait, role_budgets, guardrails, team })
 }
 
 impl SettingValue for Consequence {

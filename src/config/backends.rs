@@ -1,12 +1,11 @@
 //! The model servers of the configuration: the default one, with names of its own in the environment, the others by name,
 //! and with which of them the agents of each role think.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::{
-    agents,
     backend::{self, Readiness, Streaming},
     config::{
         credential,
@@ -14,10 +13,7 @@ use crate::{
         names,
         reader::{Count, Reader, SettingValue},
     },
-    domain::{
-        backend::{BackendName, ProfileName},
-        ids::RoleName,
-    },
+    domain::backend::{BackendName, ProfileName},
     engine::{Fallback, Mind},
     ports::ModelSettings,
     secrets::{self, Secret},
@@ -28,8 +24,8 @@ const DEFAULT_BASE_URL: &str = "http://127.0.0.1:1234/v1";
 const OTHERS: &str = "backends";
 const KEYS: [&str; 7] =
     ["base_url", "model", "api_key", "stream", "idle_timeout_seconds", "profile", "readiness"];
-const MINDS: &str = "agents";
-const MIND_KEYS: [&str; 6] =
+/// What is said of how an agent thinks.
+pub(super) const MIND_KEYS: [&str; 6] =
     ["backend", "model", "context_tokens", "max_output_tokens", "temperature", "reasoning_effort"];
 const IDLE_SECONDS: Count = Count(300);
 
@@ -134,24 +130,8 @@ fn named(reader: &mut Reader<'_>, entry: &Entry, known: &mut Vec<Secret>) -> Opt
     })
 }
 
-/// With what the agents of each role think.
-pub(super) fn minds(reader: &mut Reader<'_>, others: &[NamedBackend]) -> BTreeMap<RoleName, Mind> {
-    let known = agents::roles();
-    let mut minds = BTreeMap::new();
-    for entry in entry::entries(reader, MINDS, &MIND_KEYS) {
-        let role = RoleName::new(entry.name.as_str());
-        if !known.contains(&role) {
-            let known: Vec<&str> = known.iter().map(RoleName::as_str).collect();
-            let message = format!("there is no such agent; there are {}", known.join(", "));
-            entry.fault(reader, "backend", &message);
-        }
-        let mind = mind(reader, &entry, others);
-        minds.insert(role, mind);
-    }
-    minds
-}
-
-fn mind(reader: &mut Reader<'_>, entry: &Entry, others: &[NamedBackend]) -> Mind {
+/// With what an agent thinks.
+pub(super) fn mind(reader: &mut Reader<'_>, entry: &Entry, others: &[NamedBackend]) -> Mind {
     let backend: Option<String> = entry.take(reader, "backend");
     let backend = backend.map(|name| BackendName::new(name.as_str()));
     if let Some(name) = &backend

@@ -8,6 +8,7 @@ mod callers;
 mod credential;
 mod entry;
 mod hosted;
+mod named_agents;
 mod prices;
 mod reader;
 mod tools;

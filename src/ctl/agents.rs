@@ -64,6 +64,8 @@ fn as_json(agent: &v1::Agent) -> Value {
         "model": (!agent.model.is_empty()).then_some(&agent.model),
         "tools": agent.tools,
         "instructions": agent.instructions,
+        "backend": agent.backend,
+        "output_schema": (!agent.output_schema.is_empty()).then_some(&agent.output_schema),
         "built_in": agent.built_in,
     })
 }

@@ -37,7 +37,7 @@ use serde_json::Value;
 use crate::domain::{
     budget::{Budget, RoleBudgets},
     head::HeadSigned,
-    ids::{Caller, Epoch, PolicyRevision, RunId, Sequence, Timestamp, TreeId},
+    ids::{Caller, Epoch, PolicyRevision, RoleName, RunId, Sequence, Timestamp, TreeId},
     item::Item,
     redact::Redactor,
     run::{Ending, Suspension},
@@ -183,6 +183,12 @@ pub struct RunCreated {
     pub submitter: Caller,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
+    /// Its agent's role in the policy; none: the agent's name is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<RoleName>,
+    /// JSON Schema of its answer; none: words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Arc<str>>,
     /// How its agents work together; none: one does all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team: Option<Team>,

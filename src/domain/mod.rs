@@ -17,6 +17,7 @@ pub mod ids;
 pub mod item;
 pub mod journal;
 pub mod origin;
+pub mod output;
 pub mod plan;
 pub mod policy;
 pub mod ranges;

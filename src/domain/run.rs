@@ -200,8 +200,7 @@ impl RunState {
             head: sequence,
             budget: spec.budget,
             role_budgets: spec.role_budgets.clone(),
-            // An agent that is alone has the name of its role; of several, the one that begins has another.
-            role: RoleName::new(if spec.team.is_some() { "executor" } else { &*spec.agent }),
+            role: role(&spec),
             spec: Arc::new(spec),
             items: items.into(),
             context: Context::default(),
@@ -244,6 +243,14 @@ impl RunState {
     /// Whether some of it is asked without tools, for want of an API that has them.
     pub fn is_degraded(&self) -> bool {
         self.apis.values().any(|api| *api == Api::Chat)
+    }
+
+    /// Name of the agent that speaks: of several, they are named after their roles.
+    pub fn speaker(&self) -> &str {
+        match self.spec.team {
+            Some(_) => self.role.as_str(),
+            None => &self.spec.agent,
+        }
     }
 
     /// What limits the run.
@@ -303,6 +310,16 @@ impl RunState {
             },
             Phase::Ended(_) => self.usage.turns,
         }
+    }
+}
+
+/// The role of the agent that a run begins with.
+fn role(spec: &RunCreated) -> RoleName {
+    match (&spec.role, spec.team) {
+        (Some(role), _) => role.clone(),
+        // Of several, the one that begins has another.
+        (None, Some(_)) => RoleName::new("executor"),
+        (None, None) => RoleName::new(&*spec.agent),
     }
 }
 

@@ -39,7 +39,7 @@ enum Heard<T> {
 impl Driver {
     /// The backend of the agent that speaks.
     fn backend(&self) -> Arc<Backend> {
-        self.world.mind(&self.log.state().role).0.clone()
+        self.world.mind(self.log.state().speaker()).0.clone()
     }
 
     /// Waits until `at`; tells whether nothing came between.
@@ -181,12 +181,14 @@ impl Driver {
         let said = |text: &str| words.hear(text);
         // Held apart from the run, which people may steer meanwhile.
         let spec = state.spec.clone();
-        let voice = team::voice(&self.world, state, api);
-        let (_, mind) = self.world.mind(&state.role);
+        let Ok(voice) = team::voice(&self.world, &spec, state, api) else {
+            return Ok(());
+        };
+        let (_, mind) = self.world.mind(state.speaker());
         let question = Question {
             api,
-            model: self.world.model_of(&state.role, spec.model.as_deref()),
-            instructions: voice.instructions,
+            model: self.world.model_of(state.speaker(), spec.model.as_deref()),
+            instructions: &voice.instructions,
             items: &heard,
             tools: &voice.tools,
             hosted_tools: &hosted.leaves,
@@ -328,7 +330,7 @@ impl Driver {
     pub(super) fn cost(&self, answer: &Answer) -> Option<u64> {
         let World { prices, .. } = &self.world;
         let state = self.log.state();
-        let asked = self.world.model_of(&state.role, state.spec.model.as_deref());
+        let asked = self.world.model_of(state.speaker(), state.spec.model.as_deref());
         let mut names = asked.into_iter().chain(answer.model.as_deref());
         let price = names.find_map(|name| prices.get(name))?;
         Some(price.cost_micros(&answer.tokens))

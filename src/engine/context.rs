@@ -81,8 +81,14 @@ impl Driver {
         items: &Arc<Vec<Item>>,
     ) -> Result<Fit, JournalError> {
         let state = self.log.state();
-        let seat = state.stage.seat();
-        let voice = team::voice(&self.world, state, api);
+        let (seat, spec) = (state.stage.seat(), state.spec.clone());
+        let voice = match team::voice(&self.world, &spec, state, api) {
+            Ok(voice) => voice,
+            Err(failure) => {
+                self.finish(Ending::Failed(failure)).await?;
+                return Ok(Fit::Changed);
+            }
+        };
         let tools = voice.tools.iter().map(|tool| tool.parameters.len() + tool.description.len());
         let around = (voice.instructions.len() + tools.sum::<usize>()) as u64;
         let load = Load { context: &state.context, state, seat, items, around };
@@ -118,8 +124,8 @@ impl Driver {
     /// Tokens that a conversation may have; none where that is not known.
     fn room(&self) -> Option<u64> {
         let state = self.log.state();
-        let (backend, mind) = self.world.mind(&state.role);
-        let model = self.world.model_of(&state.role, state.spec.model.as_deref());
+        let (backend, mind) = self.world.mind(state.speaker());
+        let model = self.world.model_of(state.speaker(), state.spec.model.as_deref());
         let known = mind.context_tokens.or_else(|| backend.model.context_tokens(model));
         let answer = mind.settings.max_output_tokens.map_or(ANSWER_TOKENS, u64::from);
         let limit = state.context.limit(known)?;
@@ -136,8 +142,8 @@ impl Driver {
         room: u64,
     ) -> Result<(), JournalError> {
         let state = self.log.state();
-        let (role, spec) = (state.role.clone(), state.spec.clone());
-        let backend = self.world.mind(&role).0.clone();
+        let (speaker, spec) = (state.speaker().to_owned(), state.spec.clone());
+        let backend = self.world.mind(&speaker).0.clone();
         let upto = kept_from(items, room);
         let before = &items[..upto];
         let view = state.context.view(&state.stage, Seat::Executor, before).into_owned();
@@ -159,7 +165,7 @@ impl Driver {
         };
         self.log.append([request.into()]).await?;
         fail_point::reach("ask.before");
-        let model = self.world.model_of(&role, spec.model.as_deref()).map(str::to_owned);
+        let model = self.world.model_of(&speaker, spec.model.as_deref()).map(str::to_owned);
         let clock = self.world.clock.clone();
         let shortening = async {
             let asked = Shortening { backend: &backend, model: model.as_deref(), api };

@@ -25,6 +25,7 @@ use crate::{
         ledger::Standing,
         live::Live,
         run_log::{Recorded, RunLog},
+        team,
     },
     fail_point,
     ports::{JournalError, SandboxError},
@@ -132,6 +133,7 @@ impl Driver {
             run: state.id,
             workspace: PathBuf::from(&state.spec.workspace),
             role: state.role.clone(),
+            tools: team::own_tools(&self.world, state),
         };
         let preparing =
             calls.into_iter().map(|call| invoker::prepare(&self.world, site.clone(), call));

@@ -105,7 +105,7 @@ fn check(wanted: &Fork) -> Result<(), EngineError> {
         return Err(EngineError::InvalidField { field: "input", message });
     }
     check_labels(&wanted.labels)?;
-    check_common(&wanted.agent, &wanted.model, wanted.request_id.as_deref())
+    check_common(&wanted.model, wanted.request_id.as_deref())
 }
 
 /// What the executor has heard and said: it is the executor who goes on elsewhere.
@@ -209,6 +209,8 @@ impl Engine {
         let spec = RunCreated {
             task,
             workspace: or_parents(wanted.workspace, &parent.spec.workspace),
+            role: None,
+            output: None,
             team: None,
             agent,
             model: Some(wanted.model)

@@ -10,7 +10,7 @@ use crate::{
     domain::{
         approval::{self, Leave},
         effect::{Effect, EffectResult, Facts, NetworkUse, Unresolved},
-        ids::{PolicyRevision, RoleName, RuleId, RunId},
+        ids::{PolicyRevision, RoleName, RuleId, RunId, ToolName},
         item::{RawJson, names},
         journal::{
             ApprovalDecided, ApprovalDecision, ApprovalRequested, Decided, NetworkUsed, Record,
@@ -147,17 +147,26 @@ pub(super) struct Site {
     pub(super) workspace: PathBuf,
     /// Of the agent that asked for it.
     pub(super) role: RoleName,
+    /// What that agent was given of the tools that its role has; none: all of them.
+    pub(super) tools: Option<Vec<ToolName>>,
 }
 
 /// Decides about one call. Touches nothing.
 pub(super) async fn prepare(
     world: &World,
-    Site { run, workspace, role }: Site,
+    Site { run, workspace, role, tools }: Site,
     invocation: Invocation,
 ) -> Prepared {
     let Invocation { call, mode, earlier, leave, denied } = invocation;
     let policy = world.policies.current();
     match mode {
+        InvocationMode::First if tools.as_ref().is_some_and(|own| !own.contains(&call.tool)) => {
+            let rule = RuleId::new("builtin/agent-tools");
+            let own = names(tools.iter().flatten());
+            let message = format!("this agent was not given {}; it has: {own}", call.tool);
+            let outcome = ToolOutcome::refused(&rule, &message);
+            refusal(call, built_in(rule, message), Next::Answer(outcome), (policy, None))
+        }
         InvocationMode::First => {
             let scene = scene(&policy, run, workspace, &call, None);
             first(world, policy, (scene, &role), (call, &leave)).await

@@ -54,6 +54,7 @@ pub use tool_calls::{ToolCallPage, ToolCallView};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
+    agents::{self, Agent},
     domain::{
         backend::BackendName,
         budget::{Prices, RoleBudgets},
@@ -83,8 +84,10 @@ pub struct Mind {
 /// What the operator says of agents.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct AgentSettings {
-    /// How agents of a role think; what is not said of one is as the backend and the run have it.
-    pub minds: BTreeMap<RoleName, Mind>,
+    /// How agents think, by their names; what is not said of one is as the backend and the run have it.
+    pub minds: BTreeMap<String, Mind>,
+    /// Besides the built-in ones.
+    pub configured: Vec<Agent>,
     /// How long a run waits for a backend that does not work.
     pub backend_wait: Duration,
     /// For submissions that do not say.
@@ -120,8 +123,24 @@ pub struct World {
 }
 
 impl World {
-    /// The backend of agents of that role, and what else is said of them.
-    pub fn mind(&self, role: &RoleName) -> (&Arc<Backend>, &Mind) {
+    /// Every agent that a run may name.
+    pub fn agents(&self) -> Vec<Agent> {
+        agents::built_in().into_iter().chain(self.agents.configured.iter().cloned()).collect()
+    }
+
+    /// The roles that agents have.
+    pub fn roles(&self) -> Vec<RoleName> {
+        let mut roles = agents::roles();
+        for agent in &self.agents.configured {
+            if !roles.contains(&agent.role) {
+                roles.push(agent.role.clone());
+            }
+        }
+        roles
+    }
+
+    /// The backend of that agent, and what else is said of it.
+    pub fn mind(&self, agent: &str) -> (&Arc<Backend>, &Mind) {
         const PLAIN: &Mind = &Mind {
             backend: None,
             model: None,
@@ -132,15 +151,15 @@ impl World {
                 reasoning_effort: None,
             },
         };
-        let mind = self.agents.minds.get(role).unwrap_or(PLAIN);
+        let mind = self.agents.minds.get(agent).unwrap_or(PLAIN);
         (self.backends.named(mind.backend.as_ref()), mind)
     }
 
-    /// The model that agents of that role ask for; none: the backend's first.
+    /// The model that an agent asks for; none: the backend's first.
     ///
     /// What the run names is a model of the default backend, and meant for all who ask that one.
-    pub fn model_of<'a>(&'a self, role: &RoleName, of_run: Option<&'a str>) -> Option<&'a str> {
-        let (backend, mind) = self.mind(role);
+    pub fn model_of<'a>(&'a self, agent: &str, of_run: Option<&'a str>) -> Option<&'a str> {
+        let (backend, mind) = self.mind(agent);
         let of_run = of_run.filter(|_| backend.name == self.backends.default().name);
         of_run.or(mind.model.as_deref()).or(backend.default_model.as_deref())
     }

@@ -272,6 +272,8 @@ impl Engine {
             task: wanted.task.into(),
             workspace: wanted.workspace,
             // After the digest: what a team is by default must not make a repetition another submission.
+            role: None,
+            output: None,
             team: None,
             agent,
             model: Some(wanted.model).filter(|model| !model.is_empty()),
@@ -301,12 +303,16 @@ impl Engine {
         let submission::Wanted { mut spec, when_busy } = wanted;
         let world = &self.inner.world;
         let denied = |message| EngineError::OutOfReach { message };
+        self.check_agent(&spec.agent)?;
         reach.check_agent(&spec.agent).map_err(denied)?;
         self.check_intake()?;
         self.check_room()?;
         self.check_disk(0)?;
         spec.workspace = self.admit(&spec.workspace, &reach).await?;
         spec.team = agents::is_team(&spec.agent).then_some(world.agents.team);
+        let configured = world.agents.configured.iter().find(|agent| agent.name == spec.agent);
+        spec.role = configured.map(|agent| agent.role.clone());
+        spec.output = configured.and_then(|agent| agent.output.clone());
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();
         spec.role_budgets = roles_over(spec.role_budgets, &world.agents.role_budgets);

@@ -6,7 +6,6 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
-    agents,
     domain::{
         budget::{self, Budget, RoleBudgets},
         ids::RoleName,
@@ -73,25 +72,13 @@ pub(super) fn check(wanted: &Submission) -> Result<(), EngineError> {
     if wanted.task.len() > budget::TASK_BYTES {
         return invalid("task", format!("is {} bytes long, 1 MiB is accepted", wanted.task.len()));
     }
-    check_common(&wanted.agent, &wanted.model, wanted.request_id.as_deref())?;
+    check_common(&wanted.model, wanted.request_id.as_deref())?;
     check_labels(&wanted.labels)
 }
 
 /// Says what is wrong with what every submission has.
-pub(super) fn check_common(
-    agent: &str,
-    model: &str,
-    request_id: Option<&str>,
-) -> Result<(), EngineError> {
+pub(super) fn check_common(model: &str, request_id: Option<&str>) -> Result<(), EngineError> {
     let invalid = |field, message: String| Err(EngineError::InvalidField { field, message });
-    if !agent.is_empty() && !agents::NAMES.contains(&agent) {
-        let agent: String = agent.chars().take(80).collect();
-        let known = agents::NAMES.join(", ");
-        return invalid(
-            "agent",
-            format!("no run can name an agent {agent:?}; it can name: {known}"),
-        );
-    }
     if let Some(id) = request_id
         && (id.is_empty() || id.len() > REQUEST_ID_BYTES)
     {
@@ -124,6 +111,18 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), EngineError
 }
 
 impl Engine {
+    /// The agent of that name; empty: the executor.
+    pub(super) fn check_agent(&self, agent: &str) -> Result<(), EngineError> {
+        let agents = self.inner.world.agents();
+        if agent.is_empty() || agents.iter().any(|one| one.name == agent) {
+            return Ok(());
+        }
+        let agent: String = agent.chars().take(80).collect();
+        let known = agents.iter().map(|agent| agent.name.as_str()).collect::<Vec<_>>().join(", ");
+        let message = format!("no run can name an agent {agent:?}; it can name: {known}");
+        Err(EngineError::InvalidField { field: "agent", message })
+    }
+
     /// A limit that nothing counts towards would be no limit.
     pub(super) fn check_limits(
         &self,
@@ -132,7 +131,7 @@ impl Engine {
         model: Option<&str>,
     ) -> Result<(), EngineError> {
         let field = "role_budgets";
-        let roles = agents::roles();
+        let roles = self.inner.world.roles();
         if let Some(unknown) = role_budgets.keys().find(|role| !roles.contains(role)) {
             let unknown: String = unknown.as_str().chars().take(80).collect();
             let known = roles.iter().map(RoleName::as_str).collect::<Vec<_>>().join(", ");

@@ -7,16 +7,17 @@ use crate::{
     agents::{
         self, executor, planner,
         reviewer::{self, CallMade, Evidence},
+        variables::{self, Facts},
     },
     domain::{
         backend::Api,
         guardrail::Violation,
-        ids::{RoleName, RunId, Sequence},
+        ids::{RoleName, RunId, Sequence, ToolName},
         journal::{
             AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed, RunCreated, Taken,
             Verdict,
         },
-        run::{Conclusion, RunState, Seat, Stage},
+        run::{Conclusion, Failure, RunState, Seat, Stage},
         tool::ToolSpec,
     },
     engine::{EngineError, World, diff, driver::Driver, run_log::BUSY, tool_calls},
@@ -30,17 +31,28 @@ const PAGE: usize = 100;
 
 /// What an agent is, for a request to the model.
 pub(super) struct Voice<'w> {
-    pub(super) instructions: &'static str,
+    pub(super) instructions: Cow<'w, str>,
     /// Mostly those that there are: each run that waits on the model holds them.
     pub(super) tools: Cow<'w, [ToolSpec]>,
     /// What its last words are to be like.
-    pub(super) shape: Option<Shape<'static>>,
+    pub(super) shape: Option<Shape<'w>>,
 }
 
 /// What the agent that speaks is to the model.
 ///
 /// Who is asked to say the same once more, in the right shape, is to do nothing else: it has no tools for that.
-pub(super) fn voice<'w>(world: &'w World, state: &RunState, api: Api) -> Voice<'w> {
+/// `spec` is the run's own, held apart from it.
+///
+/// Errors: the configuration has no such agent any more.
+pub(super) fn voice<'w>(
+    world: &'w World,
+    spec: &'w RunCreated,
+    state: &RunState,
+    api: Api,
+) -> Result<Voice<'w>, Failure> {
+    if state.spec.team.is_none() && state.spec.agent != executor::NAME {
+        return configured(world, spec, state, api);
+    }
     let seat = state.spec.team.map_or(Seat::Executor, |_| state.stage.seat());
     let (instructions, shape) = match seat {
         Seat::Executor => (executor::INSTRUCTIONS, None),
@@ -53,12 +65,56 @@ pub(super) fn voice<'w>(world: &'w World, state: &RunState, api: Api) -> Voice<'
         (Api::Responses, _) if state.stage.is_corrected() => Cow::Borrowed(&[][..]),
         (Api::Responses, _) => Cow::Owned(of_role(world, &state.role)),
     };
-    Voice { instructions, tools, shape }
+    Ok(Voice { instructions: instructions.into(), tools, shape })
 }
 
-fn shape(name: &'static str, schema: &'static str) -> Option<Shape<'static>> {
+/// An agent of the configuration, which works alone.
+fn configured<'w>(
+    world: &'w World,
+    spec: &'w RunCreated,
+    state: &RunState,
+    api: Api,
+) -> Result<Voice<'w>, Failure> {
+    let agent = world.agents.configured.iter().find(|agent| agent.name == spec.agent);
+    let agent = agent.ok_or_else(|| Failure {
+        reason: "AGENT_UNKNOWN".into(),
+        message: format!(
+            "the configuration has no agent {} any more; put it back, then go on with a fork of this run",
+            spec.agent
+        ),
+    })?;
+    let (run, submitter) = (state.id.to_string(), spec.submitter.to_string());
+    let facts = Facts {
+        run: &run,
+        agent: &spec.agent,
+        workspace: &spec.workspace,
+        submitter: &submitter,
+        labels: &spec.labels,
+    };
+    let mut tools = match api == Api::Chat || state.stage.is_corrected() {
+        true => Vec::new(),
+        false => of_role(world, &state.role),
+    };
+    if let Some(own) = &agent.tools {
+        tools.retain(|tool| own.contains(&tool.name));
+    }
+    Ok(Voice {
+        instructions: variables::filled(&agent.instructions, &facts).into(),
+        tools: tools.into(),
+        shape: spec.output.as_deref().and_then(|schema| shape("answer", schema)),
+    })
+}
+
+fn shape<'a>(name: &'a str, schema: &'a str) -> Option<Shape<'a>> {
     let schema = serde_json::from_str(schema).ok()?;
     Some(Shape { name, schema })
+}
+
+/// What the agent that speaks was given of its role's tools; none: all of them.
+pub(super) fn own_tools(world: &World, state: &RunState) -> Option<Vec<ToolName>> {
+    let speaker = state.speaker();
+    let agent = world.agents.configured.iter().find(|agent| agent.name == speaker)?;
+    agent.tools.clone()
 }
 
 /// Tools that the policy has for a role: a planner that is shown more plans with more.

@@ -7,9 +7,12 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::{
-    agents::{self, Agent},
+    agents::Agent,
     config::ShownValue,
-    domain::{ids::Timestamp, tool::RegisteredTool},
+    domain::{
+        ids::{Timestamp, ToolName},
+        tool::RegisteredTool,
+    },
     engine::{Engine, Intake, Store},
     grpc::{
         backup, caller, convert, health,
@@ -172,14 +175,18 @@ impl AdminService for Admin {
         let granted = |agent: &Agent| {
             let role = policy.roles.get(&agent.role);
             let specs = world.tools.specs().iter().map(|spec| &spec.name);
-            let mine = specs.filter(|name| role.is_some_and(|role| role.tools.contains(name)));
+            let own = |name: &&ToolName| agent.tools.as_ref().is_none_or(|own| own.contains(name));
+            let mine = specs.filter(own);
+            let mine = mine.filter(|name| role.is_some_and(|role| role.tools.contains(name)));
             mine.map(ToString::to_string).collect()
         };
-        let all = agents::all();
+        let all = world.agents();
         let page = all.iter().skip(start).take(size);
         let more = all.len() > start.saturating_add(size);
         Ok(Response::new(v1::ListAgentsResponse {
-            agents: page.map(|agent| convert::agent(agent, granted(agent))).collect(),
+            agents: page
+                .map(|agent| convert::agent(agent, granted(agent), world.mind(&agent.name)))
+                .collect(),
             next_page_token: match more {
                 true => list.token(&(start + size).to_string()),
                 false => String::new(),

@@ -1,6 +1,6 @@
 //! Domain to proto and back, and every error to its `Status`: the only place where codes are chosen.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use axum::http::HeaderMap;
 use prost_types::Timestamp;
@@ -17,7 +17,7 @@ use crate::{
         status::StateName,
         tool::{EffectClass, OutcomeKind},
     },
-    engine::{EngineError, LiveEvent, ToolCallView, WhenBusy},
+    engine::{Backend, EngineError, LiveEvent, Mind, ToolCallView, WhenBusy},
     ports::{EntryView, JournalError, OutputStream, RunSummary},
     proto::v1::{self, stream_run_events_response::Event},
 };
@@ -410,12 +410,18 @@ fn decision(decided: Decided) -> v1::ToolCallDecision {
     }
 }
 
-pub(super) fn agent(agent: &Agent, tools: Vec<String>) -> v1::Agent {
+pub(super) fn agent(
+    agent: &Agent,
+    tools: Vec<String>,
+    (backend, mind): (&Arc<Backend>, &Mind),
+) -> v1::Agent {
     v1::Agent {
-        name: agent.name.into(),
-        description: agent.description.into(),
+        name: agent.name.clone(),
+        description: agent.description.clone(),
         role: agent.role.to_string(),
-        model: agent.model.clone().unwrap_or_default(),
+        model: mind.model.clone().unwrap_or_default(),
+        backend: backend.name.to_string(),
+        output_schema: agent.output.as_deref().unwrap_or_default().to_owned(),
         tools,
         instructions: agent.instructions.clone(),
         built_in: agent.origin == Origin::BuiltIn,

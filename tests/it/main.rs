@@ -42,6 +42,7 @@ mod long_texts;
 mod loops;
 mod matrix;
 mod mirror;
+mod named_agents;
 mod policy;
 mod power_loss;
 mod pruning;

@@ -101,6 +101,18 @@ async fn files_without_a_whole_line_and_files_of_others_leave_no_gap() {
 }
 
 #[tokio::test]
+async fn what_daemons_wrote_that_died_before_they_had_mirrored_anything_is_made_up_for() {
+    let (_backend, mut daemon) = busy().await;
+    daemon.carry_out("first").await;
+    daemon.kill();
+    // As if that had come to nothing yet.
+    let _ = fs::remove_dir_all(daemon.state().join("audit"));
+    daemon.restart();
+    assert_eq!(daemon.stop(), Some(0));
+    assert_eq!(mirrored(&daemon), journal(&daemon), "from the first entry on");
+}
+
+#[tokio::test]
 async fn a_mirror_that_cannot_be_written_keeps_nobody_from_working() {
     let (_backend, mut daemon) = busy().await;
     let audit = daemon.state().join("audit");

@@ -9,6 +9,7 @@ use crate::domain::{
     guardrail::{Consequence, Violation},
     item::Item,
     journal::{AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed},
+    output,
     plan::{Plan, Verdict},
     run::{Command, Ending, Failure, RunState, Work},
 };
@@ -120,18 +121,20 @@ impl Stage {
 impl RunState {
     /// What follows the last word of the agent that speaks.
     pub(super) fn concluded(&self, answer: &Arc<str>) -> Command {
-        let finished = || Command::Finish(Ending::Succeeded { answer: answer.clone() });
-        if self.spec.team.is_none() {
-            return finished();
-        }
+        let finished = |answer| Command::Finish(Ending::Succeeded { answer });
         let turn = self.usage.turns;
-        let conclusion = match self.stage.seat() {
-            Seat::Executor => return Command::CheckWork,
-            Seat::Planner => Plan::read(answer).map(Conclusion::Plan),
-            Seat::Reviewer => Verdict::read(answer).map(Conclusion::Verdict),
+        let concluded = |conclusion| Command::Conclude { turn, conclusion };
+        let next = match (self.spec.team, self.stage.seat(), &self.spec.output) {
+            (None, _, None) => return finished(answer.clone()),
+            (None, _, Some(schema)) => output::read(schema, answer).map(finished),
+            (Some(_), Seat::Executor, _) => return Command::CheckWork,
+            (Some(_), Seat::Planner, _) => Plan::read(answer).map(Conclusion::Plan).map(concluded),
+            (Some(_), Seat::Reviewer, _) => {
+                Verdict::read(answer).map(Conclusion::Verdict).map(concluded)
+            }
         };
-        match conclusion {
-            Ok(conclusion) => Command::Conclude { turn, conclusion },
+        match next {
+            Ok(command) => command,
             Err(why) if self.stage.is_corrected => Command::Finish(Ending::Failed(Failure {
                 reason: "OUTPUT_INVALID".into(),
                 message: format!(
@@ -139,7 +142,7 @@ impl RunState {
                      journal. Try another model, or the executor alone (--agent executor)"
                 ),
             })),
-            Err(why) => Command::Conclude { turn, conclusion: Conclusion::Unreadable { why } },
+            Err(why) => concluded(Conclusion::Unreadable { why }),
         }
     }
 }

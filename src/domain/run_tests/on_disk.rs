@@ -17,6 +17,8 @@ fn examples() -> Vec<Record> {
             model: Some("qwen3".into()),
             labels: BTreeMap::from([("team".into(), "infra".into())]),
             request_id: Some("r-1".into()),
+            role: Some(RoleName::new("writer")),
+            output: Some("{}".into()),
             team: Some(Team { max_review_rounds: 3 }),
             role_budgets: BTreeMap::from([(RoleName::new("planner"), Budget::default())]),
             ..spec(Budget::default())

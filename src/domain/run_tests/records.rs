@@ -24,6 +24,8 @@ pub(super) fn spec(budget: Budget) -> RunCreated {
         labels: BTreeMap::new(),
         submitter: Caller::new("uid:1000"),
         request_id: None,
+        role: None,
+        output: None,
         team: None,
         forked: None,
     }

@@ -86,6 +86,8 @@ impl Submission {
             labels: labels(&self.labels),
             submitter: caller(self.by),
             request_id: self.request.map(request_id),
+            role: None,
+            output: None,
             team: None,
             forked: None,
         }

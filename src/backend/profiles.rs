@@ -116,7 +116,13 @@ const LLAMA_CPP: Profile = Profile {
     name: ProfileName::LlamaCpp,
     takes: Takes::Only(&["message", "function_call", "function_call_output"]),
     hosted_tools: Hosted::None,
+    calls_cut_answers_whole: true,
     lessons: &[
+        lesson(
+            "an answer that ends at its limit says that it is completed",
+            "one that has as many tokens as it may have counts as cut off",
+            "docs/reports/llama-cpp.md",
+        ),
         lesson(
             "reasoning items without a summary or a content are refused (400)",
             "reasoning is not sent back",
@@ -241,12 +247,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_profile_that_differs_says_what_taught_it() {
+    fn every_profile_that_differs_says_what_taught_it_and_so_does_the_page() {
+        let page = include_str!("../../docs/backends.md");
         for name in ProfileName::ALL {
             let known = profile(name);
             assert_eq!(known.name, name);
             assert_eq!(known.lessons.is_empty(), name == ProfileName::Generic, "{name}");
-            assert!(known.lessons.iter().all(|lesson| !lesson.source.is_empty()), "{name}");
+            for Lesson { quirk, done, source } in known.lessons {
+                let row = format!("| {name} | {quirk} | {done} | {source} |");
+                assert!(page.contains(&row), "docs/backends.md lacks\n{row}");
+            }
         }
     }
 

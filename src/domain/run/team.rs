@@ -93,7 +93,7 @@ impl Stage {
     /// Places of what an agent has heard and said, in a conversation of so many items.
     pub(super) fn places(&self, seat: Seat, length: usize) -> Vec<Range<usize>> {
         if self.parts.is_empty() {
-            return vec![0..length];
+            return std::iter::once(0..length).collect();
         }
         let ends = self.parts.iter().skip(1).map(|part| part.from).chain([length]);
         let parts = self.parts.iter().zip(ends).filter(|(part, _)| part.seat == seat);

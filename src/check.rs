@@ -180,7 +180,11 @@ fn policy(config: &Config) -> Vec<Finding> {
     match daemon::policy_sources(config, &toolbox, declared).load() {
         Ok(policy) => {
             let revision = Finding::fine(format!("policy: revision {}", policy.revision));
-            [tools, revision].into_iter().chain(policy.hosted_outlook().map(hosted)).collect()
+            let agents = daemon::check_agents(config, &toolbox, &policy).err().map(|error| {
+                Finding::failure(error.to_string(), "mend the configuration, check again")
+            });
+            let hosted = policy.hosted_outlook().map(hosted);
+            [tools, revision].into_iter().chain(agents).chain(hosted).collect()
         }
         Err(error) => vec![
             tools,

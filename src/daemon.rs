@@ -33,7 +33,8 @@ use crate::{
         access::{Access, Credential},
         backend::BackendName,
         hex::hex,
-        ids::{Sequence, Timestamp},
+        ids::{RoleName, Sequence, Timestamp},
+        item::names,
         journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
         policy::Policy,
         redact::Redactor,
@@ -77,6 +78,8 @@ pub enum DaemonError {
     Policy(#[from] policy_files::PolicyErrors),
     #[error("the declared tools are not valid, and none of them is taken:\n{}", .0.join("\n"))]
     Tools(Vec<String>),
+    #[error("the agents of the configuration cannot be used:\n{}", .0.join("\n"))]
+    Agents(Vec<String>),
     #[error("the callers of the configuration cannot be used:\n{}", .0.join("\n"))]
     Callers(Vec<String>),
     #[error(transparent)]
@@ -363,11 +366,41 @@ impl Rules {
         let tools = Arc::new(Toolbox::new(declared.clone()).map_err(DaemonError::Tools)?);
         let files = policy_sources(config, &tools, declared);
         let policy = Arc::new(files.load()?);
+        check_agents(config, &tools, &policy)?;
         for refused in policy.hosted_outlook().filter(|outlook| !outlook.is_declared()) {
             tracing::warn!(tool = %refused.tool, decided = %refused, "a hosted tool is not declared to the backend");
         }
         Ok(Self { tools, files, policy, programs })
     }
+}
+
+/// What the configuration's agents want of the policy and the tools is there.
+pub(crate) fn check_agents(
+    config: &Config,
+    tools: &Toolbox,
+    policy: &Policy,
+) -> Result<(), DaemonError> {
+    let mut errors = Vec::new();
+    for agent in &config.agents.configured {
+        if !policy.roles.contains_key(&agent.role) {
+            let known: Vec<&str> = policy.roles.keys().map(RoleName::as_str).collect();
+            let known = known.join(", ");
+            errors.push(format!(
+                "agents.{}.role: the policy has no role {}; it has: {known}",
+                agent.name, agent.role
+            ));
+        }
+        for tool in agent.tools.iter().flatten() {
+            if !tools.specs().iter().any(|spec| spec.name == *tool) {
+                let known = names(tools.specs().iter().map(|spec| &spec.name));
+                errors.push(format!(
+                    "agents.{}.tools: there is no tool {tool}; there are: {known}",
+                    agent.name
+                ));
+            }
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(DaemonError::Agents(errors)) }
 }
 
 /// The settings in force, for people and other programs; nothing reads it back.

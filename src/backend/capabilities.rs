@@ -64,7 +64,8 @@ pub(super) async fn probe(backend: &HttpBackend, look: Look<'_>) -> Probe {
     let http = &backend.http;
     let models = glance(http, http.get("/models"), look.patience).await;
     let seen = match models {
-        Ok(seen) if seen.status < 500 => seen,
+        // It is there, and has no such list.
+        Ok(seen) if seen.status < 500 || seen.status == 501 => seen,
         Ok(seen) => return broken(backend, refusal(http, &seen)),
         Err(error) => return broken(backend, error),
     };

@@ -190,7 +190,10 @@ impl Model for HttpBackend {
         match self.ask(&question, said).await {
             // It was refused before anything was generated, and what it was for is checked anyway.
             Err(error) if question.shape.is_some() && names_shape(&error) => {
-                tracing::info!(backend = self.http.url(), %error, "no schema is sent to it any more");
+                tracing::info!(
+                    backend = self.http.url(),
+                    "it refused a schema, and is sent none any more"
+                );
                 self.learn(|learned| learned.refuses_shapes = true);
                 self.ask(&Question { shape: None, ..question }, said).await
             }
@@ -199,7 +202,7 @@ impl Model for HttpBackend {
     }
 
     async fn compact(&self, question: Question<'_>) -> Option<Result<Compacted, ModelError>> {
-        if !self.learned().compacts {
+        if !self.learned().compacts || question.api == Api::Chat {
             return None;
         }
         Some(self.make_shorter(&question).await)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::{
-    agents,
+    agents::{self, Agent},
     config::{
         backends::NamedBackend,
         named_agents::{self, Named},
@@ -30,7 +30,7 @@ const KEYS: [&str; 5] = ["turns", "tool_calls", "tokens", "seconds", "cost_dolla
 pub(super) fn agents(reader: &mut Reader<'_>, backends: &[NamedBackend]) -> Option<AgentSettings> {
     let Named { minds, agents: configured } = named_agents::named(reader, backends);
     let backend_wait = reader.take(names::BACKEND_WAIT, None, || Some(Count(900)));
-    let role_budgets = budgets(reader);
+    let role_budgets = budgets(reader, &configured);
     let mut consequence =
         |setting| reader.take(setting, None, || Some(Consequence::default())).unwrap_or_default();
     let guardrails = Guardrails {
@@ -66,7 +66,7 @@ impl SettingValue for Consequence {
     }
 }
 
-fn budgets(reader: &mut Reader<'_>) -> RoleBudgets {
+fn budgets(reader: &mut Reader<'_>, configured: &[Agent]) -> RoleBudgets {
     let Some((path, node)) = reader.node(KEY) else { return RoleBudgets::new() };
     let roles = match &node.content {
         Content::Map(roles) => roles.as_slice(),
@@ -76,7 +76,8 @@ fn budgets(reader: &mut Reader<'_>) -> RoleBudgets {
             &[]
         }
     };
-    let known = agents::roles();
+    let own = configured.iter().map(|agent| agent.role.clone());
+    let known: Vec<RoleName> = agents::roles().into_iter().chain(own).collect();
     let mut budgets = RoleBudgets::new();
     for (key, node) in roles {
         let role = RoleName::new(&*key.name);

@@ -340,6 +340,7 @@ impl Record {
             Self::RunCreated(created) if created.forked.is_some() => {
                 Some(serde_json::to_string(&created.without_items())?)
             }
+            Self::ContextCompacted(done) => Some(serde_json::to_string(&done.without_items())?),
             _ => None,
         };
         let view = redactor.redact_json(shown.as_deref().unwrap_or(&whole)).into_owned();

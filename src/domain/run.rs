@@ -10,7 +10,7 @@ mod stored;
 mod team;
 
 pub use calls::{OpenCall, Progress};
-pub use context::{Context, OVERFLOW, Overflow, bytes};
+pub use context::{Context, OVERFLOW, Overflow, by_rule_of_thumb, bytes};
 pub use conversation::Conversation;
 pub use decide::{Command, Invocation, InvocationMode, decide};
 pub use fold::{fold, fold_into};
@@ -51,6 +51,8 @@ pub struct RunState {
     /// How far its agents have come, where there are several.
     pub stage: Stage,
     pub inputs: Inputs,
+    /// How the turn under way has failed so far.
+    pub strikes: Strikes,
     /// How it asks each backend that has answered it: that is so to the end.
     pub apis: BTreeMap<BackendName, Api>,
     /// The last turn that said nothing, and was told so.
@@ -88,6 +90,17 @@ pub struct Inputs {
     /// How many there were in all, and how long, in bytes.
     pub count: usize,
     pub bytes: usize,
+}
+
+/// How often a turn has failed, by what came of it, and how long it has waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Strikes {
+    /// Requests that failed since the backend was awaited last.
+    pub failed: u32,
+    /// Requests of which the backend said that they were too many.
+    pub limited: u32,
+    /// When the run gives up on a backend that does not work; none: it has not waited in this turn.
+    pub until: Option<Timestamp>,
 }
 
 /// What people want of the run.
@@ -206,6 +219,7 @@ impl RunState {
             context: Context::default(),
             stage,
             inputs: Inputs::default(),
+            strikes: Strikes::default(),
             apis: BTreeMap::new(),
             nudged: None,
             usage: Usage::default(),

@@ -87,27 +87,25 @@ impl Driver {
         attempt: u32,
     ) -> Result<Option<Api>, JournalError> {
         let backend = self.backend();
-        let Some(why) = backend.shut() else {
-            self.awaiting = None;
-            return self.settle_api(turn, &backend).await;
-        };
-        let (clock, limit) = (self.world.clock.clone(), self.world.agents.backend_wait);
-        let since = match self.awaiting {
-            Some((waiting, since)) if waiting == turn => since,
-            Some(_) | None => {
-                let since = clock.steady_ms();
-                self.awaiting = Some((turn, since));
-                let until = clock.now().plus_millis(millis(limit));
+        let Some(why) = backend.shut() else { return self.settle_api(turn, &backend).await };
+        let clock = self.world.clock.clone();
+        let until = match self.log.state().strikes.until {
+            Some(until) if self.is_awaiting => until,
+            known => {
+                self.is_awaiting = true;
+                let limit = millis(self.world.agents.backend_wait);
+                let until = known.unwrap_or_else(|| clock.now().plus_millis(limit));
                 tracing::info!(run = %self.log.state().id, backend = %backend.name, why, "waits for the backend");
                 let why = self.world.redactor.redact(&why).into_owned();
                 let backend = backend.name.clone();
                 self.log
                     .append([BackendAwaited { turn, attempt, backend, why, until }.into()])
                     .await?;
-                since
+                until
             }
         };
-        let left = millis(limit).saturating_sub(clock.steady_ms().saturating_sub(since));
+        let left = until.0.saturating_sub(clock.now().0) / 1000;
+        let left = u64::try_from(left).unwrap_or(0).min(millis(self.world.agents.backend_wait));
         if left == 0 {
             return self.give_up(&backend, &why).await.map(|()| None);
         }
@@ -140,6 +138,7 @@ impl Driver {
         turn: u32,
         backend: &Arc<Backend>,
     ) -> Result<Option<Api>, JournalError> {
+        self.is_awaiting = false;
         if let Some(api) = self.log.state().apis.get(&backend.name) {
             return Ok(Some(*api));
         }
@@ -166,9 +165,9 @@ impl Driver {
         let Fit::Fits(estimated) = Box::pin(self.fit((turn, attempt), api, &items)).await? else {
             return Ok(());
         };
-        let RunState { stage, context, .. } = self.log.state();
-        let heard = context.view(stage, stage.seat(), &items);
         let backend = self.backend();
+        let RunState { stage, context, .. } = self.log.state();
+        let heard = context.view(stage, (stage.seat(), &backend.name), &items);
         let policy = self.world.policies.current();
         let hosted = hosted::admitted(&policy, &self.log.state().role, (api, &*backend.model));
         let sent = (heard.len(), estimated);
@@ -294,7 +293,12 @@ impl Driver {
             _ => retry::Because::Other,
         };
         // Nobody is to lose a run because its backend is down: it waits for that, and is asked again.
-        let has_attempts = attempt < retry::most_attempts(because) || backend.shut().is_some();
+        let strikes = self.log.state().strikes;
+        let before = match because {
+            retry::Because::Limited => strikes.limited,
+            retry::Because::Other => strikes.failed,
+        };
+        let has_attempts = before + 1 < retry::most_attempts(because) || backend.shut().is_some();
         let asks_too_much = error.retry_after_ms.is_some_and(|wait| wait > retry::LONGEST_WAIT_MS);
         let overflows = error.fault == ModelFault::ContextOverflow;
         // Once it is shortened, it may fit.
@@ -302,7 +306,7 @@ impl Driver {
         let passes = error.is_passing() && has_attempts && !asks_too_much;
         let retry_at = (passes && !overflows).then(|| {
             let jitter = self.world.chance.fraction();
-            let delay = retry::delay_ms(attempt, because, error.retry_after_ms, jitter);
+            let delay = retry::delay_ms(before + 1, because, error.retry_after_ms, jitter);
             self.world.clock.now().plus_millis(delay)
         });
         let retry_at = retry_at.or_else(|| shortens.then(|| self.world.clock.now()));

@@ -155,7 +155,7 @@ impl Backend {
         let now = clock.now();
         self.standing.send_if_modified(|standing| match &answer {
             Ok(_) => standing.answered(now),
-            Err(error) => standing.failed(error, &self.redactor),
+            Err(error) => standing.failed(error),
         });
         if answer.as_ref().is_err_and(ModelError::is_passing) {
             self.doubt.notify_one();
@@ -297,8 +297,14 @@ impl Engine {
         };
         let model = backend.default_model.as_deref();
         let look = Look { depth: Depth::Everything, patience: PATIENCE.1, model };
-        let probe = backend.model.probe(look).await;
-        let (models, remarks) = (probe.models.clone(), probe.remarks.clone());
+        let mut probe = backend.model.probe(look).await;
+        if probe.ready.as_ref().is_err_and(ModelError::is_passing) {
+            world.clock.sleep(SOON).await;
+            probe = backend.model.probe(look).await;
+        }
+        let models = probe.models.clone();
+        let remarks = probe.remarks.iter().map(|remark| cut(&backend.redactor.redact(remark)));
+        let remarks = remarks.collect();
         let now = world.clock.now();
         backend.standing.send_modify(|standing| {
             standing.looked(probe, Depth::Everything, now, &backend.redactor);
@@ -355,17 +361,20 @@ impl Standing {
         let was = self.shut().is_some() || self.fails.is_some();
         self.failures = 0;
         self.fails = None;
+        // Whatever its list of models does meanwhile: servers with one thread do not tell it while they answer.
+        self.unwell = self.unwell.take().filter(|unwell| !unwell.passes);
         self.last_ok = Some(now);
         was
     }
 
     /// A request failed. Tells whether that is news.
-    fn failed(&mut self, error: &ModelError, redactor: &Redactor) -> bool {
+    fn failed(&mut self, error: &ModelError) -> bool {
         match error.fault {
             ModelFault::Unavailable | ModelFault::Timeout => {
                 self.failures = self.failures.saturating_add(1);
-                if error.http_status.is_some_and(|status| status >= 500) {
-                    self.fails = Some(cut(&redactor.redact(&error.message)));
+                // Its words may be about somebody's run, and everybody sees this.
+                if let Some(status) = error.http_status.filter(|status| *status >= 500) {
+                    self.fails = Some(format!("it answered a request with HTTP {status}"));
                 }
                 true
             }

@@ -40,6 +40,8 @@ struct Load<'a> {
     context: &'a Context,
     state: &'a RunState,
     seat: Seat,
+    /// Where it goes.
+    backend: &'a Backend,
     items: &'a [Item],
     /// Bytes of what goes with it.
     around: u64,
@@ -47,7 +49,8 @@ struct Load<'a> {
 
 impl Load<'_> {
     fn bytes(&self) -> u64 {
-        self.around + bytes(&self.context.view(&self.state.stage, self.seat, self.items))
+        let to = (self.seat, &self.backend.name);
+        self.around + bytes(&self.context.view(&self.state.stage, to, self.items))
     }
 
     /// Where outputs are to be cut off so that the rest has `aim` tokens or fewer; as many as can be, if that is not
@@ -91,15 +94,20 @@ impl Driver {
         };
         let tools = voice.tools.iter().map(|tool| tool.parameters.len() + tool.description.len());
         let around = (voice.instructions.len() + tools.sum::<usize>()) as u64;
-        let load = Load { context: &state.context, state, seat, items, around };
-        let estimated = state.context.tokens(load.bytes());
+        let backend = self.world.mind(state.speaker()).0.clone();
+        let load = Load { context: &state.context, state, seat, backend: &backend, items, around };
+        let whole = load.bytes();
+        let estimated = state.context.tokens(whole);
         let room = self.room();
-        let (overflow, can_compact) =
-            (state.context.overflow(), seat == Seat::Executor && items.len() > 2);
+        let overflow = state.context.overflow();
+        // Where little was said, or most of it is what every request has, there is nothing to be made shorter.
+        let is_long = state.context.view(&state.stage, (seat, &backend.name), items).len() > 2;
+        let is_other = room.is_none_or(|room| state.context.tokens(around) < room);
+        let can_compact = seat == Seat::Executor && is_long && is_other;
         let is_told = overflow == Overflow::Told;
         let fits = room.is_none_or(|room| estimated <= room);
         if !is_told && (fits || overflow == Overflow::Compacted) {
-            return Ok(Fit::Fits(estimated));
+            return Ok(Fit::Fits(run::by_rule_of_thumb(whole)));
         }
         let room = room.unwrap_or(estimated / 2);
         let trimmed = load.trimmed(room / 10 * 7);
@@ -115,7 +123,7 @@ impl Driver {
         match (can_compact, is_told) {
             (true, _) => self.compact((turn, attempt), api, items, room).await?,
             // It is worth a try: the estimate may be wrong.
-            (false, false) => return Ok(Fit::Fits(estimated)),
+            (false, false) => return Ok(Fit::Fits(run::by_rule_of_thumb(whole))),
             (false, true) => self.finish(Ending::Failed(too_long())).await?,
         }
         Ok(Fit::Changed)
@@ -146,12 +154,13 @@ impl Driver {
         let backend = self.world.mind(&speaker).0.clone();
         let upto = kept_from(items, room);
         let before = &items[..upto];
-        let view = state.context.view(&state.stage, Seat::Executor, before).into_owned();
+        let to = (Seat::Executor, &backend.name);
+        let view = state.context.view(&state.stage, to, before).into_owned();
         let task = match items.get(state.stage.first_of_executor()) {
             Some(Item::User { text }) => text.clone(),
             Some(_) | None => spec.task.clone(),
         };
-        let estimated_tokens = state.context.tokens(bytes(&view));
+        let estimated_tokens = run::by_rule_of_thumb(bytes(&view));
         tracing::info!(run = %state.id, turn, estimated_tokens, room, "the conversation is compacted");
         let request = ModelRequest {
             turn,
@@ -181,8 +190,16 @@ impl Driver {
                 };
                 let cost_micros = self.cost(&answer);
                 let tokens = answer.tokens;
-                let done =
-                    ContextCompacted { turn, attempt, upto, compaction, tokens, cost_micros };
+                let backend = backend.name.clone();
+                let done = ContextCompacted {
+                    turn,
+                    attempt,
+                    upto,
+                    backend,
+                    compaction,
+                    tokens,
+                    cost_micros,
+                };
                 self.log.stage(done);
             }
             Err(error) => {
@@ -233,7 +250,8 @@ impl Shortening<'_> {
                 return Ok((Short::Items(compacted.items), answer));
             }
             Some(Err(error)) => {
-                tracing::info!(backend = %self.backend.name, %error, "the backend does not compact; it is asked for a summary");
+                let fault = error.fault;
+                tracing::info!(backend = %self.backend.name, ?fault, "it does not compact; it is asked for a summary");
             }
             None => {}
         }

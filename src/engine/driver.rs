@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     agents::executor,
     domain::{
+        backend::Api,
         journal::{
             BudgetWarning, ModelNudged, Moment, RunFinished, RunSuspended, Taken, WorkspaceSnapshot,
         },
@@ -50,8 +51,8 @@ pub(super) struct Driver {
     pub(super) inbox: mpsc::Receiver<Message>,
     /// Whether the workspace is the run's: who only has to hear something has it not.
     pub(super) has_workspace: bool,
-    /// Since when it waits for a backend that does not work, and in which turn.
-    pub(super) awaiting: Option<(u32, u64)>,
+    /// Whether it has said that it waits for a backend that does not work.
+    pub(super) is_awaiting: bool,
     /// The daemon is stopping: finish the step under way, begin no other.
     pub(super) stopping: CancellationToken,
 }
@@ -89,9 +90,11 @@ impl Driver {
                 },
                 Command::Invoke(calls) => self.invoke(calls).await?,
                 Command::Nudge { turn } => {
-                    let text = match self.log.state().is_degraded() {
-                        true => executor::NUDGE_WITHOUT_TOOLS,
-                        false => executor::NUDGE,
+                    let state = self.log.state();
+                    let backend = &self.world.mind(state.speaker()).0.name;
+                    let text = match state.apis.get(backend) {
+                        Some(Api::Chat) => executor::NUDGE_WITHOUT_TOOLS,
+                        Some(Api::Responses) | None => executor::NUDGE,
                     };
                     self.log.stage(ModelNudged { turn, text: text.into() });
                 }

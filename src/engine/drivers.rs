@@ -108,7 +108,9 @@ impl Engine {
         recovery::take_over(&world, &mut log).await?;
         let stopping = self.inner.drivers.token();
         let live = self.inner.live.clone();
-        Driver { world, live, log, inbox, has_workspace, awaiting: None, stopping }.drive().await
+        Driver { world, live, log, inbox, has_workspace, is_awaiting: false, stopping }
+            .drive()
+            .await
     }
 
     /// A run out of the journal, also while everybody reads: nobody else would take it up.

@@ -65,7 +65,8 @@ impl Ledger {
         }
         let midnight = Timestamp(day_of(now) * DAY);
         let tomorrow = Timestamp(midnight.0 + DAY);
-        let kinds = ["model_response", "tool_call"].map(str::to_owned).to_vec();
+        let kinds =
+            ["model_response", "context_compacted", "tool_call"].map(str::to_owned).to_vec();
         let wanted = AuditFilter {
             kinds,
             since: Some(midnight),
@@ -155,6 +156,9 @@ impl Ledger {
 pub(super) fn used_by(record: &Record) -> Option<PerDay> {
     match record {
         Record::ModelResponse(answer) => Some(of_answer(&answer.tokens, answer.cost_micros)),
+        Record::ContextCompacted(done) => {
+            Some(PerDay { turns: 0, ..of_answer(&done.tokens, done.cost_micros) })
+        }
         Record::ToolCalled(_) => Some(of_call()),
         _ => None,
     }
@@ -180,6 +184,10 @@ fn of_answer(tokens: &TokenCount, cost_micros: Option<u64>) -> PerDay {
 fn used_by_view(entry: &EntryView) -> PerDay {
     match (entry.kind.as_str(), serde_json::from_str(&entry.payload)) {
         ("model_response", Ok(Answered { tokens, cost_micros })) => of_answer(&tokens, cost_micros),
+        ("context_compacted", Ok(Answered { tokens, cost_micros })) => {
+            PerDay { turns: 0, ..of_answer(&tokens, cost_micros) }
+        }
+        ("context_compacted", Err(_)) => PerDay::default(),
         // What it used cannot be read, but that there was an answer.
         ("model_response", Err(_)) => of_answer(&TokenCount::default(), None),
         _ => of_call(),

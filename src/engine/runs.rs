@@ -316,7 +316,8 @@ impl Engine {
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();
         spec.role_budgets = roles_over(spec.role_budgets, &world.agents.role_budgets);
-        self.check_limits(&spec.budget, &spec.role_budgets, spec.model.as_deref())?;
+        let asks = (&*spec.agent, spec.model.as_deref());
+        self.check_limits(&spec.budget, &spec.role_budgets, asks)?;
         let now = world.clock.now();
         let run = world.chance.run_id(now);
         let state = RunState::created(run, Sequence(1), now, spec.clone());

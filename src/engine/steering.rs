@@ -180,8 +180,9 @@ impl Engine {
     /// returns, that is on disk. A run that goes on anyway returns unchanged.
     pub async fn resume_run(&self, run: RunId, wanted: Resume) -> Result<RunSummary, EngineError> {
         check_length("why", &wanted.why, WHY_BYTES)?;
-        let model = self.run(run).await?.model;
-        self.check_limits(&wanted.budget, &wanted.role_budgets, model.as_deref())?;
+        let RunSummary { agent, model, .. } = self.run(run).await?;
+        let asks = (agent.as_str(), model.as_deref());
+        self.check_limits(&wanted.budget, &wanted.role_budgets, asks)?;
         self.steer(run, Wanted::Resume(wanted)).await
     }
 

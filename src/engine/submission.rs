@@ -6,6 +6,7 @@ use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 
 use crate::{
+    agents,
     domain::{
         budget::{self, Budget, RoleBudgets},
         ids::RoleName,
@@ -128,7 +129,7 @@ impl Engine {
         &self,
         budget: &Budget,
         role_budgets: &RoleBudgets,
-        model: Option<&str>,
+        (agent, model): (&str, Option<&str>),
     ) -> Result<(), EngineError> {
         let field = "role_budgets";
         let roles = self.inner.world.roles();
@@ -138,9 +139,19 @@ impl Engine {
             let message = format!("there is no role {unknown:?}; there are: {known}");
             return Err(EngineError::InvalidField { field, message });
         }
-        self.check_price("budget", budget.max_cost_micros, model)?;
         let costs = role_budgets.values().map(|budget| budget.max_cost_micros);
-        self.check_price(field, costs.max().unwrap_or(0), model)
+        let of_roles = costs.max().unwrap_or(0);
+        // Each may ask for a model of its own.
+        let speakers = match agents::is_team(agent) {
+            true => agents::roles(),
+            false => vec![RoleName::new(agent)],
+        };
+        for speaker in speakers {
+            let model = self.inner.world.model_of(speaker.as_str(), model);
+            self.check_price("budget", budget.max_cost_micros, model)?;
+            self.check_price(field, of_roles, model)?;
+        }
+        Ok(())
     }
 
     fn check_price(
@@ -149,8 +160,7 @@ impl Engine {
         limit: u64,
         model: Option<&str>,
     ) -> Result<(), EngineError> {
-        let World { prices, backends, .. } = &self.inner.world;
-        let model = model.or(backends.default().default_model.as_deref());
+        let World { prices, .. } = &self.inner.world;
         if limit == 0 || model.is_some_and(|name| prices.contains_key(name)) {
             return Ok(());
         }

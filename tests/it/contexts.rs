@@ -4,7 +4,7 @@
 use std::sync::Mutex;
 
 use agentd::{
-    proto::v1::RunState,
+    proto::v1::{self, RunState},
     scripted::{Kind, Manner, Reply, Seen, Turn},
 };
 use serde_json::{Value, json};
@@ -208,6 +208,43 @@ async fn what_ollama_drops_without_a_word_is_noticed_by_what_it_says_it_read() {
     let errors = story.payloads("backend_error");
     assert!(errors[0]["message"].as_str().unwrap().contains("dropped the beginning"), "{errors:?}");
     assert!(!story.payloads("context_compacted").is_empty());
+}
+
+#[tokio::test]
+async fn a_reviewer_for_whom_it_is_too_much_is_asked_again_with_less() {
+    const PLAN: &str =
+        r#"{"steps": [{"intent": "say OMEGA", "tools": [], "check": "it is said"}]}"#;
+    let reads = Mutex::new(0);
+    let brain = move |seen: &Seen| {
+        let bytes: usize = seen.outputs.iter().map(String::len).sum();
+        let mut reads = reads.lock().unwrap();
+        match () {
+            () if bytes > 6 * FILE => {
+                error(400, r#"{"error":{"code":"context_length_exceeded","message":"too big"}}"#)
+            }
+            () if seen.task.starts_with("Plan this task.") => Reply::Answer(Turn::say(PLAN)),
+            () if seen.task.starts_with("Review this work") && *reads < 8 => {
+                *reads += 1;
+                Reply::Answer(Turn::call("read_file", json!({"path": format!("{}.txt", *reads)})))
+            }
+            () if seen.task.starts_with("Review this work") => Reply::Answer(Turn::say(
+                r#"{"verdict": "accept", "findings": [], "reason": "it is said"}"#,
+            )),
+            () => Reply::Answer(Turn::say("OMEGA")),
+        }
+    };
+    let backend = Backend::start(brain).await;
+    let daemon = TestDaemon::start(&backend.url());
+    for number in 1..=8 {
+        daemon.put(&format!("{number}.txt"), &"all work and no play\n".repeat(FILE / 21));
+    }
+    let request = v1::CreateRunRequest { agent: "default".into(), ..daemon.request(TASK) };
+    let run = daemon.create(request).await.unwrap().run.unwrap();
+    let story = daemon.story(&run.id).await;
+    assert_eq!(story.state(), RunState::Succeeded, "{:?}", story.run.error);
+    assert!(!story.payloads("context_trimmed").is_empty());
+    assert!(story.payloads("context_compacted").is_empty());
+    backend.assert_paired();
 }
 
 #[tokio::test]

@@ -177,3 +177,18 @@ fn what_is_wrong_with_agents_is_told_at_its_place() {
         assert!(said.contains(fault), "{fault}\nis not in\n{said}");
     }
 }
+
+#[test]
+fn an_agent_wants_a_role_that_the_policy_has_and_tools_that_there_are() {
+    let mut daemon = TestDaemon::start("http://127.0.0.1:9");
+    daemon.stop();
+    let wrong = "agents: {odd: {instructions: x, role: pirate, tools: [read_file, teleport]}}\n";
+    std::fs::write(daemon.home().join("agentd.yaml"), wrong).unwrap();
+    assert_ne!(daemon.command().output().unwrap().status.code(), Some(0));
+    let (status, checked) = daemon.check();
+    assert_eq!(status, Some(78));
+    let log = daemon.log();
+    for fault in ["the policy has no role pirate", "there is no tool teleport"] {
+        assert!(log.contains(fault) && checked.contains(fault), "{log}\n{checked}");
+    }
+}

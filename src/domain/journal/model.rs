@@ -81,11 +81,24 @@ pub struct ContextCompacted {
     pub attempt: u32,
     /// Place in the conversation; what is before it is not sent any more.
     pub upto: usize,
+    #[serde(default, skip_serializing_if = "BackendName::is_default")]
+    pub backend: BackendName,
     #[serde(flatten)]
     pub compaction: Compaction,
     pub tokens: TokenCount,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cost_micros: Option<u64>,
+}
+
+impl ContextCompacted {
+    /// For everyone: what the backend made of it holds what nobody else is to read.
+    pub(super) fn without_items(&self) -> Self {
+        let compaction = match &self.compaction {
+            Compaction::Summary { .. } => self.compaction.clone(),
+            Compaction::Backend { .. } => Compaction::Backend { items: "".into() },
+        };
+        Self { compaction, ..self.clone() }
+    }
 }
 
 /// What stands for it.

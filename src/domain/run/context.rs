@@ -6,6 +6,7 @@ use std::{borrow::Cow, sync::Arc};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{
+    backend::BackendName,
     item::{Item, RawJson},
     journal::{BackendError, Compaction, ContextCompacted, ModelRequest, ModelResponse},
     run::{Seat, Stage},
@@ -22,7 +23,7 @@ pub struct Context {
     /// Long outputs before this place of the conversation are told of by reference.
     trimmed_before: usize,
     compacted: Option<Compacted>,
-    /// Estimate of the request under way, in tokens.
+    /// Of the request under way, in tokens, as the rule of thumb has it.
     sent: u64,
     /// Of the last request that was answered.
     measured: Option<Measured>,
@@ -37,11 +38,14 @@ struct Compacted {
     /// Of the conversation; what is before it is not sent.
     upto: usize,
     items: Arc<[Item]>,
+    /// That alone can read it; none: every backend can.
+    only: Option<BackendName>,
 }
 
 /// How many tokens a request had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Measured {
+    /// By the rule of thumb.
     estimated: u64,
     /// As the backend says.
     read: u64,
@@ -62,9 +66,16 @@ pub enum Overflow {
 pub const OVERFLOW: &str = "CONTEXT_OVERFLOW";
 
 impl Context {
-    /// What the agent in that seat has heard and said, as it is sent.
-    pub fn view<'a>(&self, stage: &Stage, seat: Seat, items: &'a [Item]) -> Cow<'a, [Item]> {
-        let compacted = self.compacted.as_ref().filter(|_| seat == Seat::Executor);
+    /// What the agent in that seat has heard and said, as it is sent to that backend.
+    pub fn view<'a>(
+        &self,
+        stage: &Stage,
+        (seat, to): (Seat, &BackendName),
+        items: &'a [Item],
+    ) -> Cow<'a, [Item]> {
+        let compacted = self.compacted.as_ref().filter(|compacted| {
+            seat == Seat::Executor && compacted.only.as_ref().is_none_or(|only| only == to)
+        });
         if self.trimmed_before == 0 && compacted.is_none() {
             return stage.heard_by(seat, items);
         }
@@ -105,7 +116,11 @@ impl Context {
 
     /// So many bytes in tokens: by the last request that was answered, or else by a rule of thumb.
     pub fn tokens(&self, bytes: u64) -> u64 {
-        let estimated = bytes.div_ceil(TOKEN_BYTES);
+        self.corrected(by_rule_of_thumb(bytes))
+    }
+
+    /// What the rule of thumb says, as the last request that was answered corrects it.
+    fn corrected(&self, estimated: u64) -> u64 {
         match self.measured {
             // Some tell only what they did not know already.
             Some(Measured { estimated: then, read }) if then > 0 && read > then => {
@@ -122,10 +137,11 @@ impl Context {
         let Some(before) = self.measured else {
             return read > 0 && self.sent >= 8 * ENOUGH && read < self.sent / 4;
         };
-        let more = self.sent.saturating_sub(before.estimated);
+        let more = self.corrected(self.sent.saturating_sub(before.estimated));
         let is_the_same = read >= before.read / 10 * 9 && read <= before.read + more / 8;
         // Some tell only what they did not know already: about as much as there is more.
-        read >= ENOUGH && more >= ENOUGH / 2 && is_the_same && read > more.saturating_mul(2)
+        let is_the_rest = read >= more / 20 * 17 && read <= more / 20 * 23;
+        read >= ENOUGH && more >= ENOUGH / 2 && is_the_same && !is_the_rest
     }
 
     pub(super) fn requested(&mut self, request: &ModelRequest) {
@@ -139,7 +155,7 @@ impl Context {
 
     pub(super) fn failed(&mut self, error: &BackendError) {
         if error.reason == OVERFLOW {
-            let fewer = self.sent.saturating_mul(9) / 10;
+            let fewer = self.corrected(self.sent).saturating_mul(9) / 10;
             self.too_many = Some(self.too_many.map_or(fewer, |known| known.min(fewer)));
             if self.overflow == Overflow::None {
                 self.overflow = Overflow::Told;
@@ -149,6 +165,10 @@ impl Context {
 
     pub(super) fn trimmed(&mut self, before: usize) {
         self.trimmed_before = self.trimmed_before.max(before);
+        // Where nothing can be compacted, that is what was to be done about it.
+        if self.overflow == Overflow::Told {
+            self.overflow = Overflow::Compacted;
+        }
     }
 
     pub(super) fn compacted(&mut self, done: &ContextCompacted) {
@@ -161,10 +181,19 @@ impl Context {
                 items.into_iter().map(|raw| Item::Model { raw, call: None }).collect()
             }
         };
-        self.compacted = Some(Compacted { upto: done.upto, items: items.into() });
+        let only = match &done.compaction {
+            Compaction::Summary { .. } => None,
+            Compaction::Backend { .. } => Some(done.backend.clone()),
+        };
+        self.compacted = Some(Compacted { upto: done.upto, items: items.into(), only });
         self.measured = None;
         self.overflow = Overflow::Compacted;
     }
+}
+
+/// So many bytes in tokens, about.
+pub fn by_rule_of_thumb(bytes: u64) -> u64 {
+    bytes.div_ceil(TOKEN_BYTES)
 }
 
 fn is_long(item: &Item) -> bool {
@@ -213,7 +242,7 @@ mod tests {
         let stage = Stage::default();
         assert_eq!(context.trimmable(&stage, Seat::Executor, &items), [0, 2]);
         let trimmed = context.trimmed_to(2);
-        let view = trimmed.view(&stage, Seat::Executor, &items);
+        let view = trimmed.view(&stage, (Seat::Executor, &BackendName::default()), &items);
         assert!(bytes(&view) < 6000, "{view:?}");
         assert_eq!(view[1..], items[1..]);
         assert_eq!(trimmed.trimmable(&stage, Seat::Executor, &items), [2]);
@@ -230,6 +259,10 @@ mod tests {
         assert!(!context(3000, 4000, 4600).was_cut_off(5600), "it read all");
         assert!(!context(3000, 4000, 3100).was_cut_off(4050), "there was not much more");
         assert!(!context(3000, 1600, 4600).was_cut_off(1600), "it knew the rest already");
+        // More was added than it takes, nearly.
+        assert!(context(3000, 4000, 5500).was_cut_off(4096));
+        // There is more of it than the rule of thumb says: 4,500 of 3,000, and 4,575 of 3,050.
+        assert!(!context(3000, 4500, 3050).was_cut_off(4575));
         assert!(!context(3000, 4000, 4600).was_cut_off(0), "it does not tell");
         assert!(Context { sent: 40_000, ..Context::default() }.was_cut_off(4000));
         assert!(!Context { sent: 3000, ..Context::default() }.was_cut_off(500));

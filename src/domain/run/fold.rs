@@ -11,8 +11,8 @@ use crate::domain::{
         ModelResponse, Moment, Record, RunResumed, Sent, WorkspaceSnapshot,
     },
     run::{
-        Ending, Failure, Inputs, Nudged, OpenCall, Phase, Progress, Replay, RunState, Seat,
-        Suspension, Wish, Work, calls, decide::due_invocation,
+        Ending, Failure, Inputs, Nudged, OVERFLOW, OpenCall, Phase, Progress, Replay, RunState,
+        Seat, Strikes, Suspension, Wish, Work, calls, decide::due_invocation,
     },
     tool::{OnUnknown, ToolCall},
 };
@@ -77,6 +77,7 @@ impl RunState {
             Record::CancelRequested(_) => self.wish = Wish::Cancel,
             Record::PauseRequested(_) if self.wish == Wish::GoOn => self.wish = Wish::Pause,
             Record::RunResumed(resumed) => {
+                self.strikes = Strikes::default();
                 if self.wish == Wish::Pause {
                     self.wish = Wish::GoOn;
                 }
@@ -90,6 +91,12 @@ impl RunState {
             Record::InputReceived(input) => self.inputs.take(input),
             Record::ModelNudged(nudge) => self.nudged = Some(nudge.turn),
             Record::ContextTrimmed(trimmed) => self.context.trimmed(trimmed.before),
+            Record::BackendAwaited(awaited) => {
+                self.strikes.failed = 0;
+                self.strikes.until = self.strikes.until.or(Some(awaited.until));
+            }
+            Record::BackendError(error) => self.strikes.count(error),
+            Record::ModelResponse(_) => self.strikes = Strikes::default(),
             Record::RunDegraded(degraded) => {
                 self.apis.insert(degraded.backend.clone(), Api::Chat);
             }
@@ -101,6 +108,17 @@ impl RunState {
                 *place = Some(taken.clone());
             }
             _ => {}
+        }
+    }
+}
+
+impl Strikes {
+    fn count(&mut self, error: &BackendError) {
+        match error.reason.as_str() {
+            // It is met with something else.
+            OVERFLOW => {}
+            "RATE_LIMITED" => self.limited = self.limited.saturating_add(1),
+            _ => self.failed = self.failed.saturating_add(1),
         }
     }
 }
@@ -184,6 +202,8 @@ impl RunState {
     }
 
     fn hear_inputs(&mut self) {
+        // Whoever is spoken to may do more than say the same once more.
+        self.stage.go_on();
         let heard = std::mem::take(&mut self.inputs.waiting);
         self.inputs.heard.extend(heard.iter().cloned());
         let items = heard.into_iter().map(|text| Item::User { text });

@@ -84,6 +84,11 @@ impl Stage {
         part.map_or(0, |part| part.from)
     }
 
+    /// Who speaks has something else to do than to say the same in another shape.
+    pub(super) fn go_on(&mut self) {
+        self.is_corrected = false;
+    }
+
     /// Who spoke in a turn.
     pub fn speaker(&self, turn: u32) -> Seat {
         let part = self.parts.iter().rev().find(|part| part.after < turn);

@@ -120,6 +120,7 @@ fn of_answers() -> Vec<Record> {
             turn: 1,
             attempt: 2,
             upto: 4,
+            backend: BackendName::new("local"),
             compaction: Compaction::Backend { items: r#"[{"type":"compaction"}]"#.into() },
             tokens: TokenCount::default(),
             cost_micros: None,

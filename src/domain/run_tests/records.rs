@@ -127,7 +127,8 @@ pub(super) fn compacting(turn: u32, attempt: u32) -> Record {
 pub(super) fn compacted(turn: u32, attempt: u32, upto: usize) -> Record {
     let tokens = TokenCount { input: 20, output: 10, ..TokenCount::default() };
     let compaction = Compaction::Summary { task: "do it".into(), text: "what was done".into() };
-    ContextCompacted { turn, attempt, upto, compaction, tokens, cost_micros: Some(3) }.into()
+    let (backend, cost_micros) = (BackendName::default(), Some(3));
+    ContextCompacted { turn, attempt, upto, backend, compaction, tokens, cost_micros }.into()
 }
 
 pub(super) fn probed() -> Record {

@@ -2,6 +2,7 @@
 
 pub mod executor;
 pub mod planner;
+pub mod repository;
 pub mod reviewer;
 pub mod summary;
 pub mod variables;

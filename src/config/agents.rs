@@ -40,9 +40,36 @@ pub(super) fn agents(reader: &mut Reader<'_>, backends: &[NamedBackend]) -> Opti
     };
     let rounds = reader.take(names::REVIEW_ROUNDS, None, || Some(Spare(3)));
     let rounds = rounds.map_or(0, |rounds| u32::from(rounds.0));
+    let repository_instructions = repository(reader);
     let backend_wait = Duration::from_secs(backend_wait?.0);
     let team = Team { max_review_rounds: rounds };
-    Some(AgentSettings { minds, configured, backend_wait, role_budgets, guardrails, team })
+    Some(AgentSettings {
+        minds,
+        configured,
+        repository_instructions,
+        backend_wait,
+        role_budgets,
+        guardrails,
+        team,
+    })
+}
+
+/// Names of files at the top of a workspace that agents are told of.
+fn repository(reader: &mut Reader<'_>) -> Vec<String> {
+    const KEY: &str = "repository_instructions";
+    const MOST: usize = 8;
+    let Some((path, node)) = reader.node(KEY) else { return Vec::new() };
+    let names = serde_json::from_value::<Vec<String>>(node.to_value()).unwrap_or_default();
+    let is_name =
+        |name: &String| !name.is_empty() && !name.contains('/') && !name.starts_with("..");
+    let is_null = matches!(node.content, Content::Scalar(Value::Null));
+    if !is_null && (names.is_empty() || names.len() > MOST || !names.iter().all(is_name)) {
+        let message =
+            format!("is not a list of 1 to {MOST} names of files at the top of a workspace");
+        reader.fault_at(node.at, KEY, &message);
+    }
+    reader.show(KEY, names.join(", "), &Origin::File { path, at: node.at });
+    names
 }
 
 impl SettingValue for Consequence {

@@ -172,6 +172,14 @@ impl<W: Write> Timeline<W> {
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         match entry.kind.as_str() {
             "agent_began" => self.line(entry, &format!("» the {} begins", text(&payload["seat"]))),
+            "repository_told" => {
+                let offered = |file: &&Value| file["left_out"].is_null();
+                let files = list(&payload["files"]);
+                let names: Vec<String> =
+                    files.iter().filter(offered).map(|file| text(&file["path"])).collect();
+                let names = if names.is_empty() { "nothing".to_owned() } else { names.join(", ") };
+                self.line(entry, &format!("» is told of the repository: {names}"))
+            }
             "plan_made" => {
                 self.line(entry, "the plan")?;
                 for (number, step) in (1..).zip(list(&payload["plan"]["steps"])) {

@@ -27,7 +27,10 @@ pub use model::{
     Purpose, RunDegraded, Sent,
 };
 pub use steering::{CancelRequested, InputReceived, LostRequest, PauseRequested, RunResumed};
-pub use team::{AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed, Team};
+pub use team::{
+    AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, RepositoryTold, Reviewed, Team,
+    ToldFile,
+};
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -120,6 +123,7 @@ records! {
     "context_compacted" 1 => ContextCompacted,
     "model_nudged" 1 => ModelNudged,
     "agent_began" 1 => AgentBegan,
+    "repository_told" 1 => RepositoryTold,
     "plan_made" 1 => PlanMade,
     "output_refused" 1 => OutputRefused,
     "guardrails_checked" 1 => GuardrailsChecked,
@@ -189,6 +193,9 @@ pub struct RunCreated {
     /// JSON Schema of its answer; none: words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<Arc<str>>,
+    /// Files of its workspace that its agents are told of, if they are there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub told: Vec<String>,
     /// How its agents work together; none: one does all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub team: Option<Team>,

@@ -100,6 +100,7 @@ impl Driver {
                 }
                 // Boxed: what few runs do now and then must not make the future of each of them larger.
                 Command::Begin(seat) => Box::pin(self.begin(seat)).await?,
+                Command::TellRepository => Box::pin(self.tell_repository()).await?,
                 Command::CheckWork => Box::pin(self.check_work()).await?,
                 Command::Conclude { turn, conclusion } => self.conclude(turn, conclusion),
                 Command::Warn(warning) => self.warn(warning),

@@ -211,6 +211,7 @@ impl Engine {
             workspace: or_parents(wanted.workspace, &parent.spec.workspace),
             role: None,
             output: None,
+            told: Vec::new(),
             team: None,
             agent,
             model: Some(wanted.model)

@@ -25,6 +25,7 @@ mod live;
 mod notices;
 mod policies;
 mod recovery;
+mod repository;
 mod resolution;
 mod retention;
 mod revisions;
@@ -95,6 +96,8 @@ pub struct AgentSettings {
     pub guardrails: Guardrails,
     /// Of runs that have several agents.
     pub team: Team,
+    /// Files at the top of a workspace that are offered to agents as data, if they are there.
+    pub repository_instructions: Vec<String>,
 }
 
 /// The world as the engine sees it, and what holds for all runs.

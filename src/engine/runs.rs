@@ -274,6 +274,7 @@ impl Engine {
             // After the digest: what a team is by default must not make a repetition another submission.
             role: None,
             output: None,
+            told: Vec::new(),
             team: None,
             agent,
             model: Some(wanted.model).filter(|model| !model.is_empty()),
@@ -312,6 +313,7 @@ impl Engine {
         spec.team = agents::is_team(&spec.agent).then_some(world.agents.team);
         let configured = world.agents.configured.iter().find(|agent| agent.name == spec.agent);
         spec.role = configured.map(|agent| agent.role.clone());
+        spec.told = world.agents.repository_instructions.clone();
         spec.output = configured.and_then(|agent| agent.output.clone());
         // After the digest: a default that changes must not make a repetition another submission.
         spec.budget = spec.budget.or_default();

@@ -14,13 +14,13 @@ use crate::{
         guardrail::Violation,
         ids::{RoleName, RunId, Sequence, ToolName},
         journal::{
-            AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed, RunCreated, Taken,
-            Verdict,
+            AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, RepositoryTold, Reviewed,
+            RunCreated, Taken, Verdict,
         },
         run::{Conclusion, Failure, RunState, Seat, Stage},
         tool::ToolSpec,
     },
-    engine::{EngineError, World, diff, driver::Driver, run_log::BUSY, tool_calls},
+    engine::{EngineError, World, diff, driver::Driver, repository, run_log::BUSY, tool_calls},
     ports::{JournalError, PatchForm, Shape},
     tasks,
 };
@@ -153,6 +153,16 @@ impl Driver {
         Ok(())
     }
 
+    /// Offers what the repository says of how to work on it to the agent that speaks.
+    pub(super) async fn tell_repository(&mut self) -> Result<(), JournalError> {
+        let told = self.meanwhile(async |world, work| read_repository(world, work).await);
+        if let Some(told) = told.await? {
+            tracing::info!(run = %self.log.state().id, files = ?told.files, "the repository's own instructions");
+            self.log.stage(told);
+        }
+        Ok(())
+    }
+
     /// Looks at what the executor did for what it must not do: no model is asked.
     pub(super) async fn check_work(&mut self) -> Result<(), JournalError> {
         let found = self.meanwhile(async |world, work| inspect(world, work).await);
@@ -221,6 +231,8 @@ fn role(seat: Seat) -> RoleName {
 struct Work {
     run: RunId,
     spec: Arc<RunCreated>,
+    /// Of the agent that speaks.
+    role: RoleName,
     stage: Stage,
     inputs: Vec<Arc<str>>,
     before: Option<Taken>,
@@ -231,11 +243,22 @@ impl Work {
         Self {
             run: state.id,
             spec: state.spec.clone(),
+            role: state.role.clone(),
             stage: state.stage.clone(),
             inputs: state.inputs.heard.clone(),
             before: state.snapshots.before.clone(),
         }
     }
+}
+
+async fn read_repository(world: &World, work: &Work) -> Result<RepositoryTold, JournalError> {
+    let reader = repository::Reader {
+        run: work.run.to_string(),
+        workspace: work.spec.workspace.clone(),
+        role: work.role.clone(),
+        seat: work.stage.seat(),
+    };
+    Ok(repository::read(world, &work.spec.told, &reader).await)
 }
 
 /// What was found in what a run changed that it must not do, or why nothing can be looked at.

@@ -300,13 +300,16 @@ async fn agents_that_die_with_their_daemon_go_on_where_they_were() {
 
 type Work = Box<dyn Fn() -> Turn + Send + Sync>;
 
-/// The executor does one thing, and the reviewer takes whatever it is shown.
+/// The executor does one call after the other, since those of one turn run side by side; the reviewer takes whatever it is
+/// shown.
 fn obliging(does: impl Fn() -> Turn + Send + Sync + 'static) -> impl agentd::scripted::Brain {
     move |seen: &Seen| {
         Reply::Answer(match (who(&seen.task), seen.turn) {
             (Who::Planner, _) => Turn::say(PLAN),
-            (Who::Executor, 1) => does(),
-            (Who::Executor, _) => Turn::say("I did as planned."),
+            (Who::Executor, turn) => match does().calls.into_iter().nth(turn - 1) {
+                Some(call) => Turn { calls: vec![call], ..Turn::default() },
+                None => Turn::say("I did as planned."),
+            },
             (Who::Reviewer, _) => Turn::say(ACCEPT),
         })
     }
@@ -358,7 +361,10 @@ async fn a_planted_secret_a_deleted_test_or_a_forbidden_file_is_a_veto_whatever_
         assert_eq!(
             (story.state(), error.reason.as_str()),
             (RunState::Failed, "VETOED"),
-            "{guardrail}"
+            "{guardrail}: {:?} {:?} {:?}",
+            story.outputs(),
+            story.payloads("workspace_snapshot"),
+            story.payloads("guardrails_checked")
         );
         assert!(error.message.contains(words), "{guardrail}: {}", error.message);
         let found = &story.payloads("guardrails_checked")[0]["violations"];

@@ -49,6 +49,7 @@ mod pruning;
 mod ready;
 mod real_parts;
 mod refusals;
+mod repository;
 mod resolve;
 mod resume;
 mod revisions;

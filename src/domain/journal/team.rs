@@ -35,6 +35,27 @@ pub struct AgentBegan {
     pub text: Arc<str>,
 }
 
+/// Files of the workspace that say how to work on it were offered to an agent, as data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RepositoryTold {
+    pub seat: Seat,
+    /// Those that the configuration names.
+    pub files: Vec<ToldFile>,
+    /// What the agent is given; empty: none of them was there.
+    pub text: Arc<str>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToldFile {
+    pub path: String,
+    /// Length of the whole file; a long one is offered with its head and its tail.
+    pub bytes: u64,
+    /// Why it is not offered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_out: Option<String>,
+}
+
 /// What the executor did was looked at for what it must not do, before a reviewer looks at it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuardrailsChecked {

@@ -32,6 +32,8 @@ pub enum Command {
     },
     /// Let one of several agents begin.
     Begin(Seat),
+    /// Tell the agent that speaks what the repository says of how to work on it.
+    TellRepository,
     /// Look at what the executor did for what it must not do.
     CheckWork,
     /// Write down what one of several agents has come to.
@@ -101,6 +103,7 @@ fn paused(command: Command) -> Command {
         | Command::Invoke(_)
         | Command::Nudge { .. }
         | Command::Begin(_)
+        | Command::TellRepository
         | Command::CheckWork
         | Command::Conclude { .. }
         | Command::Warn(_) => {
@@ -144,6 +147,7 @@ fn decide_going(state: &RunState, work: &Work) -> Command {
             Some(limit) => Command::Suspend(out_of(limit)),
             None => match nearly_used_up(state) {
                 Some(warning) => Command::Warn(warning),
+                None if state.is_to_be_told() => Command::TellRepository,
                 None => Command::AskModel { turn, attempt: *attempt, at: None },
             },
         },
@@ -233,6 +237,11 @@ pub(super) fn due_invocation(open: &OpenCall, grants: &[RunGrant]) -> Option<Inv
 }
 
 impl RunState {
+    /// A fork goes on with what was said before it.
+    fn is_to_be_told(&self) -> bool {
+        !self.spec.told.is_empty() && self.spec.forked.is_none() && self.stage.is_untold()
+    }
+
     /// The limit that a run at `work` would come up against at once under `limits`; none if there is none.
     pub fn would_exceed<'a>(&'a self, work: &Work, limits: Limits<'a>) -> Option<Limit<'a>> {
         match work {

@@ -278,6 +278,7 @@ impl Work {
                 state.items.extend([Item::User { text: nudge.text.clone() }]);
                 Self::ToAsk { attempt: 1 }
             }
+            (work @ Self::ToAsk { .. }, Record::RepositoryTold(told)) => work.told(told, state),
             (Self::HandingOver { .. }, Record::AgentBegan(began)) => Self::begun(began, state),
             (Self::Concluding { answer, .. }, Record::GuardrailsChecked(checked)) => {
                 Self::checked(checked, answer, state)

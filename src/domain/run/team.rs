@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{
     guardrail::{Consequence, Violation},
     item::Item,
-    journal::{AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, Reviewed},
+    journal::{AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, RepositoryTold, Reviewed},
     output,
     plan::{Plan, Verdict},
     run::{Command, Ending, Failure, RunState, Work},
@@ -50,6 +50,8 @@ pub struct Stage {
     pub rounds: u32,
     /// Whether the agent that speaks was told that its words had not the shape that was asked for.
     is_corrected: bool,
+    /// Who was told what the repository says.
+    told: Vec<Seat>,
 }
 
 /// What one of several agents has come to.
@@ -82,6 +84,11 @@ impl Stage {
     pub fn first_of_executor(&self) -> usize {
         let part = self.parts.iter().find(|part| part.seat == Seat::Executor);
         part.map_or(0, |part| part.from)
+    }
+
+    /// Whether who speaks is still to be told what the repository says.
+    pub(super) fn is_untold(&self) -> bool {
+        self.seat() != Seat::Reviewer && !self.told.contains(&self.seat())
     }
 
     /// Who speaks has something else to do than to say the same in another shape.
@@ -153,6 +160,14 @@ impl RunState {
 }
 
 impl Work {
+    pub(super) fn told(self, told: &RepositoryTold, state: &mut RunState) -> Self {
+        state.stage.told.push(told.seat);
+        if !told.text.is_empty() {
+            state.items.extend([Item::User { text: told.text.clone() }]);
+        }
+        self
+    }
+
     pub(super) fn begun(began: &AgentBegan, state: &mut RunState) -> Self {
         let (from, after) = (state.items.len(), state.usage.turns);
         state.stage.parts.push(Part { seat: began.seat, from, after });

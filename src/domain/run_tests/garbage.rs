@@ -82,6 +82,7 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
         4 => number().prop_map(nudged),
         2 => (select(SEATS.as_slice()), number()).prop_map(|(seat, round)| began(seat, round)),
         2 => (0..4usize).prop_map(checked),
+        1 => select(SEATS.as_slice()).prop_map(told),
         2 => (number(), number(), select(conclusions()))
             .prop_map(|(turn, round, conclusion)| concluded(turn, round, conclusion)),
         8 => (any_key(), class).prop_map(|(call, class)| called(call, class)),

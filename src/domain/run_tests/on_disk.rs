@@ -18,6 +18,7 @@ fn examples() -> Vec<Record> {
             labels: BTreeMap::from([("team".into(), "infra".into())]),
             request_id: Some("r-1".into()),
             role: Some(RoleName::new("writer")),
+            told: vec!["AGENTS.md".into()],
             output: Some("{}".into()),
             team: Some(Team { max_review_rounds: 3 }),
             role_budgets: BTreeMap::from([(RoleName::new("planner"), Budget::default())]),
@@ -133,6 +134,7 @@ fn of_answers() -> Vec<Record> {
 fn of_agents() -> Vec<Record> {
     vec![
         began(Seat::Planner, 0),
+        told(Seat::Planner),
         concluded(1, 0, Conclusion::Plan(plan())),
         concluded(1, 0, Conclusion::Unreadable { why: "no JSON".into() }),
         checked(0),

@@ -26,6 +26,7 @@ pub(super) fn spec(budget: Budget) -> RunCreated {
         request_id: None,
         role: None,
         output: None,
+        told: Vec::new(),
         team: None,
         forked: None,
     }
@@ -129,6 +130,12 @@ pub(super) fn compacted(turn: u32, attempt: u32, upto: usize) -> Record {
     let compaction = Compaction::Summary { task: "do it".into(), text: "what was done".into() };
     let (backend, cost_micros) = (BackendName::default(), Some(3));
     ContextCompacted { turn, attempt, upto, backend, compaction, tokens, cost_micros }.into()
+}
+
+pub(super) fn told(seat: Seat) -> Record {
+    let left_out = Some("it is not there".into());
+    let files = vec![ToldFile { path: "AGENTS.md".into(), bytes: 7, left_out }];
+    RepositoryTold { seat, files, text: "be kind".into() }.into()
 }
 
 pub(super) fn probed() -> Record {

@@ -222,6 +222,7 @@ impl World {
             Command::Invoke(invocations) => self.invoke(&invocations),
             Command::Nudge { turn } => self.write(nudged(turn)),
             Command::Begin(seat) => self.write(began(seat, self.state.stage.rounds)),
+            Command::TellRepository => self.write(told(self.state.stage.seat())),
             Command::CheckWork => self.write(checked(self.writes)),
             Command::Conclude { turn, conclusion } => {
                 self.write(concluded(turn, self.state.stage.rounds + 1, conclusion))

@@ -88,6 +88,7 @@ impl Submission {
             request_id: self.request.map(request_id),
             role: None,
             output: None,
+            told: Vec::new(),
             team: None,
             forked: None,
         }

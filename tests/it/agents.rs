@@ -431,7 +431,8 @@ async fn what_a_person_says_reaches_the_engineer_whoever_speaks_at_that_moment()
         let brain = move |seen: &Seen| {
             // The first answer of that moment waits until somebody has spoken.
             if who(&seen.task) == moment && !asked.send_replace(true) {
-                held.lock().unwrap().recv().unwrap();
+                // Whoever drives the sockets may be this very thread: another is to take over.
+                tokio::task::block_in_place(|| held.lock().unwrap().recv().unwrap());
             }
             Reply::Answer(match who(&seen.task) {
                 Who::Planner => Turn::say(PLAN),

@@ -5,11 +5,11 @@ use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use agentd::{
     proto::v1,
-    scripted::{Script, Turn},
+    scripted::{Kind, Manner, Script, Turn},
 };
 use serde_json::Value;
 
-use crate::support::{Backend, Settings, TestDaemon};
+use crate::support::{Backend, Settings, TestDaemon, manner};
 
 const SECRET: &str = "planted-5f3c9a-secret";
 
@@ -309,7 +309,8 @@ async fn hosted_tools_are_passed_through_as_they_stand_and_their_credentials_are
         Turn::call("write_file", call),
         Turn::say("done"),
     ];
-    let backend = Backend::start(Script { turns }).await;
+    let backend =
+        Backend::start_as(Script { turns }, Manner { kind: Kind::OpenAi, ..manner() }).await;
     let daemon = TestDaemon::start_with(Settings {
         base_url: backend.url(),
         configuration: "hosted_tools:\n  - {type: code_interpreter}\n  - {type: file_search, \

@@ -13,8 +13,6 @@ pub struct Profile {
     pub name: ProfileName,
     /// Types of items that it takes; of the others, which only it or another server can have made, none is sent back.
     pub takes: Takes,
-    /// Fields of items that are not sent back to it.
-    pub strips: &'static [&'static str],
     /// Whether it is told of tools that backends run themselves.
     pub hosted_tools: Hosted,
     /// Where answers may be held to a JSON schema, if at all.
@@ -68,7 +66,6 @@ const fn lesson(quirk: &'static str, done: &'static str, source: &'static str) -
 const PLAIN: Profile = Profile {
     name: ProfileName::Generic,
     takes: Takes::Everything,
-    strips: &[],
     hosted_tools: Hosted::All,
     shapes: Shapes::WithoutTools,
     asks_for_reasoning: false,

@@ -1,7 +1,7 @@
 //! The Responses API: what is asked in it, and what comes of an answer, streamed or not. Acts on nothing before the
 //! terminal event; checks the pairing of calls and outputs before every send.
 
-use std::{borrow::Cow, collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::ser::Error as _;
 use serde_json::value::RawValue;
@@ -10,7 +10,7 @@ use crate::{
     backend::{
         failure,
         http::{BODY_BYTES, Http, Streaming},
-        profiles::{Profile, Takes},
+        profiles::Profile,
         sse::{self, Parser},
         wire::{self, FunctionTool, InputItem, Request, RequestTool, Response, StreamEvent},
     },
@@ -262,10 +262,7 @@ fn input_item<'a>(item: &'a Item, profile: &Profile) -> Option<InputItem<'a>> {
         }
         Item::Model { raw, .. } => {
             let raw = raw.as_value();
-            match (profile.takes, profile.strips) {
-                (Takes::Everything, []) => Some(InputItem::Raw(Cow::Borrowed(raw))),
-                (takes, strips) => wire::sanitised(raw, takes, strips).map(InputItem::Raw),
-            }
+            wire::takes_item(profile.takes, raw).then_some(InputItem::Raw(raw))
         }
         Item::ToolOutput { call_id, output } => {
             Some(InputItem::Output(wire::CallOutput { call_id, output }))

@@ -1,7 +1,7 @@
 //! Serde shapes of the Responses API: lenient in all that agentd only carries along, strict in what it
 //! acts on. Source: docs/adr/0006-model-requests.md.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::{Value, value::RawValue};
@@ -77,7 +77,7 @@ impl<'a> Reasoning<'a> {
 #[derive(Serialize)]
 #[serde(untagged)]
 pub(super) enum InputItem<'a> {
-    Raw(Cow<'a, RawValue>),
+    Raw(&'a RawValue),
     Message(Message<'a>),
     Output(CallOutput<'a>),
 }
@@ -114,36 +114,26 @@ pub(super) struct FunctionTool<'a> {
     pub(super) strict: bool,
 }
 
-/// The item without the fields that a server does not take; none where it does not take the item.
+/// What an item or a tool is.
+#[derive(Deserialize)]
+struct Kind {
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// Whether a server takes an item of this type.
 ///
-/// An item that is no JSON object, or has no type, goes as it stands: it came from a server that knows what it is.
-pub(super) fn sanitised<'a>(
-    raw: &'a RawValue,
-    takes: Takes,
-    strips: &[&str],
-) -> Option<Cow<'a, RawValue>> {
-    let whole = Cow::Borrowed(raw);
-    let Ok(mut fields) = serde_json::from_str::<BTreeMap<Cow<'_, str>, &RawValue>>(raw.get())
-    else {
-        return Some(whole);
-    };
-    let kind = fields.get("type").map(|kind| kind.get().trim_matches('"'));
-    match (takes, kind) {
-        (Takes::Only(known), Some(kind)) if !known.contains(&kind) => return None,
-        _ if !strips.iter().any(|strip| fields.contains_key(*strip)) => return Some(whole),
-        _ => {}
+/// One that is no JSON object, or has no type, is taken: it came from a server that knows what it is.
+pub(super) fn takes_item(takes: Takes, item: &RawValue) -> bool {
+    match takes {
+        Takes::Everything => true,
+        Takes::Only(known) => serde_json::from_str(item.get())
+            .map_or(true, |Kind { kind }| known.contains(&kind.as_str())),
     }
-    fields.retain(|name, _| !strips.contains(&&**name));
-    serde_json::value::to_raw_value(&fields).ok().map(Cow::Owned).or(Some(whole))
 }
 
 /// Whether a server is told of this hosted tool.
 pub(super) fn takes_hosted(takes: Hosted, tool: &RawValue) -> bool {
-    #[derive(Deserialize)]
-    struct Kind {
-        #[serde(rename = "type")]
-        kind: String,
-    }
     match takes {
         Hosted::All => true,
         Hosted::None => false,

@@ -263,6 +263,15 @@ pub trait Sandbox: Send + Sync {
     /// Remembers the files of a workspace as they are, for a diff. Changes nothing in it.
     async fn snapshot(&self, scene: &Scene, limits: Limits) -> Result<TreeId, SnapshotError>;
 
+    /// Makes the files of a workspace what they were when that snapshot of them was taken; those that snapshots do not
+    /// have stay as they are. Done twice, it is the same as done once.
+    async fn restore(
+        &self,
+        scene: &Scene,
+        limits: Limits,
+        tree: &TreeId,
+    ) -> Result<(), SnapshotError>;
+
     /// What changed between two snapshots, as a patch of at most so many bytes.
     async fn diff(
         &self,

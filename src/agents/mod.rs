@@ -1,5 +1,6 @@
 //! Who speaks to the model, and what it is told. Pure.
 
+pub mod colleagues;
 pub mod executor;
 pub mod planner;
 pub mod repository;
@@ -25,6 +26,8 @@ pub struct Agent {
     pub tools: Option<Vec<ToolName>>,
     /// JSON Schema of what it answers; none: words.
     pub output: Option<Arc<str>>,
+    /// How many turns it may take to answer another agent.
+    pub max_turns: u32,
     pub origin: Origin,
 }
 
@@ -34,6 +37,9 @@ pub enum Origin {
     BuiltIn,
     Configured,
 }
+
+/// Turns that an agent may take to answer another one, where nothing else is said.
+pub const MAX_TURNS: u32 = 30;
 
 /// The run's agent that is a planner, an executor and a reviewer.
 pub const TEAM: &str = "default";
@@ -64,6 +70,7 @@ pub fn built_in() -> Vec<Agent> {
         instructions,
         tools: None,
         output: None,
+        max_turns: MAX_TURNS,
         origin: Origin::BuiltIn,
     };
     let parts = [

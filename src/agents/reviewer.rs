@@ -45,6 +45,8 @@ pub const SCHEMA: &str = r#"{"type":"object","properties":{"verdict":{"type":"st
 pub struct Evidence {
     pub task: String,
     pub plan: Option<Plan>,
+    /// What the engineer said of each step of it.
+    pub results: Vec<String>,
     /// What people said to the engineer meanwhile, oldest first.
     pub inputs: Vec<String>,
     /// Why there is no diff, or the diff, cut by [`cut_diff`]; empty: nothing was changed.
@@ -78,6 +80,11 @@ pub fn brief(evidence: &Evidence) -> String {
         format!("Review this work, round {}.\n\n# Task\n\n{}\n", evidence.round, evidence.task);
     if let Some(plan) = &evidence.plan {
         let _ = write!(text, "\n# Plan\n\n{}", steps(plan));
+        // Of one step, it is what the engineer says in the end.
+        let results = evidence.results.iter().filter(|_| plan.steps.len() > 1);
+        for (number, result) in (1..).zip(results) {
+            let _ = writeln!(text, "Of step {number}, the engineer says: {}", cut_output(result));
+        }
     }
     for input in &evidence.inputs {
         let _ = write!(text, "\n# What a person added\n\n{}\n", head_and_tail(input, TEXT_BYTES));
@@ -154,6 +161,7 @@ impl CallMade {
             Seat::Planner => "the planner",
             Seat::Executor => "the engineer",
             Seat::Reviewer => "an earlier review",
+            Seat::Asked => "an agent that the engineer asked",
         }
     }
 }
@@ -170,7 +178,7 @@ pub(super) fn steps(plan: &Plan) -> String {
 /// The latest calls, oldest first.
 fn told(calls: &[CallMade]) -> String {
     let (mut lines, mut bytes) = (Vec::new(), 0);
-    let own = || calls.iter().filter(|call| call.by == Seat::Executor);
+    let own = || calls.iter().filter(|call| matches!(call.by, Seat::Executor | Seat::Asked));
     for call in own().rev() {
         let mut line = format!("- {} {}\n", call.tool, call.arguments);
         if let Some((outcome, output)) = &call.output {
@@ -238,6 +246,7 @@ mod tests {
         };
         let evidence = Evidence {
             task: "do it".into(),
+            results: Vec::new(),
             plan: None,
             inputs: vec!["and more".repeat(10_000)],
             diff: Ok(cut_diff(&"+x\n".repeat(1 << 20))),

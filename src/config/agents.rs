@@ -17,7 +17,7 @@ use crate::{
         budget::{Budget, RoleBudgets},
         guardrail::{Consequence, Guardrails},
         ids::RoleName,
-        journal::Team,
+        journal::{OnVeto, Team},
     },
     engine::AgentSettings,
     yaml::{Content, Node},
@@ -28,7 +28,7 @@ const KEYS: [&str; 5] = ["turns", "tool_calls", "tokens", "seconds", "cost_dolla
 
 /// What is wrong with it is told through the reader.
 pub(super) fn agents(reader: &mut Reader<'_>, backends: &[NamedBackend]) -> Option<AgentSettings> {
-    let Named { minds, agents: configured } = named_agents::named(reader, backends);
+    let Named { minds, agents: configured, errands } = named_agents::named(reader, backends);
     let backend_wait = reader.take(names::BACKEND_WAIT, None, || Some(Count(900)));
     let role_budgets = budgets(reader, &configured);
     let mut consequence =
@@ -42,10 +42,12 @@ pub(super) fn agents(reader: &mut Reader<'_>, backends: &[NamedBackend]) -> Opti
     let rounds = rounds.map_or(0, |rounds| u32::from(rounds.0));
     let repository_instructions = repository(reader);
     let backend_wait = Duration::from_secs(backend_wait?.0);
-    let team = Team { max_review_rounds: rounds };
+    let on_veto = reader.take(names::ON_VETO, None, || Some(OnVeto::default())).unwrap_or_default();
+    let team = Team { max_review_rounds: rounds, on_veto };
     Some(AgentSettings {
         minds,
         configured,
+        errands,
         repository_instructions,
         backend_wait,
         role_budgets,
@@ -89,6 +91,27 @@ impl SettingValue for Consequence {
         match self {
             Self::Veto => "veto".into(),
             Self::Report => "report".into(),
+        }
+    }
+}
+
+impl SettingValue for OnVeto {
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "keep" => Ok(Self::Keep),
+            "restore" => Ok(Self::Restore),
+            _ => Err(format!("{text:?} is neither keep nor restore")),
+        }
+    }
+
+    fn from_scalar(value: &Value) -> Result<Self, String> {
+        Self::from_text(&String::from_scalar(value)?)
+    }
+
+    fn shown(&self) -> String {
+        match self {
+            Self::Keep => "keep".into(),
+            Self::Restore => "restore".into(),
         }
     }
 }

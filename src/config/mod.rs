@@ -233,6 +233,7 @@ mod names {
     pub(super) const DAILY_TOKENS: Setting = setting("daily.tokens", None, None);
     pub(super) const DAILY_COST: Setting = setting("daily.cost_dollars", None, None);
     pub(super) const REVIEW_ROUNDS: Setting = setting("review.max_rounds", None, None);
+    pub(super) const ON_VETO: Setting = setting("review.on_veto", None, None);
     pub(super) const FORBIDDEN_PATHS: Setting = setting("guardrails.forbidden_paths", None, None);
     pub(super) const ADDED_SECRETS: Setting = setting("guardrails.secrets", None, None);
     pub(super) const DELETED_TESTS: Setting = setting("guardrails.deleted_tests", None, None);

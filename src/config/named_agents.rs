@@ -1,11 +1,14 @@
 //! The agents of the configuration: how the built-in ones think, and those that are the operator's own.
 
+#[path = "agent_calls.rs"]
+mod calls;
+
 use std::{collections::BTreeMap, sync::Arc};
 
 use serde_json::Value;
 
 use crate::{
-    agents::{self, Agent, Origin, executor, variables},
+    agents::{self, Agent, Origin, colleagues::ErrandTool, executor, variables},
     config::{
         backends::{self, MIND_KEYS, NamedBackend},
         entry::{self, Entry},
@@ -21,6 +24,11 @@ use crate::{
 const KEY: &str = "agents";
 /// Of those that are not built in.
 const OWN_KEYS: [&str; 5] = ["description", "instructions", "role", "tools", "output"];
+/// Of those that may call others, and be called.
+const CALLING_KEYS: [&str; 3] = [HAND_OFFS, ASKS, MAX_TURNS];
+const HAND_OFFS: &str = "hand_offs";
+const ASKS: &str = "agents_as_tools";
+const MAX_TURNS: &str = "max_turns";
 /// Most agents, longest name and longest instructions, in bytes.
 const MOST: usize = 100;
 const NAME_BYTES: usize = 64;
@@ -32,29 +40,38 @@ pub(super) struct Named {
     /// By the names of agents.
     pub(super) minds: BTreeMap<String, Mind>,
     pub(super) agents: Vec<Agent>,
+    /// Tools with which agents call others, by their names.
+    pub(super) errands: BTreeMap<String, Arc<[ErrandTool]>>,
 }
 
 /// What is wrong with it is told through the reader.
 pub(super) fn named(reader: &mut Reader<'_>, backends: &[NamedBackend]) -> Named {
-    let known: Vec<&str> = MIND_KEYS.iter().chain(&OWN_KEYS).copied().collect();
+    let known: Vec<&str> =
+        MIND_KEYS.iter().chain(&OWN_KEYS).chain(&CALLING_KEYS).copied().collect();
     let mut named = Named::default();
     let entries = entry::entries(reader, KEY, &known);
     if entries.len() > MOST {
         let message = format!("there are {} agents, {MOST} are accepted", entries.len());
         entries[MOST].fault(reader, "instructions", &message);
     }
-    for entry in entries {
+    for entry in &entries {
         let is_built_in = agents::roles().iter().any(|role| role.as_str() == entry.name);
         match is_built_in {
-            true => OWN_KEYS.iter().filter(|key| entry.node(key).is_some()).for_each(|key| {
-                let message = "cannot be given to a built-in agent; give yours another name";
-                entry.fault(reader, key, message);
-            }),
-            false => named.agents.extend(agent(reader, &entry)),
+            true => {
+                // A planner and a reviewer have a work of their own.
+                let others = CALLING_KEYS.iter().filter(|_| entry.name != executor::NAME);
+                let not_its = OWN_KEYS.iter().chain(others);
+                not_its.filter(|key| entry.node(key).is_some()).for_each(|key| {
+                    let message = "cannot be given to a built-in agent; give yours another name";
+                    entry.fault(reader, key, message);
+                });
+            }
+            false => named.agents.extend(agent(reader, entry)),
         }
-        let mind = backends::mind(reader, &entry, backends);
-        named.minds.insert(entry.name, mind);
+        let mind = backends::mind(reader, entry, backends);
+        named.minds.insert(entry.name.clone(), mind);
     }
+    named.errands = calls::errands(reader, &entries, &named.agents);
     named
 }
 
@@ -94,6 +111,7 @@ fn agent(reader: &mut Reader<'_>, entry: &Entry) -> Option<Agent> {
         instructions: instructions?,
         tools: tools(reader, entry),
         output: schema(reader, entry),
+        max_turns: calls::max_turns(reader, entry),
         origin: Origin::Configured,
     })
 }

@@ -67,5 +67,7 @@ fn as_json(agent: &v1::Agent) -> Value {
         "backend": agent.backend,
         "output_schema": (!agent.output_schema.is_empty()).then_some(&agent.output_schema),
         "built_in": agent.built_in,
+        "hand_offs": agent.hand_offs,
+        "agents_as_tools": agent.agents_as_tools,
     })
 }

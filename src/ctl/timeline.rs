@@ -171,7 +171,35 @@ impl<W: Write> Timeline<W> {
         let text = |value: &Value| printable(value.as_str().unwrap_or_default());
         let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
         match entry.kind.as_str() {
-            "agent_began" => self.line(entry, &format!("» the {} begins", text(&payload["seat"]))),
+            "agent_began" => {
+                let begins = match (payload["agent"]["name"].as_str(), payload["call"].is_null()) {
+                    (None, _) => format!("» the {} begins", text(&payload["seat"])),
+                    (Some(name), true) => format!("» the agent {} goes on", printable(name)),
+                    (Some(name), false) => format!("» the agent {} is asked", printable(name)),
+                };
+                self.line(entry, &begins)
+            }
+            "step_finished" => {
+                let result = text(&payload["result"]);
+                let first = result.lines().next().unwrap_or_default();
+                self.line(entry, &format!("step {} is done: {first}", payload["step"]))
+            }
+            "plan_revised" => {
+                let why = text(&payload["why"]);
+                self.line(entry, &format!("the plan is revised: {why}"))?;
+                let from = payload["from_step"].as_u64().unwrap_or(1);
+                for (number, step) in (from..).zip(list(&payload["steps"])) {
+                    self.quote(&format!("{number}. {}", text(&step["intent"])))?;
+                }
+                Ok(())
+            }
+            "workspace_restored" => {
+                let line = match payload["why"].as_str() {
+                    None => "the workspace is again as it was before the run".to_owned(),
+                    Some(why) => format!("the workspace is as the run left it: {}", printable(why)),
+                };
+                self.line(entry, &self.colour.paint(Paint::Warning, &line))
+            }
             "repository_told" => {
                 let offered = |file: &&Value| file["left_out"].is_null();
                 let files = list(&payload["files"]);
@@ -200,7 +228,7 @@ impl<W: Write> Timeline<W> {
                 }
                 Ok(())
             }
-            "reviewed" => {
+            "review_verdict" => {
                 let verdict = text(&payload["verdict"]);
                 let paint = if verdict == "accept" { Paint::Good } else { Paint::Warning };
                 let verdict = self.colour.paint(paint, &format!("verdict: {verdict}"));

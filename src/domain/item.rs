@@ -112,6 +112,21 @@ pub enum Paired {
 }
 
 impl Item {
+    /// What another backend or model than the one that said it can take of it: words and calls, without the name by
+    /// which its own backend knows it. None: nothing, as of reasoning, which is sealed or belongs to what is so named.
+    pub fn for_others(&self) -> Option<Self> {
+        let Self::Model { raw, call } = self else { return Some(self.clone()) };
+        let mut fields: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(raw.get()).ok()?;
+        let kind = fields.get("type").and_then(|kind| kind.as_str()).unwrap_or("message");
+        if !matches!(kind, "message" | "function_call") {
+            return None;
+        }
+        fields.remove("id");
+        let raw = serde_json::value::to_raw_value(&fields).ok()?.into();
+        Some(Self::Model { raw, call: call.clone() })
+    }
+
     /// What pairing needs to know of it.
     pub fn paired(&self) -> Paired {
         match self {
@@ -162,6 +177,22 @@ mod tests {
                 arguments: arguments.into(),
             }),
         }
+    }
+
+    #[test]
+    fn another_model_is_given_words_and_calls_and_none_of_the_thoughts() {
+        let said = |text: &str, call: Option<&str>| Item::Model {
+            raw: serde_json::value::RawValue::from_string(text.into()).unwrap().into(),
+            call: call.map(CallId::new),
+        };
+        assert_eq!(said(r#"{"type":"reasoning","id":"rs_1"}"#, None).for_others(), None);
+        assert_eq!(said(r#"{"type":"mcp_call","id":"m"}"#, None).for_others(), None);
+        let call = r#"{"type":"function_call","id":"fc_1","call_id":"c","name":"t"}"#;
+        let Some(Item::Model { raw, call }) = said(call, Some("c")).for_others() else { panic!() };
+        assert_eq!(call, Some(CallId::new("c")));
+        assert!(!raw.get().contains("fc_1") && raw.get().contains("\"c\""), "{}", raw.get());
+        let heard = Item::User { text: "x".into() };
+        assert_eq!(heard.for_others(), Some(heard));
     }
 
     #[test]

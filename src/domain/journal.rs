@@ -28,8 +28,9 @@ pub use model::{
 };
 pub use steering::{CancelRequested, InputReceived, LostRequest, PauseRequested, RunResumed};
 pub use team::{
-    AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, RepositoryTold, Reviewed, Team,
-    ToldFile,
+    AgentBegan, Colleague, Errand, GuardrailViolation, GuardrailsChecked, OnVeto, OutputRefused,
+    PlanMade, PlanRevised, RepositoryTold, Reviewed, StepFinished, Team, ToldFile,
+    WorkspaceRestored,
 };
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -125,9 +126,12 @@ records! {
     "agent_began" 1 => AgentBegan,
     "repository_told" 1 => RepositoryTold,
     "plan_made" 1 => PlanMade,
+    "plan_revised" 1 => PlanRevised,
+    "step_finished" 1 => StepFinished,
     "output_refused" 1 => OutputRefused,
+    "guardrail_violation" 1 => GuardrailViolation,
     "guardrails_checked" 1 => GuardrailsChecked,
-    "reviewed" 1 => Reviewed,
+    "review_verdict" 1 => Reviewed,
     "tool_call" 1 => ToolCalled,
     "approval_requested" 1 => ApprovalRequested,
     "approval_decided" 1 => ApprovalDecided,
@@ -137,6 +141,7 @@ records! {
     "connection" 1 => Connection,
     "tool_output" 1 => ToolOutput,
     "workspace_snapshot" 1 => WorkspaceSnapshot,
+    "workspace_restored" 1 => WorkspaceRestored,
     "budget_warning" 1 => BudgetWarning,
     "checkpoint_saved" 1 => CheckpointSaved,
     "input_received" 1 => InputReceived,

@@ -107,6 +107,13 @@ impl Verdict {
     }
 }
 
+/// What came of a step, as it is kept beside the answer that it is in.
+pub fn result(answer: &str) -> String {
+    let mut result = answer.to_owned();
+    cut(&mut result);
+    result
+}
+
 /// The JSON object of an answer: models like to put it between words, or into a fence.
 fn object(answer: &str) -> Result<&str, String> {
     let (start, end) = (answer.find('{'), answer.rfind('}'));

@@ -1,6 +1,7 @@
 //! A run's state. [`fold`] is the only place where it changes, [`decide`] says what to do next. Both
 //! are pure and total: a crash can fall between any two entries, and what is left still folds.
 
+mod asked;
 mod calls;
 mod context;
 mod conversation;
@@ -9,8 +10,9 @@ mod fold;
 mod stored;
 mod team;
 
+pub use asked::{Asked, HandOff};
 pub use calls::{OpenCall, Progress};
-pub use context::{Context, OVERFLOW, Overflow, by_rule_of_thumb, bytes};
+pub use context::{Context, Hearer, OVERFLOW, Overflow, by_rule_of_thumb, bytes};
 pub use conversation::Conversation;
 pub use decide::{Command, Invocation, InvocationMode, decide};
 pub use fold::{fold, fold_into};
@@ -26,7 +28,7 @@ use crate::domain::{
     backend::{Api, BackendName},
     budget::{Budget, Limits, RoleBudgets, Usage},
     ids::{CallKey, RoleName, RunId, Sequence, Timestamp},
-    item::Item,
+    item::{Item, check_pairing},
     journal::{Entry, Record, RunCreated, Taken},
     tool::ToolCall,
 };
@@ -53,6 +55,8 @@ pub struct RunState {
     pub inputs: Inputs,
     /// How the turn under way has failed so far.
     pub strikes: Strikes,
+    /// The last request that was begun: its turn, and which attempt of it.
+    pub requested: (u32, u32),
     /// How it asks each backend that has answered it: that is so to the end.
     pub apis: BTreeMap<BackendName, Api>,
     /// The last turn that said nothing, and was told so.
@@ -139,6 +143,8 @@ pub enum Work {
     HandingOver { to: Seat },
     /// The reviewer took the work.
     Accepted,
+    /// The work was vetoed, and the workspace is to become what it was; then the run fails.
+    Restoring(Failure),
     /// Nothing more can be done.
     Failing(Failure),
 }
@@ -220,6 +226,7 @@ impl RunState {
             stage,
             inputs: Inputs::default(),
             strikes: Strikes::default(),
+            requested: (0, 0),
             apis: BTreeMap::new(),
             nudged: None,
             usage: Usage::default(),
@@ -261,9 +268,10 @@ impl RunState {
 
     /// Name of the agent that speaks: of several, they are named after their roles.
     pub fn speaker(&self) -> &str {
-        match self.spec.team {
-            Some(_) => self.role.as_str(),
-            None => &self.spec.agent,
+        match (self.stage.agent(), self.spec.team) {
+            (Some(agent), _) => &agent.name,
+            (None, Some(_)) => self.role.as_str(),
+            (None, None) => &self.spec.agent,
         }
     }
 
@@ -296,14 +304,22 @@ impl RunState {
         calls.iter().find(is_meant).map(|open| &open.call)
     }
 
-    /// Whether the conversation can be gone on with elsewhere: no call in it is without its output.
+    /// Whether the conversation can be gone on with elsewhere: no call in what the executor has heard is without its
+    /// output.
     pub fn is_whole(&self) -> bool {
+        let is_paired = |items: &[Item]| {
+            let heard = self.stage.heard_by(Seat::Executor, items);
+            check_pairing(heard.iter().map(Item::paired)).is_ok()
+        };
         match &self.phase {
+            _ if !self.stage.asked.is_empty() => false,
             Phase::Going(Work::Calling { .. })
             | Phase::Suspended { work: Work::Calling { .. }, .. } => false,
             Phase::Ended(_)
             | Phase::Going(Work::Failing(_))
-            | Phase::Suspended { work: Work::Failing(_), .. } => self.items.is_whole(),
+            | Phase::Suspended { work: Work::Failing(_), .. } => {
+                self.items.get().is_some_and(is_paired)
+            }
             Phase::Going(_) | Phase::Suspended { .. } => true,
         }
     }
@@ -320,6 +336,7 @@ impl RunState {
                 | Work::Concluding { .. }
                 | Work::HandingOver { .. }
                 | Work::Accepted
+                | Work::Restoring(_)
                 | Work::Failing(_) => self.usage.turns,
             },
             Phase::Ended(_) => self.usage.turns,

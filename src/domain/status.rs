@@ -7,7 +7,9 @@ use crate::domain::run::{Ending, Failure, Phase, RunState, Seat, Suspension, Wor
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StateName {
     Queued,
+    Planning,
     Executing,
+    Reviewing,
     WaitingForBackend,
     AwaitingApproval,
     Paused,
@@ -19,9 +21,11 @@ pub enum StateName {
 }
 
 impl StateName {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Queued,
+        Self::Planning,
         Self::Executing,
+        Self::Reviewing,
         Self::WaitingForBackend,
         Self::AwaitingApproval,
         Self::Paused,
@@ -36,7 +40,9 @@ impl StateName {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "QUEUED",
+            Self::Planning => "PLANNING",
             Self::Executing => "EXECUTING",
+            Self::Reviewing => "REVIEWING",
             Self::WaitingForBackend => "WAITING_FOR_BACKEND",
             Self::AwaitingApproval => "AWAITING_APPROVAL",
             Self::Paused => "PAUSED",
@@ -45,6 +51,14 @@ impl StateName {
             Self::Succeeded => "SUCCEEDED",
             Self::Failed => "FAILED",
             Self::Cancelled => "CANCELLED",
+        }
+    }
+
+    fn of(seat: Seat) -> Self {
+        match seat {
+            Seat::Planner => Self::Planning,
+            Seat::Executor | Seat::Asked => Self::Executing,
+            Seat::Reviewer => Self::Reviewing,
         }
     }
 
@@ -58,7 +72,9 @@ impl StateName {
         match self {
             Self::Succeeded | Self::Failed | Self::Cancelled => true,
             Self::Queued
+            | Self::Planning
             | Self::Executing
+            | Self::Reviewing
             | Self::WaitingForBackend
             | Self::AwaitingApproval
             | Self::Paused
@@ -100,7 +116,8 @@ impl RunState {
             {
                 StateName::Queued
             }
-            Phase::Going(_) => StateName::Executing,
+            Phase::Going(Work::HandingOver { to }) => StateName::of(*to),
+            Phase::Going(_) => StateName::of(self.stage.seat()),
         }
     }
 

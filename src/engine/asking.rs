@@ -8,11 +8,12 @@ use crate::{
         ids::Timestamp,
         journal::{BackendAwaited, BackendError, ModelResponse, RunDegraded, Sent},
         retry,
-        run::{Ending, Failure, Overflow, RunState},
+        run::{Ending, Failure, Hearer, Overflow, RunState},
     },
     engine::{
         World,
         backends::Backend,
+        colleagues,
         context::{Fit, too_long},
         driver::Driver,
         hosted,
@@ -129,7 +130,7 @@ impl Driver {
             backend.name
         );
         let reason = ModelFault::Unavailable.reason().into();
-        self.finish(Ending::Failed(Failure { reason, message })).await
+        self.end(Ending::Failed(Failure { reason, message })).await
     }
 
     /// The API by which this run asks that backend: as it did before, or as the backend is found to be.
@@ -167,7 +168,9 @@ impl Driver {
         };
         let backend = self.backend();
         let RunState { stage, context, .. } = self.log.state();
-        let heard = context.view(stage, (stage.seat(), &backend.name), &items);
+        let strangers = colleagues::strangers(&self.world, self.log.state());
+        let hearer = Hearer { seat: stage.seat(), backend: &backend.name, strangers: &strangers };
+        let heard = context.view(stage, hearer, &items);
         let policy = self.world.policies.current();
         let hosted = hosted::admitted(&policy, &self.log.state().role, (api, &*backend.model));
         let sent = (heard.len(), estimated);
@@ -191,7 +194,7 @@ impl Driver {
             items: &heard,
             tools: &voice.tools,
             hosted_tools: &hosted.leaves,
-            shape: voice.shape,
+            shape: voice.shape(),
             settings: &mind.settings,
         };
         let answer = {

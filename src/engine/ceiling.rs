@@ -5,8 +5,15 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
 
-use crate::domain::policy::{Limits, RunLimits};
+use crate::{
+    domain::{
+        policy::{Limits, Permit, Policy, RunLimits},
+        tool::ToolOutcome,
+    },
+    ports::Resolved,
+};
 
 /// What the calls under way have taken.
 #[derive(Debug, Default)]
@@ -111,6 +118,32 @@ impl Drop for Room<'_> {
         taken.cpu_ms = taken.cpu_ms.saturating_add(self.used_cpu_ms);
         drop(taken);
         self.ceiling.freed.notify_waiters();
+    }
+}
+
+/// Waits until the run's ceiling lets a program run, with what is left of its CPU time. What is no program needs no
+/// room. Errors: it does not run.
+pub(super) async fn enter<'a>(
+    ceiling: &'a Ceiling,
+    permit: Permit<Resolved>,
+    policy: &Policy,
+    stop: &CancellationToken,
+) -> Result<(Permit<Resolved>, Option<Room<'a>>), ToolOutcome> {
+    let Some(limits) = permit.program_limits() else { return Ok((permit, None)) };
+    let entered = tokio::select! {
+        entered = ceiling.enter(limits, policy.run_limits) => entered,
+        () = stop.cancelled() => {
+            let message = "the run was cancelled before the call was started";
+            return Err(ToolOutcome::cancelled(message));
+        }
+    };
+    match entered {
+        Ok(room) => Ok((permit.within(room.cpu_seconds), Some(room))),
+        Err(UsedUp) => Err(ToolOutcome::failed(
+            "RUN_CPU_TIME",
+            "the programs of this run have used up the CPU time that they may have together (run_limits in \
+             tools.yaml); nothing was started, so finish without another program",
+        )),
     }
 }
 

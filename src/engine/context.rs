@@ -11,9 +11,9 @@ use crate::{
         budget::TokenCount,
         item::{Item, RawJson},
         journal::{Compaction, ContextCompacted, ContextTrimmed, ModelRequest, Purpose, Sent},
-        run::{self, Context, Ending, Failure, Overflow, RunState, Seat, bytes},
+        run::{self, Context, Ending, Failure, Hearer, Overflow, RunState, Seat, bytes},
     },
-    engine::{backends::Backend, driver::Driver, team},
+    engine::{backends::Backend, colleagues, driver::Driver, team},
     fail_point,
     ports::{Answer, Clock, JournalError, ModelError, ModelFault, ModelSettings, Question},
 };
@@ -39,9 +39,7 @@ pub(super) enum Fit {
 struct Load<'a> {
     context: &'a Context,
     state: &'a RunState,
-    seat: Seat,
-    /// Where it goes.
-    backend: &'a Backend,
+    hearer: Hearer<'a>,
     items: &'a [Item],
     /// Bytes of what goes with it.
     around: u64,
@@ -49,8 +47,7 @@ struct Load<'a> {
 
 impl Load<'_> {
     fn bytes(&self) -> u64 {
-        let to = (self.seat, &self.backend.name);
-        self.around + bytes(&self.context.view(&self.state.stage, to, self.items))
+        self.around + bytes(&self.context.view(&self.state.stage, self.hearer, self.items))
     }
 
     /// Where outputs are to be cut off so that the rest has `aim` tokens or fewer; as many as can be, if that is not
@@ -58,7 +55,7 @@ impl Load<'_> {
     fn trimmed(&self, aim: u64) -> Option<(usize, u64, usize)> {
         /// What a reference takes, about.
         const REFERENCE: u64 = 150;
-        let mut places = self.context.trimmable(&self.state.stage, self.seat, self.items);
+        let mut places = self.context.trimmable(&self.state.stage, self.hearer.seat, self.items);
         places.truncate(places.len().saturating_sub(KEPT));
         let mut left = self.bytes();
         let mut best = None;
@@ -88,20 +85,22 @@ impl Driver {
         let voice = match team::voice(&self.world, &spec, state, api) {
             Ok(voice) => voice,
             Err(failure) => {
-                self.finish(Ending::Failed(failure)).await?;
+                self.end(Ending::Failed(failure)).await?;
                 return Ok(Fit::Changed);
             }
         };
         let tools = voice.tools.iter().map(|tool| tool.parameters.len() + tool.description.len());
         let around = (voice.instructions.len() + tools.sum::<usize>()) as u64;
         let backend = self.world.mind(state.speaker()).0.clone();
-        let load = Load { context: &state.context, state, seat, backend: &backend, items, around };
+        let strangers = colleagues::strangers(&self.world, state);
+        let hearer = Hearer { seat, backend: &backend.name, strangers: &strangers };
+        let load = Load { context: &state.context, state, hearer, items, around };
         let whole = load.bytes();
         let estimated = state.context.tokens(whole);
         let room = self.room();
         let overflow = state.context.overflow();
         // Where little was said, or most of it is what every request has, there is nothing to be made shorter.
-        let is_long = state.context.view(&state.stage, (seat, &backend.name), items).len() > 2;
+        let is_long = state.context.view(&state.stage, hearer, items).len() > 2;
         let is_other = room.is_none_or(|room| state.context.tokens(around) < room);
         let can_compact = seat == Seat::Executor && is_long && is_other;
         let is_told = overflow == Overflow::Told;
@@ -124,7 +123,7 @@ impl Driver {
             (true, _) => self.compact((turn, attempt), api, items, room).await?,
             // It is worth a try: the estimate may be wrong.
             (false, false) => return Ok(Fit::Fits(run::by_rule_of_thumb(whole))),
-            (false, true) => self.finish(Ending::Failed(too_long())).await?,
+            (false, true) => self.end(Ending::Failed(too_long())).await?,
         }
         Ok(Fit::Changed)
     }
@@ -152,10 +151,14 @@ impl Driver {
         let state = self.log.state();
         let (speaker, spec) = (state.speaker().to_owned(), state.spec.clone());
         let backend = self.world.mind(&speaker).0.clone();
-        let upto = kept_from(items, room);
+        let upto = state.stage.place_heard(
+            kept_from(&state.stage.heard_by(Seat::Executor, items), room),
+            items.len(),
+        );
         let before = &items[..upto];
-        let to = (Seat::Executor, &backend.name);
-        let view = state.context.view(&state.stage, to, before).into_owned();
+        let strangers = colleagues::strangers(&self.world, state);
+        let hearer = Hearer { seat: Seat::Executor, backend: &backend.name, strangers: &strangers };
+        let view = state.context.view(&state.stage, hearer, before).into_owned();
         let task = match items.get(state.stage.first_of_executor()) {
             Some(Item::User { text }) => text.clone(),
             Some(_) | None => spec.task.clone(),

@@ -50,6 +50,16 @@ pub(super) async fn snapshot(
     world.sandbox.snapshot(&scene(world, run, workspace), limits(world)).await
 }
 
+/// Makes the files of a run's workspace what they were when that snapshot of them was taken.
+pub(super) async fn restore(
+    world: &World,
+    run: RunId,
+    workspace: &str,
+    tree: &TreeId,
+) -> Result<(), SnapshotError> {
+    world.sandbox.restore(&scene(world, run, workspace), limits(world), tree).await
+}
+
 fn scene(world: &World, run: RunId, workspace: &str) -> Scene {
     Scene {
         workspace: workspace.into(),

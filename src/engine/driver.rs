@@ -19,7 +19,7 @@ use crate::{
     engine::{
         World,
         ceiling::Ceiling,
-        diff,
+        colleagues, diff,
         door::{self, Note},
         inbox::Message,
         invoker,
@@ -102,6 +102,8 @@ impl Driver {
                 Command::Begin(seat) => Box::pin(self.begin(seat)).await?,
                 Command::TellRepository => Box::pin(self.tell_repository()).await?,
                 Command::CheckWork => Box::pin(self.check_work()).await?,
+                Command::Restore => Box::pin(self.restore()).await?,
+                Command::Return { call, ending } => self.return_to_caller(call, ending),
                 Command::Conclude { turn, conclusion } => self.conclude(turn, conclusion),
                 Command::Warn(warning) => self.warn(warning),
                 Command::Suspend(why) => self.suspend(why).await?,
@@ -121,8 +123,20 @@ impl Driver {
         self.log.append([RunSuspended { why }.into()]).await
     }
 
-    pub(super) async fn finish(&mut self, ending: Ending) -> Result<(), JournalError> {
-        if let Some(Taken::Tree(_)) = self.log.state().snapshots.before {
+    /// Ends the run, or the work of who was asked by another agent.
+    pub(super) async fn end(&mut self, ending: Ending) -> Result<(), JournalError> {
+        match self.log.state().asked().first().map(|asked| asked.call.key) {
+            Some(call) => {
+                self.return_to_caller(call, ending);
+                Ok(())
+            }
+            None => self.finish(ending).await,
+        }
+    }
+
+    async fn finish(&mut self, ending: Ending) -> Result<(), JournalError> {
+        let snapshots = &self.log.state().snapshots;
+        if let (Some(Taken::Tree(_)), None) = (&snapshots.before, &snapshots.after) {
             self.take_snapshot(Moment::After).await;
         }
         self.log.append([RunFinished { ending }.into()]).await?;
@@ -138,6 +152,7 @@ impl Driver {
             workspace: PathBuf::from(&state.spec.workspace),
             role: state.role.clone(),
             tools: team::own_tools(&self.world, state),
+            errands: colleagues::open(&self.world, state, &calls),
         };
         let preparing =
             calls.into_iter().map(|call| invoker::prepare(&self.world, site.clone(), call));
@@ -156,7 +171,7 @@ impl Driver {
     }
 
     /// Remembers the files of the workspace, together with whatever is written next.
-    async fn take_snapshot(&mut self, moment: Moment) {
+    pub(super) async fn take_snapshot(&mut self, moment: Moment) {
         let state = self.log.state();
         let taken = match diff::snapshot(&self.world, state.id, &state.spec.workspace).await {
             Ok(tree) => Taken::Tree(tree),
@@ -251,6 +266,7 @@ impl Driver {
         let message = crate::telemetry::chain(error);
         tracing::error!(run = %self.log.state().id, %message, "the sandbox failed");
         let failure = Failure { reason: "SANDBOX_FAILED".into(), message };
+        self.close_asked(&failure);
         self.finish(Ending::Failed(failure)).await
     }
 }

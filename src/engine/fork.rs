@@ -16,7 +16,7 @@ use crate::{
         run::{RunState, Seat},
     },
     engine::{
-        Engine, EngineError, Submitted, WhenBusy,
+        Engine, EngineError, Submitted, WhenBusy, colleagues,
         run_log::{Folding, RunLog},
         submission::{Wanted, check_common, check_labels, digest},
     },
@@ -198,7 +198,17 @@ impl Engine {
             true => own.to_owned(),
             false => wanted,
         };
-        let agent = or_parents(wanted.agent, &parent.spec.agent);
+        let speaker = match (parent.spec.team, parent.stage.agent_in(Seat::Executor)) {
+            (None, Some(agent)) => &*agent.name,
+            (None, None) | (Some(_), _) => &parent.spec.agent,
+        };
+        let agent = or_parents(wanted.agent, speaker);
+        let model = Some(wanted.model)
+            .filter(|model| !model.is_empty())
+            .or_else(|| parent.spec.model.clone());
+        if !colleagues::think_alike(&self.inner.world, &parent, (&agent, model.as_deref())) {
+            items = items.iter().filter_map(Item::for_others).collect();
+        }
         // Reviewers are told of the whole task.
         let task = match (agents::is_team(&agent), wanted.input.as_str()) {
             (true, input) if !input.is_empty() => {
@@ -214,9 +224,7 @@ impl Engine {
             told: Vec::new(),
             team: None,
             agent,
-            model: Some(wanted.model)
-                .filter(|model| !model.is_empty())
-                .or_else(|| parent.spec.model.clone()),
+            model,
             budget: wanted.budget.over(parent.budget),
             role_budgets: roles_over(wanted.role_budgets, &parent.role_budgets),
             labels: wanted.labels,

@@ -1,6 +1,8 @@
 //! One tool call, top to bottom: arguments, effect, facts, decision; then, once that is on disk, the
 //! effect itself and its outcome. Each step takes what the last one gave.
 
+mod errand;
+
 use std::{path::PathBuf, sync::Arc};
 
 use tokio::sync::mpsc;
@@ -22,7 +24,8 @@ use crate::{
     },
     engine::{
         World,
-        ceiling::{Ceiling, Room, UsedUp},
+        ceiling::{Ceiling, enter},
+        colleagues::Errands,
         door::{CallDoor, Note},
         live::{Live, Output},
         run_log::{Noted, Recorded},
@@ -102,13 +105,13 @@ impl Pending {
     pub(super) fn may_change_something(&self) -> bool {
         match &self.next {
             Next::Run { permit, .. } => permit.ruling().class != EffectClass::Pure,
-            Next::Answer(_) | Next::Ask(_) | Next::Broken(_) => false,
+            Next::Answer(_) | Next::Ask(_) | Next::Delegate | Next::Broken(_) => false,
         }
     }
 
-    /// Whether a person is asked first: then there is nothing to perform.
+    /// Whether a person is asked first, or another agent sees to it: then there is nothing to perform.
     pub(super) fn waits(&self) -> bool {
-        matches!(self.next, Next::Ask(_))
+        matches!(self.next, Next::Ask(_) | Next::Delegate)
     }
 }
 
@@ -121,6 +124,8 @@ enum Next {
     Answer(ToolOutcome),
     /// Nothing before a person has allowed it.
     Ask(Box<Facts>),
+    /// Nothing: another agent sees to it.
+    Delegate,
     /// The sandbox itself failed before anything was touched.
     Broken(SandboxError),
 }
@@ -149,16 +154,21 @@ pub(super) struct Site {
     pub(super) role: RoleName,
     /// What that agent was given of the tools that its role has; none: all of them.
     pub(super) tools: Option<Vec<ToolName>>,
+    /// What it may want of others, in this turn.
+    pub(super) errands: Arc<Errands>,
 }
 
 /// Decides about one call. Touches nothing.
 pub(super) async fn prepare(
     world: &World,
-    Site { run, workspace, role, tools }: Site,
+    Site { run, workspace, role, tools, errands }: Site,
     invocation: Invocation,
 ) -> Prepared {
     let Invocation { call, mode, earlier, leave, denied } = invocation;
     let policy = world.policies.current();
+    if let Some(decided) = mode.begins().then(|| errands.decide(&call)).flatten() {
+        return errand::prepared(call, decided, (policy, mode));
+    }
     match mode {
         InvocationMode::First if tools.as_ref().is_some_and(|own| !own.contains(&call.tool)) => {
             let rule = RuleId::new("builtin/agent-tools");
@@ -205,6 +215,10 @@ pub(super) async fn prepare(
         InvocationMode::CloseAsked => {
             let message =
                 "the run was cancelled before anybody had allowed the call; nothing was started";
+            closed(call, ToolOutcome::cancelled(message), policy)
+        }
+        InvocationMode::CloseDelegated => {
+            let message = "the run was cancelled before the agent had answered";
             closed(call, ToolOutcome::cancelled(message), policy)
         }
         InvocationMode::CloseDenied => {
@@ -296,7 +310,7 @@ async fn first(
     };
     let asked = match &next {
         Next::Ask(facts) => asked(world, &policy, &call, (facts, &ruling)),
-        Next::Run { .. } | Next::Answer(_) | Next::Broken(_) => None,
+        Next::Run { .. } | Next::Answer(_) | Next::Delegate | Next::Broken(_) => None,
     };
     let decided = Noted { record: decided(&call, ruling).into(), policy: revision.clone() };
     let asked = asked.map(|asked| Noted { record: asked.into(), policy: revision });
@@ -370,7 +384,7 @@ async fn again(
                  policy refuses a second attempt",
             ))
         }
-        next @ (Next::Answer(_) | Next::Ask(_) | Next::Broken(_)) => next,
+        next @ (Next::Answer(_) | Next::Ask(_) | Next::Delegate | Next::Broken(_)) => next,
     };
     prepared
 }
@@ -393,7 +407,9 @@ pub(super) async fn perform(around: &Around, recorded: Recorded<Pending>) -> Fin
     let done = match next {
         Next::Answer(outcome) => answered(outcome, None),
         // Not performed: see `Pending::waits`.
-        Next::Ask(_) => answered(ToolOutcome::cancelled("nobody has allowed the call"), None),
+        Next::Ask(_) | Next::Delegate => {
+            answered(ToolOutcome::cancelled("nobody has allowed the call"), None)
+        }
         Next::Broken(error) => {
             answered(ToolOutcome::failed(SANDBOX_FAILED, NOTHING_TOUCHED), Some(error))
         }
@@ -457,32 +473,6 @@ async fn run(
             let outcome = ToolOutcome::failed(SANDBOX_FAILED, message);
             Done { outcome, failure: Some(error), used: None }
         }
-    }
-}
-
-/// Waits until the run's ceiling lets a program run, with what is left of its CPU time. What is no program needs no
-/// room. Errors: it does not run.
-async fn enter<'a>(
-    ceiling: &'a Ceiling,
-    permit: Permit<Resolved>,
-    policy: &Policy,
-    stop: &CancellationToken,
-) -> Result<(Permit<Resolved>, Option<Room<'a>>), ToolOutcome> {
-    let Some(limits) = permit.program_limits() else { return Ok((permit, None)) };
-    let entered = tokio::select! {
-        entered = ceiling.enter(limits, policy.run_limits) => entered,
-        () = stop.cancelled() => {
-            let message = "the run was cancelled before the call was started";
-            return Err(ToolOutcome::cancelled(message));
-        }
-    };
-    match entered {
-        Ok(room) => Ok((permit.within(room.cpu_seconds), Some(room))),
-        Err(UsedUp) => Err(ToolOutcome::failed(
-            "RUN_CPU_TIME",
-            "the programs of this run have used up the CPU time that they may have together (run_limits in \
-             tools.yaml); nothing was started, so finish without another program",
-        )),
     }
 }
 
@@ -555,6 +545,7 @@ fn called(call: &ToolCall, effect_class: EffectClass) -> ToolCalled {
         arguments: call.arguments.clone(),
         effect_class,
         on_unknown: OnUnknown::Ask,
+        errand: None,
         facts: None,
     }
 }

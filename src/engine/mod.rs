@@ -7,6 +7,7 @@ mod asking;
 mod backends;
 mod backups;
 mod ceiling;
+mod colleagues;
 mod context;
 mod deep;
 mod diff;
@@ -55,7 +56,7 @@ pub use tool_calls::{ToolCallPage, ToolCallView};
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use crate::{
-    agents::{self, Agent},
+    agents::{self, Agent, colleagues::ErrandTool},
     domain::{
         backend::BackendName,
         budget::{Prices, RoleBudgets},
@@ -89,6 +90,8 @@ pub struct AgentSettings {
     pub minds: BTreeMap<String, Mind>,
     /// Besides the built-in ones.
     pub configured: Vec<Agent>,
+    /// Tools of agents, by their names, with which they call others.
+    pub errands: BTreeMap<String, Arc<[ErrandTool]>>,
     /// How long a run waits for a backend that does not work.
     pub backend_wait: Duration,
     /// For submissions that do not say.
@@ -156,6 +159,15 @@ impl World {
         };
         let mind = self.agents.minds.get(agent).unwrap_or(PLAIN);
         (self.backends.named(mind.backend.as_ref()), mind)
+    }
+
+    /// Whom that agent asks, and for which model: what one of them thought, another cannot read.
+    pub fn thinks<'a>(
+        &'a self,
+        agent: &str,
+        of_run: Option<&'a str>,
+    ) -> (&'a BackendName, Option<&'a str>) {
+        (&self.mind(agent).0.name, self.model_of(agent, of_run))
     }
 
     /// The model that an agent asks for; none: the backend's first.

@@ -3,6 +3,8 @@
 
 use std::{borrow::Cow, collections::VecDeque, sync::Arc};
 
+use serde_json::value::RawValue;
+
 use crate::{
     agents::{
         self, executor, planner,
@@ -14,13 +16,16 @@ use crate::{
         guardrail::Violation,
         ids::{RoleName, RunId, Sequence, ToolName},
         journal::{
-            AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, RepositoryTold, Reviewed,
-            RunCreated, Taken, Verdict,
+            AgentBegan, GuardrailViolation, GuardrailsChecked, Moment, OutputRefused, PlanMade,
+            RepositoryTold, Reviewed, RunCreated, StepFinished, Taken, Verdict, WorkspaceRestored,
         },
+        plan,
         run::{Conclusion, Failure, RunState, Seat, Stage},
         tool::ToolSpec,
     },
-    engine::{EngineError, World, diff, driver::Driver, repository, run_log::BUSY, tool_calls},
+    engine::{
+        EngineError, World, colleagues, diff, driver::Driver, repository, run_log::BUSY, tool_calls,
+    },
     ports::{JournalError, PatchForm, Shape},
     tasks,
 };
@@ -35,7 +40,13 @@ pub(super) struct Voice<'w> {
     /// Mostly those that there are: each run that waits on the model holds them.
     pub(super) tools: Cow<'w, [ToolSpec]>,
     /// What its last words are to be like.
-    pub(super) shape: Option<Shape<'w>>,
+    shape: Option<(&'static str, Box<RawValue>)>,
+}
+
+impl Voice<'_> {
+    pub(super) fn shape(&self) -> Option<Shape<'_>> {
+        self.shape.as_ref().map(|(name, schema)| Shape { name, schema })
+    }
 }
 
 /// What the agent that speaks is to the model.
@@ -50,18 +61,23 @@ pub(super) fn voice<'w>(
     state: &RunState,
     api: Api,
 ) -> Result<Voice<'w>, Failure> {
-    if state.spec.team.is_none() && state.spec.agent != executor::NAME {
+    let is_built_in = match (state.stage.agent(), state.spec.team) {
+        (Some(agent), _) => &*agent.name == executor::NAME,
+        (None, Some(_)) => true,
+        (None, None) => state.spec.agent == executor::NAME,
+    };
+    if !is_built_in {
         return configured(world, spec, state, api);
     }
-    let seat = state.spec.team.map_or(Seat::Executor, |_| state.stage.seat());
+    let seat = state.stage.seat();
     let (instructions, shape) = match seat {
-        Seat::Executor => (executor::INSTRUCTIONS, None),
+        Seat::Executor | Seat::Asked => (executor::INSTRUCTIONS, None),
         Seat::Planner => (planner::INSTRUCTIONS, shape("plan", planner::SCHEMA)),
         Seat::Reviewer => (reviewer::INSTRUCTIONS, shape("verdict", reviewer::SCHEMA)),
     };
     let tools = match (api, seat) {
         (Api::Chat, _) => Cow::Borrowed(&[][..]),
-        (Api::Responses, Seat::Executor) => Cow::Borrowed(world.tools.specs()),
+        (Api::Responses, Seat::Executor | Seat::Asked) => with_errands(world, state),
         (Api::Responses, _) if state.stage.is_corrected() => Cow::Borrowed(&[][..]),
         (Api::Responses, _) => Cow::Owned(of_role(world, &state.role)),
     };
@@ -75,18 +91,18 @@ fn configured<'w>(
     state: &RunState,
     api: Api,
 ) -> Result<Voice<'w>, Failure> {
-    let agent = world.agents.configured.iter().find(|agent| agent.name == spec.agent);
+    let name = state.speaker();
+    let agent = world.agents.configured.iter().find(|agent| agent.name == name);
     let agent = agent.ok_or_else(|| Failure {
         reason: "AGENT_UNKNOWN".into(),
         message: format!(
-            "the configuration has no agent {} any more; put it back, then go on with a fork of this run",
-            spec.agent
+            "the configuration has no agent {name} any more; put it back, then go on with a fork of this run"
         ),
     })?;
     let (run, submitter) = (state.id.to_string(), spec.submitter.to_string());
     let facts = Facts {
         run: &run,
-        agent: &spec.agent,
+        agent: name,
         workspace: &spec.workspace,
         submitter: &submitter,
         labels: &spec.labels,
@@ -98,16 +114,30 @@ fn configured<'w>(
     if let Some(own) = &agent.tools {
         tools.retain(|tool| own.contains(&tool.name));
     }
+    if api == Api::Responses && !state.stage.is_corrected() {
+        tools.extend(colleagues::errands(world, state).into_iter().map(|tool| tool.spec));
+    }
     Ok(Voice {
         instructions: variables::filled(&agent.instructions, &facts).into(),
         tools: tools.into(),
-        shape: spec.output.as_deref().and_then(|schema| shape("answer", schema)),
+        shape: state.schema().and_then(|schema| shape("answer", schema)),
     })
 }
 
-fn shape<'a>(name: &'a str, schema: &'a str) -> Option<Shape<'a>> {
-    let schema = serde_json::from_str(schema).ok()?;
-    Some(Shape { name, schema })
+/// All tools, and those with which the executor calls others.
+fn with_errands<'w>(world: &'w World, state: &RunState) -> Cow<'w, [ToolSpec]> {
+    let errands = colleagues::errands(world, state);
+    match errands.is_empty() {
+        true => Cow::Borrowed(world.tools.specs()),
+        false => {
+            let errands = errands.into_iter().map(|tool| tool.spec);
+            Cow::Owned(world.tools.specs().iter().cloned().chain(errands).collect())
+        }
+    }
+}
+
+fn shape(name: &'static str, schema: &str) -> Option<(&'static str, Box<RawValue>)> {
+    Some((name, serde_json::from_str(schema).ok()?))
 }
 
 /// What the agent that speaks was given of its role's tools; none: all of them.
@@ -131,13 +161,21 @@ fn of_role(world: &World, role: &RoleName) -> Vec<ToolSpec> {
 impl Driver {
     /// Lets one of several agents begin, with all that it is to know.
     pub(super) async fn begin(&mut self, seat: Seat) -> Result<(), JournalError> {
-        let RunState { spec, stage, .. } = self.log.state();
+        let state = self.log.state();
+        if let Some(began) = colleagues::called(state, seat) {
+            tracing::info!(run = %state.id, ?seat, agent = began.agent.as_ref().map(|agent| &*agent.name), "an agent begins");
+            self.log.stage(began);
+            return Ok(());
+        }
+        let RunState { spec, stage, .. } = state;
         let text = match seat {
             Seat::Planner => planner::brief(&spec.task),
+            // Nobody asks it any more.
+            Seat::Asked => return Ok(()),
             Seat::Executor => {
                 // Who has done it once is told only what is new.
                 let plan = stage.plan.as_deref().filter(|_| stage.result.is_none());
-                executor::brief(&spec.task, plan, &stage.findings)
+                executor::brief(&spec.task, plan.zip(stage.step()), &stage.findings)
             }
             Seat::Reviewer => {
                 let evidence = self.meanwhile(async |world, work| gather(world, work).await);
@@ -147,9 +185,11 @@ impl Driver {
         };
         let state = self.log.state();
         tracing::info!(run = %state.id, ?seat, round = state.stage.rounds, "an agent begins");
-        let began =
-            AgentBegan { seat, role: role(seat), round: state.stage.rounds, text: text.into() };
-        self.log.stage(began);
+        // Who has done it mends it, and goes on with it.
+        let agent = state.stage.agent_in(seat).map(|agent| (**agent).clone());
+        let role = agent.as_ref().map_or_else(|| role(seat), |agent| agent.role.clone());
+        let (round, text) = (state.stage.rounds, text.into());
+        self.log.stage(AgentBegan { seat, agent, call: None, role, round, text });
         Ok(())
     }
 
@@ -170,7 +210,34 @@ impl Driver {
         let state = self.log.state();
         let round = state.stage.rounds + 1;
         tracing::info!(run = %state.id, round, ?violations, ?unchecked, "the work was looked at");
+        for violation in violations.iter().cloned() {
+            self.log.stage(GuardrailViolation { round, violation });
+        }
         self.log.stage(GuardrailsChecked { round, violations, unchecked });
+        Ok(())
+    }
+
+    /// Makes the files of the workspace what they were before the run; what it did stays known.
+    pub(super) async fn restore(&mut self) -> Result<(), JournalError> {
+        let state = self.log.state();
+        let (run, snapshots) = (state.id, state.snapshots.clone());
+        let workspace = state.spec.workspace.clone();
+        if let (Some(Taken::Tree(_)), None) = (&snapshots.before, &snapshots.after) {
+            self.take_snapshot(Moment::After).await;
+        }
+        // On disk first: what was done cannot be told any more afterwards.
+        self.log.append([]).await?;
+        let restored = match (&snapshots.before, &self.log.state().snapshots.after) {
+            (Some(Taken::Tree(tree)), Some(Taken::Tree(_))) => {
+                let restored = diff::restore(&self.world, run, &workspace, tree).await;
+                restored.map(|()| tree.clone()).map_err(|error| crate::telemetry::chain(&error))
+            }
+            (Some(Taken::Failed(why)), _) | (_, Some(Taken::Failed(why))) => Err(why.clone()),
+            (None, _) | (_, None) => Err("there is no copy of it".to_owned()),
+        };
+        tracing::info!(%run, ?restored, "the work was vetoed, and the workspace is given back");
+        let why = restored.as_ref().err().cloned();
+        self.log.stage(WorkspaceRestored { tree: restored.ok(), why });
         Ok(())
     }
 
@@ -211,6 +278,10 @@ impl Driver {
                 let round = state.stage.rounds + 1;
                 self.log.stage(Reviewed { turn, round, verdict });
             }
+            Conclusion::Step { step, result } => {
+                let result = plan::result(&result).into();
+                self.log.stage(StepFinished { turn, step, result });
+            }
             Conclusion::Unreadable { why } => {
                 let text = agents::correction(&why).into();
                 self.log.stage(OutputRefused { turn, why, text });
@@ -222,7 +293,7 @@ impl Driver {
 fn role(seat: Seat) -> RoleName {
     match seat {
         Seat::Planner => planner::role(),
-        Seat::Executor => executor::role(),
+        Seat::Executor | Seat::Asked => executor::role(),
         Seat::Reviewer => reviewer::role(),
     }
 }
@@ -298,6 +369,7 @@ async fn gather(world: &World, work: &Work) -> Result<Evidence, JournalError> {
     Ok(Evidence {
         task: shown(&spec.task),
         plan: stage.plan.as_deref().cloned(),
+        results: stage.results.iter().map(|result| shown(result)).collect(),
         inputs: inputs.iter().map(|input| shown(input)).collect(),
         diff,
         checked: stage.checked.as_deref().cloned(),

@@ -185,7 +185,11 @@ impl AdminService for Admin {
         let more = all.len() > start.saturating_add(size);
         Ok(Response::new(v1::ListAgentsResponse {
             agents: page
-                .map(|agent| convert::agent(agent, granted(agent), world.mind(&agent.name)))
+                .map(|agent| {
+                    let errands = world.agents.errands.get(&agent.name);
+                    let errands = errands.map_or(&[][..], |errands| errands);
+                    convert::agent(agent, granted(agent), world.mind(&agent.name), errands)
+                })
                 .collect(),
             next_page_token: match more {
                 true => list.token(&(start + size).to_string()),

@@ -8,7 +8,10 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::{
-    agents::{Agent, Origin},
+    agents::{
+        Agent, Origin,
+        colleagues::{self, ErrandTool},
+    },
     domain::{
         access::Role,
         budget::{Budget, RoleBudgets, Usage},
@@ -280,7 +283,9 @@ pub(super) fn from_timestamp(at: Timestamp) -> ids::Timestamp {
 pub(super) fn state(state: StateName) -> v1::RunState {
     match state {
         StateName::Queued => v1::RunState::Queued,
+        StateName::Planning => v1::RunState::Planning,
         StateName::Executing => v1::RunState::Executing,
+        StateName::Reviewing => v1::RunState::Reviewing,
         StateName::WaitingForBackend => v1::RunState::WaitingForBackend,
         StateName::AwaitingApproval => v1::RunState::AwaitingApproval,
         StateName::Paused => v1::RunState::Paused,
@@ -414,7 +419,10 @@ pub(super) fn agent(
     agent: &Agent,
     tools: Vec<String>,
     (backend, mind): (&Arc<Backend>, &Mind),
+    errands: &[ErrandTool],
 ) -> v1::Agent {
+    let (hand_offs, asks) = colleagues::named_in(errands);
+    let names = |names: Vec<Arc<str>>| names.iter().map(ToString::to_string).collect();
     v1::Agent {
         name: agent.name.clone(),
         description: agent.description.clone(),
@@ -425,6 +433,8 @@ pub(super) fn agent(
         tools,
         instructions: agent.instructions.clone(),
         built_in: agent.origin == Origin::BuiltIn,
+        hand_offs: names(hand_offs),
+        agents_as_tools: names(asks),
     }
 }
 

@@ -221,6 +221,20 @@ impl Sandbox for LocalSandbox {
         snapshots::tree(ended)
     }
 
+    async fn restore(
+        &self,
+        scene: &Scene,
+        limits: Limits,
+        tree: &TreeId,
+    ) -> Result<(), SnapshotError> {
+        let (place, snapshots, tree) = (scene.clone(), self.snapshots.clone(), tree.clone());
+        let prepared = tasks::blocking(move || {
+            snapshots.restore(&place, limits, workspace_of(&place)?, &tree)
+        });
+        let (proof, orders) = prepared.await.map_err(join_error)??;
+        snapshots::done(self.launcher.run_kept(proof, orders, PROGRAM_BYTES).await?)
+    }
+
     async fn diff(
         &self,
         scene: &Scene,

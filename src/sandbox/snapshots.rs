@@ -50,6 +50,17 @@ const SNAPSHOT: &str = "if [ -e \"$KEPT\" ]; then cp -p \"$KEPT\" \"$GIT_INDEX_F
     | git update-index -z --index-info \
     && git add --all --ignore-errors -- . && git write-tree && mv -f \"$GIT_INDEX_FILE\" \"$KEPT\"; \
     status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\"; exit $status";
+/// Gives every file back that a snapshot has, and removes those that it has not. Twice: the first time, the run's own
+/// `.gitignore` says which files there are; the second time, that of the snapshot.
+const RESTORE: &str = "back() { git ls-files --stage -z \
+    | sed -z -n 's/^160000 [0-9a-f]* 0\\t/0 0000000000000000000000000000000000000000 0\\t/p' \
+    | git update-index -z --index-info \
+    && git add --all --ignore-errors -- . && git read-tree --reset -u \"$TREE\"; }; \
+    if [ -e \"$KEPT\" ]; then cp -p \"$KEPT\" \"$GIT_INDEX_FILE\"; fi; \
+    back && back && mv -f \"$GIT_INDEX_FILE\" \"$KEPT\"; \
+    status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\"; exit $status";
+/// Above what the workspace says of its files: each comes back byte for byte, and no program has a say in it.
+const ATTRIBUTES: &str = "* -text -ident -filter -working-tree-encoding\n";
 /// The changes from one tree to the other. `--text` also where `.gitattributes` say that a file be not shown.
 const DIFF: &str = "git diff $FORM --full-index --no-renames --no-color --no-ext-diff \
                     --no-textconv \"$BEFORE\" \"$AFTER\"";
@@ -80,7 +91,19 @@ impl Snapshots {
             return Err(SnapshotError::NotARepository);
         }
         self.prepare().map_err(|source| SnapshotError::Store { source })?;
-        self.launch(scene, limits, workspace, SNAPSHOT, BTreeMap::new())
+        self.launch(scene, limits, (workspace, Access::ReadOnly), SNAPSHOT, BTreeMap::new())
+    }
+
+    /// What to launch to give a snapshot's files back. Blocking.
+    pub(super) fn restore(
+        &self,
+        scene: &Scene,
+        limits: Limits,
+        workspace: OwnedFd,
+        tree: &TreeId,
+    ) -> Result<(LaunchProof, Orders), SnapshotError> {
+        let more = BTreeMap::from([("TREE".to_owned(), tree.to_string())]);
+        self.launch(scene, limits, (workspace, Access::ReadWrite), RESTORE, more)
     }
 
     /// What to launch to tell two snapshots apart. Blocking.
@@ -101,14 +124,14 @@ impl Snapshots {
             ("FORM", form.to_owned()),
         ];
         let more = more.map(|(name, value)| (name.to_owned(), value));
-        self.launch(scene, limits, workspace, DIFF, more.into())
+        self.launch(scene, limits, (workspace, Access::ReadOnly), DIFF, more.into())
     }
 
     fn launch(
         &self,
         scene: &Scene,
         limits: Limits,
-        workspace: OwnedFd,
+        (workspace, access): (OwnedFd, Access),
         script: &str,
         more: BTreeMap<String, String>,
     ) -> Result<(LaunchProof, Orders), SnapshotError> {
@@ -117,7 +140,7 @@ impl Snapshots {
         let proof = LaunchProof {
             workspace,
             path: scene.workspace.display().to_string(),
-            access: Access::ReadOnly,
+            access,
             program: None,
             writable: vec![self.repository.display().to_string()],
             as_owner: false,
@@ -174,6 +197,8 @@ impl Snapshots {
             fs::create_dir_all(self.repository.join(directory))?;
         }
         fs::write(self.repository.join("config"), CONFIG)?;
+        fs::create_dir_all(self.repository.join("info"))?;
+        fs::write(self.repository.join("info/attributes"), ATTRIBUTES)?;
         // Last: with it, git takes the directory for a repository.
         fs::write(head, "ref: refs/heads/none\n")
     }
@@ -204,6 +229,11 @@ pub(super) fn tree(ended: Ended) -> Result<TreeId, SnapshotError> {
         true => Ok(TreeId::new(said)),
         false => Err(SnapshotError::Failed { message: format!("git named no tree: {said:?}") }),
     }
+}
+
+/// Whether it is over, and well.
+pub(super) fn done(ended: Ended) -> Result<(), SnapshotError> {
+    output(ended).map(drop)
 }
 
 /// The patch that a comparison gave.

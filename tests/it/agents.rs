@@ -127,7 +127,7 @@ async fn a_plan_is_made_and_carried_out_and_the_work_is_sent_back_until_the_revi
     let plan: Value = serde_json::from_str(PLAN).unwrap();
     assert_eq!(story.payloads("plan_made")[0]["plan"], plan);
     let verdicts: Vec<Value> =
-        story.payloads("reviewed").iter().map(|said| said["verdict"].clone()).collect();
+        story.payloads("review_verdict").iter().map(|said| said["verdict"].clone()).collect();
     assert_eq!(verdicts, ["revise", "accept"]);
     story.assert_calls_are_tied();
 
@@ -238,7 +238,7 @@ async fn a_veto_ends_the_run_and_so_does_one_revision_too_many() {
         let error = story.run.error.clone().unwrap();
         assert_eq!((story.state(), error.reason.as_str()), (RunState::Failed, "REVIEW_FAILED"));
         assert!(error.message.contains("it is not polite"), "{error:?}");
-        assert_eq!(story.payloads("reviewed").len(), reviews, "{configuration}");
+        assert_eq!(story.payloads("review_verdict").len(), reviews, "{configuration}");
     }
 }
 

@@ -135,7 +135,7 @@ impl Story {
                 call.exit_code = output["exit_code"].as_i64();
             }
             "plan_made" => self.steps = payload["plan"]["steps"].as_array().map(Vec::len),
-            "reviewed" => self.verdicts.push(text("verdict")),
+            "review_verdict" => self.verdicts.push(text("verdict")),
             "run_recovered" => self.recovered += 1,
             "run_finished" => self.succeeded = payload["state"] == "SUCCEEDED",
             _ => {}

@@ -9,6 +9,7 @@ use crate::domain::{
     host::Host,
     ids::{CallId, CallKey, Caller, RuleId, ToolName},
     item::RawJson,
+    journal::Errand,
     tool::{EffectClass, OnUnknown, OutcomeKind},
 };
 
@@ -23,6 +24,9 @@ pub struct ToolCalled {
     pub effect_class: EffectClass,
     #[serde(default, skip_serializing_if = "OnUnknown::is_ask")]
     pub on_unknown: OnUnknown,
+    /// What it wants of another agent; none: it wants something of the world, or was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub errand: Option<Box<Errand>>,
     /// What the call was resolved to; none when it was refused before that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub facts: Option<RawJson>,

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     guardrail::Violation,
-    ids::RoleName,
-    plan::{Plan, Verdict},
+    ids::{CallKey, RoleName, TreeId},
+    plan::{Plan, Step, Verdict},
     run::Seat,
 };
 
@@ -16,18 +16,73 @@ use crate::domain::{
 pub struct Team {
     /// How often the work may be sent back.
     pub max_review_rounds: u32,
+    /// What becomes of the workspace where the work is vetoed.
+    #[serde(default)]
+    pub on_veto: OnVeto,
+}
+
+/// What becomes of the workspace of a run whose work is vetoed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnVeto {
+    /// It stays as the run left it.
+    #[default]
+    Keep,
+    /// Its files become what they were before the run changed anything.
+    Restore,
+}
+
+/// The files of the workspace became what they were before the run changed anything, since its work was vetoed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkspaceRestored {
+    /// None: it was not possible, and `why` says why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<TreeId>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
 }
 
 impl Default for Team {
     fn default() -> Self {
-        Self { max_review_rounds: 3 }
+        Self { max_review_rounds: 3, on_veto: OnVeto::Keep }
     }
+}
+
+/// An agent that works for another one, or goes on for it: as it was in the configuration when it was called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Colleague {
+    pub name: Arc<str>,
+    /// In the policy.
+    pub role: RoleName,
+    /// JSON Schema of what it answers; none: words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<Arc<str>>,
+    /// How many turns it may take to answer what it is asked.
+    pub max_turns: u32,
+}
+
+/// What a call wants of another agent. It touches nothing outside of the run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Errand {
+    /// It goes on with the conversation.
+    HandOff(Colleague),
+    /// It answers what it is asked, and has heard nothing else.
+    Ask(Colleague),
+    /// The steps that are left of the plan are replaced.
+    RevisePlan,
 }
 
 /// An agent of the run speaks from now on, and is told this first.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentBegan {
     pub seat: Seat,
+    /// Who it is, where that is not the run's own agent in that seat.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Colleague>,
+    /// By which it was asked, where it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call: Option<CallKey>,
     /// Of the agent, in the policy.
     pub role: RoleName,
     /// How often the work was sent back before.
@@ -73,6 +128,38 @@ pub struct PlanMade {
     /// Of the answer that it is in.
     pub turn: u32,
     pub plan: Plan,
+}
+
+/// The executor put other steps in the place of those that were left, the one under way included.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlanRevised {
+    /// The call that asked for it.
+    pub call: CallKey,
+    /// Of the first step that is replaced, from 1.
+    pub from_step: usize,
+    /// Those that take their place.
+    pub steps: Vec<Step>,
+    pub why: String,
+}
+
+/// The executor has said its last word about a step of the plan.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepFinished {
+    /// Of the answer that it is in.
+    pub turn: u32,
+    /// From 1.
+    pub step: usize,
+    /// What the executor says came of it; cut where it is long, the whole is in the answer.
+    pub result: Arc<str>,
+}
+
+/// Something that the work of a run must not do was found in it, without asking a model.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuardrailViolation {
+    /// Of the review, from 1.
+    pub round: u32,
+    #[serde(flatten)]
+    pub violation: Violation,
 }
 
 /// What an agent said does not have the shape that was asked for; it is asked once more.

@@ -9,8 +9,8 @@ use crate::domain::{
     ids::CallKey,
     item::{Item, RawJson},
     journal::{
-        ApprovalDecided, ApprovalDecision, ApprovalRequested, CallResolved, Record, Resolution,
-        ToolOutput,
+        ApprovalDecided, ApprovalDecision, ApprovalRequested, CallResolved, Colleague, Record,
+        Resolution, ToolOutput,
     },
     run::{RunState, Suspension},
     tool::{EffectClass, OnUnknown, ToolCall},
@@ -64,6 +64,10 @@ pub enum Progress {
         attempt: u32,
         said: Arc<ApprovalDecided>,
     },
+    /// Its intent is on disk, and another agent sees to it.
+    Delegated {
+        to: Arc<Colleague>,
+    },
     Done {
         output: Arc<str>,
     },
@@ -83,6 +87,7 @@ impl OpenCall {
             | Progress::ToRetry { .. }
             | Progress::Waiting { .. }
             | Progress::Approved { .. }
+            | Progress::Delegated { .. }
             | Progress::Denied { .. } => None,
         }
     }
@@ -113,7 +118,7 @@ impl OpenCall {
                 state.usage.tool_calls += 1;
                 self.facts = called.facts.clone();
                 self.on_unknown = called.on_unknown;
-                Progress::Intended { attempt: 1, class: called.effect_class }
+                self.intended(called, state)
             }
             (
                 Progress::Lost { attempt, class },
@@ -138,6 +143,7 @@ impl OpenCall {
                 | Progress::ToRetry { .. }
                 | Progress::Waiting { .. }
                 | Progress::Approved { .. }
+                | Progress::Delegated { .. }
                 | Progress::Denied { .. },
                 Record::ToolOutput(ToolOutput { call, output, used, .. }),
             ) if *call == key => {

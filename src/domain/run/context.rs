@@ -62,6 +62,16 @@ pub enum Overflow {
     Compacted,
 }
 
+/// Who is about to be sent what it has heard and said.
+#[derive(Debug, Clone, Copy)]
+pub struct Hearer<'a> {
+    pub seat: Seat,
+    pub backend: &'a BackendName,
+    /// Those who spoke in what it has heard and do not think as it does, by [`Stage::voices`]: what only their own
+    /// backend and model can read is left out.
+    pub strangers: &'a [Option<String>],
+}
+
 /// Why a request failed that was too long.
 pub const OVERFLOW: &str = "CONTEXT_OVERFLOW";
 
@@ -70,20 +80,29 @@ impl Context {
     pub fn view<'a>(
         &self,
         stage: &Stage,
-        (seat, to): (Seat, &BackendName),
+        Hearer { seat, backend, strangers }: Hearer<'_>,
         items: &'a [Item],
     ) -> Cow<'a, [Item]> {
         let compacted = self.compacted.as_ref().filter(|compacted| {
-            seat == Seat::Executor && compacted.only.as_ref().is_none_or(|only| only == to)
+            seat == Seat::Executor && compacted.only.as_ref().is_none_or(|only| only == backend)
         });
-        if self.trimmed_before == 0 && compacted.is_none() {
+        if self.trimmed_before == 0 && compacted.is_none() && strangers.is_empty() {
             return stage.heard_by(seat, items);
         }
         let upto = compacted.map_or(0, |compacted| compacted.upto);
-        let places = stage.places(seat, items.len()).into_iter().flatten();
-        let rest = places.filter(|place| *place >= upto).filter_map(|place| {
+        let is_strange =
+            |voice: Option<&str>| strangers.iter().any(|stranger| stranger.as_deref() == voice);
+        let places = stage.spoken(seat, items.len()).into_iter().flat_map(|(voice, places)| {
+            let is_strange = is_strange(voice);
+            places.map(move |place| (is_strange, place))
+        });
+        let rest = places.filter(|(_, place)| *place >= upto).filter_map(|(is_strange, place)| {
             let item = items.get(place)?;
-            Some(if place < self.trimmed_before { shortened(item) } else { item.clone() })
+            match (is_strange, place < self.trimmed_before) {
+                (true, _) if matches!(item, Item::Model { .. }) => item.for_others(),
+                (_, true) => Some(shortened(item)),
+                (_, false) => Some(item.clone()),
+            }
         });
         let beginning = compacted.map_or(&[][..], |compacted| &compacted.items);
         beginning.iter().cloned().chain(rest).collect()
@@ -142,6 +161,11 @@ impl Context {
         // Some tell only what they did not know already: about as much as there is more.
         let is_the_rest = read >= more / 20 * 17 && read <= more / 20 * 23;
         read >= ENOUGH && more >= ENOUGH / 2 && is_the_same && !is_the_rest
+    }
+
+    /// Another agent speaks, and maybe another model.
+    pub(super) fn is_anothers(&mut self) {
+        (self.measured, self.too_many, self.overflow) = (None, None, Overflow::None);
     }
 
     pub(super) fn requested(&mut self, request: &ModelRequest) {
@@ -242,7 +266,9 @@ mod tests {
         let stage = Stage::default();
         assert_eq!(context.trimmable(&stage, Seat::Executor, &items), [0, 2]);
         let trimmed = context.trimmed_to(2);
-        let view = trimmed.view(&stage, (Seat::Executor, &BackendName::default()), &items);
+        let backend = BackendName::default();
+        let hearer = Hearer { seat: Seat::Executor, backend: &backend, strangers: &[] };
+        let view = trimmed.view(&stage, hearer, &items);
         assert!(bytes(&view) < 6000, "{view:?}");
         assert_eq!(view[1..], items[1..]);
         assert_eq!(trimmed.trimmable(&stage, Seat::Executor, &items), [2]);

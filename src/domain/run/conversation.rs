@@ -3,10 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::domain::{
-    item::{Item, check_pairing},
-    run::StoredFault,
-};
+use crate::domain::{item::Item, run::StoredFault};
 
 /// The conversation so far, oldest first, as the model must see it. It only grows.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -61,11 +58,6 @@ impl Conversation {
     pub fn since(&self, place: usize) -> Option<&[Item]> {
         let unread = self.unread.as_ref().map_or(0, |unread| unread.items);
         self.items.get(place.checked_sub(unread)?..)
-    }
-
-    /// Whether it can be gone on with as it is: it has been read, and each call in it has its output.
-    pub fn is_whole(&self) -> bool {
-        self.get().is_some_and(|items| check_pairing(items.iter().map(Item::paired)).is_ok())
     }
 
     pub(super) fn extend(&mut self, items: impl IntoIterator<Item = Item>) {

@@ -5,7 +5,7 @@ use std::{iter, sync::Arc};
 use crate::domain::{
     approval::{Leave, RunGrant},
     budget::{Budget, Limit, Limits, Usage},
-    ids::{RoleName, Timestamp},
+    ids::{CallKey, RoleName, Timestamp},
     item::RawJson,
     journal::{ApprovalDecided, BudgetWarning},
     run::{
@@ -32,10 +32,17 @@ pub enum Command {
     },
     /// Let one of several agents begin.
     Begin(Seat),
+    /// Whoever was asked by that call has come to an end: its caller hears of it.
+    Return {
+        call: CallKey,
+        ending: Ending,
+    },
     /// Tell the agent that speaks what the repository says of how to work on it.
     TellRepository,
     /// Look at what the executor did for what it must not do.
     CheckWork,
+    /// Give the workspace back as it was before the run.
+    Restore,
     /// Write down what one of several agents has come to.
     Conclude {
         turn: u32,
@@ -77,6 +84,8 @@ pub enum InvocationMode {
     CloseUnstarted,
     /// Not at all, but its intent is on disk: it was killed, or lost.
     CloseStarted,
+    /// Not at all: another agent was to see to it.
+    CloseDelegated,
     /// Not at all: it was lost, and the model is to be told that nobody knows what it did.
     CloseUnknown,
     /// Not at all: a person did not allow it.
@@ -85,26 +94,51 @@ pub enum InvocationMode {
     CloseAsked,
 }
 
+impl InvocationMode {
+    /// Whether the call is to be done, as it is, once more or for the first time.
+    pub fn begins(self) -> bool {
+        matches!(self, Self::First | Self::Again { .. } | Self::Retry { .. })
+    }
+
+    /// Which attempt it is then.
+    pub fn attempt(self) -> u32 {
+        match self {
+            Self::Again { attempt } | Self::Retry { attempt } | Self::Approved { attempt } => {
+                attempt
+            }
+            _ => 1,
+        }
+    }
+}
+
 /// What to do next. Never asks for what is on disk as begun, unless its daemon is known to be dead.
 pub fn decide(state: &RunState) -> Command {
-    match (&state.phase, state.wish) {
+    let command = match (&state.phase, state.wish) {
         (Phase::Ended(_) | Phase::Suspended { .. }, _) => Command::Rest,
         (Phase::Going(work), Wish::Cancel) => decide_cancelled(work),
         (Phase::Going(work), Wish::Pause) => paused(decide_going(state, work)),
         (Phase::Going(work), Wish::GoOn) => decide_going(state, work),
+    };
+    match (command, state.answers()) {
+        // It ends for who was asked, and not for the run.
+        (Command::Finish(ending), Some(call)) => Command::Return { call, ending },
+        (command, _) => command,
     }
 }
 
 /// Nothing more is begun; what has come to its end ends.
 fn paused(command: Command) -> Command {
     match command {
-        Command::Finish(_) | Command::Suspend(_) | Command::Rest => command,
+        Command::Finish(_) | Command::Return { .. } | Command::Suspend(_) | Command::Rest => {
+            command
+        }
         Command::AskModel { .. }
         | Command::Invoke(_)
         | Command::Nudge { .. }
         | Command::Begin(_)
         | Command::TellRepository
         | Command::CheckWork
+        | Command::Restore
         | Command::Conclude { .. }
         | Command::Warn(_) => {
             let message = "somebody paused the run; `agentctl run resume` lets it go on".into();
@@ -114,7 +148,12 @@ fn paused(command: Command) -> Command {
 }
 
 fn decide_cancelled(work: &Work) -> Command {
-    let Work::Calling { calls } = work else { return Command::Finish(Ending::Cancelled) };
+    let calls = match work {
+        Work::Calling { calls } => calls,
+        // What was vetoed is taken back all the same.
+        Work::Restoring(_) => return Command::Restore,
+        _ => return Command::Finish(Ending::Cancelled),
+    };
     let closing = calls.iter().filter_map(|open| {
         let mode = match open.progress {
             Progress::Asked => InvocationMode::CloseUnstarted,
@@ -127,6 +166,7 @@ fn decide_cancelled(work: &Work) -> Command {
             | Progress::Waiting { .. }
             | Progress::Approved { .. }
             | Progress::Denied { .. } => InvocationMode::CloseStarted,
+            Progress::Delegated { .. } => InvocationMode::CloseDelegated,
             Progress::Done { .. } => return None,
         };
         Some(Invocation {
@@ -143,6 +183,7 @@ fn decide_cancelled(work: &Work) -> Command {
 fn decide_going(state: &RunState, work: &Work) -> Command {
     let turn = state.turn();
     match work {
+        Work::ToAsk { .. } if let Some(ending) = state.overstays() => Command::Finish(ending),
         Work::ToAsk { attempt } => match used_up(state, state.limits()) {
             Some(limit) => Command::Suspend(out_of(limit)),
             None => match nearly_used_up(state) {
@@ -176,6 +217,7 @@ fn decide_going(state: &RunState, work: &Work) -> Command {
                     .into(),
             }))
         }
+        Work::Restoring(_) => Command::Restore,
         Work::Failing(failure) => Command::Finish(Ending::Failed(failure.clone())),
     }
 }
@@ -193,9 +235,15 @@ fn decide_calls(state: &RunState, open: &[OpenCall]) -> Command {
         })
         .collect();
     let waiting = || calls::outcome_unknown(open).or_else(|| calls::approval_awaited(open));
-    match due.is_empty() {
-        false => Command::Invoke(due),
-        true => waiting().map_or(Command::Rest, Command::Suspend),
+    let asks = |call: &OpenCall| matches!(call.progress, Progress::Delegated { .. });
+    match waiting() {
+        _ if !due.is_empty() => Command::Invoke(due),
+        Some(why) => Command::Suspend(why),
+        // What else was asked for is done by then, unless it is under way.
+        None if open.iter().all(|call| asks(call) || call.said().is_some()) => {
+            Command::Begin(Seat::Asked)
+        }
+        None => Command::Rest,
     }
 }
 
@@ -224,9 +272,10 @@ pub(super) fn due_invocation(open: &OpenCall, grants: &[RunGrant]) -> Option<Inv
         {
             InvocationMode::Approved { attempt }
         }
-        Progress::Intended { .. } | Progress::Waiting { .. } | Progress::Done { .. } => {
-            return None;
-        }
+        Progress::Intended { .. }
+        | Progress::Waiting { .. }
+        | Progress::Delegated { .. }
+        | Progress::Done { .. } => return None,
     };
     let denied = match &open.progress {
         Progress::Denied { said, .. } => Some(said.clone()),
@@ -253,6 +302,7 @@ impl RunState {
             | Work::Concluding { .. }
             | Work::HandingOver { .. }
             | Work::Accepted
+            | Work::Restoring(_)
             | Work::Failing(_) => None,
         }
     }

@@ -87,6 +87,7 @@ impl RunState {
                     self.warned.clear();
                 }
             }
+            Record::PlanRevised(revised) => self.stage.revise_plan(revised),
             Record::BudgetWarning(warning) => self.warned.push(warning.limit.clone()),
             Record::InputReceived(input) => self.inputs.take(input),
             Record::ModelNudged(nudge) => self.nudged = Some(nudge.turn),
@@ -182,6 +183,7 @@ impl Phase {
             | Work::AskLost { .. }
             | Work::Calling { .. }
             | Work::HandingOver { .. }
+            | Work::Restoring(_)
             | Work::Failing(_) => work,
         };
         match self {
@@ -193,6 +195,14 @@ impl Phase {
 }
 
 impl RunState {
+    /// Another agent is to be asked: where the last request of who was asked before has failed, there was one of this turn
+    /// already.
+    pub(super) fn to_ask(&self) -> Work {
+        let (turn, attempt) = self.requested;
+        let is_under_way = turn > self.usage.turns;
+        Work::ToAsk { attempt: if is_under_way { attempt.saturating_add(1) } else { 1 } }
+    }
+
     /// The beginning of what the executor has heard was replaced. It cost something, and is no turn.
     fn compacted(&mut self, done: &ContextCompacted) {
         self.usage.add_tokens(&done.tokens);
@@ -229,9 +239,13 @@ impl Work {
     }
 
     fn after(self, record: &Record, state: &mut RunState) -> Self {
+        if let Some(returned) = Self::returned(record, state) {
+            return returned;
+        }
         match (self, record) {
             (Self::ToAsk { .. } | Self::BackingOff { .. }, Record::ModelRequest(request)) => {
                 state.context.requested(request);
+                state.requested = (request.turn, request.attempt);
                 Self::Asking { attempt: request.attempt, replay: replay(request) }
             }
             (Self::Asking { attempt, .. }, Record::ModelResponse(response))
@@ -284,11 +298,20 @@ impl Work {
                 Self::checked(checked, answer, state)
             }
             (Self::Concluding { .. }, Record::PlanMade(made)) => Self::planned(made, state),
+            (Self::Concluding { answer, .. }, Record::StepFinished(done)) => {
+                Self::stepped(done, answer, state)
+            }
+            (Self::Restoring(failure), Record::WorkspaceRestored(restored)) => {
+                Self::restored(failure, restored)
+            }
             (Self::Concluding { .. }, Record::OutputRefused(refused)) => {
                 Self::corrected(refused, state)
             }
             (Self::Concluding { .. }, Record::Reviewed(reviewed)) => {
                 Self::reviewed(reviewed, state)
+            }
+            (Self::Calling { calls }, Record::AgentBegan(began)) => {
+                Self::asked(calls, began, state)
             }
             (Self::Calling { mut calls }, record) => {
                 calls.iter_mut().for_each(|open| open.fold(record, state));
@@ -362,6 +385,10 @@ fn after_error(error: &BackendError, replay: Replay, state: &mut RunState) -> Wo
             Work::AskLost { attempt: error.attempt }
         }
         Some(until) => Work::BackingOff { attempt: error.attempt.saturating_add(1), until },
+        // Whoever hears that it failed might have it done once more.
+        None if replay == Replay::Unsafe && may_have_run && state.answers().is_some() => {
+            Work::AskLost { attempt: error.attempt }
+        }
         None => {
             Work::Failing(Failure { reason: error.reason.clone(), message: error.message.clone() })
         }
@@ -369,13 +396,12 @@ fn after_error(error: &BackendError, replay: Replay, state: &mut RunState) -> Wo
 }
 
 /// Once every call is done, their outputs join the conversation in the model's order.
-fn settled(calls: Vec<OpenCall>, state: &mut RunState) -> Work {
+pub(super) fn settled(calls: Vec<OpenCall>, state: &mut RunState) -> Work {
     let outputs: Option<Vec<Item>> = calls.iter().map(OpenCall::said).collect();
-    match outputs {
-        Some(outputs) => {
-            state.items.extend(outputs);
-            Work::ToAsk { attempt: 1 }
-        }
-        None => Work::Calling { calls },
+    let Some(outputs) = outputs else { return Work::Calling { calls } };
+    state.items.extend(outputs);
+    match state.stage.handing {
+        Some(_) => Work::HandingOver { to: state.stage.seat() },
+        None => state.to_ask(),
     }
 }

@@ -7,11 +7,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::{
     guardrail::{Consequence, Violation},
+    ids::CallKey,
     item::Item,
-    journal::{AgentBegan, GuardrailsChecked, OutputRefused, PlanMade, RepositoryTold, Reviewed},
+    journal::{
+        AgentBegan, Colleague, GuardrailsChecked, OnVeto, OutputRefused, PlanMade, PlanRevised,
+        RepositoryTold, Reviewed, StepFinished, WorkspaceRestored,
+    },
     output,
     plan::{Plan, Verdict},
-    run::{Command, Ending, Failure, RunState, Work},
+    run::{Command, Ending, Failure, HandOff, Nudged, RunState, Work, asked::Asking},
 };
 
 /// What an agent does in a run.
@@ -21,16 +25,28 @@ pub enum Seat {
     Planner,
     Executor,
     Reviewer,
+    /// Works for another one, which used it as a tool.
+    Asked,
 }
 
 /// What one agent heard and said without another in between.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-struct Part {
-    seat: Seat,
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Part {
+    pub(super) seat: Seat,
+    /// By which it was asked, in that seat.
+    pub(super) call: Option<CallKey>,
+    /// Who sits there; none: who the run began with, or the built-in agent.
+    pub(super) agent: Option<Arc<Colleague>>,
     /// Place of its first item in the conversation.
-    from: usize,
+    pub(super) from: usize,
     /// The turns before it.
-    after: u32,
+    pub(super) after: u32,
+}
+
+impl Part {
+    fn of(seat: Seat, from: usize, after: u32) -> Self {
+        Self { seat, call: None, agent: None, from, after }
+    }
 }
 
 /// How far the agents have come.
@@ -40,6 +56,8 @@ pub struct Stage {
     /// agent's.
     parts: Vec<Part>,
     pub plan: Option<Arc<Plan>>,
+    /// What came of those steps of it that are done, in the executor's words.
+    pub results: Vec<Arc<str>>,
     /// What the executor said last.
     pub result: Option<Arc<str>>,
     /// What was found in it that it must not do.
@@ -52,6 +70,10 @@ pub struct Stage {
     is_corrected: bool,
     /// Who was told what the repository says.
     told: Vec<Seat>,
+    /// Who works for whom: the last one speaks.
+    pub(super) asked: Vec<Asking>,
+    /// Somebody is to go on with what was said.
+    pub(super) handing: Option<HandOff>,
 }
 
 /// What one of several agents has come to.
@@ -59,6 +81,11 @@ pub struct Stage {
 pub enum Conclusion {
     Plan(Plan),
     Verdict(Verdict),
+    /// What came of the step under way, from 1.
+    Step {
+        step: usize,
+        result: Arc<str>,
+    },
     /// Nothing that can be used.
     Unreadable {
         why: String,
@@ -68,11 +95,66 @@ pub enum Conclusion {
 impl Stage {
     /// Of a run that goes on with what an executor has heard.
     pub(super) fn of_executor() -> Self {
-        Self { parts: vec![Part { seat: Seat::Executor, from: 0, after: 0 }], ..Self::default() }
+        Self { parts: vec![Part::of(Seat::Executor, 0, 0)], ..Self::default() }
     }
 
     pub fn seat(&self) -> Seat {
         self.parts.last().map_or(Seat::Executor, |part| part.seat)
+    }
+
+    /// Who sits there; none: who the run began with, or the built-in agent.
+    pub fn agent(&self) -> Option<&Colleague> {
+        self.parts.last()?.agent.as_deref()
+    }
+
+    /// The same of another seat, as it was last.
+    pub fn agent_in(&self, seat: Seat) -> Option<&Arc<Colleague>> {
+        self.parts.iter().rev().find(|part| part.seat == seat)?.agent.as_ref()
+    }
+
+    /// Number of the step under way, from 1; none where there is no plan, or all of it is done.
+    pub fn step(&self) -> Option<usize> {
+        let plan = self.plan.as_ref()?;
+        let done = self.results.len();
+        (done < plan.steps.len()).then_some(done + 1)
+    }
+
+    /// Other steps take the place of those that are left.
+    pub(super) fn revise_plan(&mut self, revised: &PlanRevised) {
+        let Some(plan) = &mut self.plan else { return };
+        let plan = Arc::make_mut(plan);
+        plan.steps.truncate(self.results.len());
+        plan.steps.extend(revised.steps.iter().cloned());
+    }
+
+    /// By which call the agent that speaks was asked; none: by none.
+    pub fn call(&self) -> Option<CallKey> {
+        self.parts.last()?.call
+    }
+
+    /// Who is to go on with what was said.
+    pub fn handing(&self) -> Option<&HandOff> {
+        self.handing.as_ref()
+    }
+
+    /// Who has said something of what the agent in that seat has heard, itself included; none: who the run began with, or
+    /// the built-in agent.
+    pub fn voices(&self, seat: Seat) -> Vec<Option<&str>> {
+        let mut voices: Vec<_> = self.spoken(seat, 0).into_iter().map(|(voice, _)| voice).collect();
+        voices.dedup();
+        voices
+    }
+
+    /// The part under way.
+    pub(super) fn part(&self) -> Part {
+        self.parts.last().cloned().unwrap_or(Part::of(Seat::Executor, 0, 0))
+    }
+
+    /// From now on it is known whose each part is.
+    pub(super) fn all_is_one_agents(&mut self) {
+        if self.parts.is_empty() {
+            self.parts.push(Part::of(Seat::Executor, 0, 0));
+        }
     }
 
     /// Whether who speaks was told that its words had not the shape that was asked for.
@@ -88,7 +170,8 @@ impl Stage {
 
     /// Whether who speaks is still to be told what the repository says.
     pub(super) fn is_untold(&self) -> bool {
-        self.seat() != Seat::Reviewer && !self.told.contains(&self.seat())
+        let is_to_know = matches!(self.seat(), Seat::Planner | Seat::Executor);
+        is_to_know && !self.told.contains(&self.seat())
     }
 
     /// Who speaks has something else to do than to say the same in another shape.
@@ -107,13 +190,43 @@ impl Stage {
         if self.parts.is_empty() {
             return std::iter::once(0..length).collect();
         }
-        let ends = self.parts.iter().skip(1).map(|part| part.from).chain([length]);
-        let parts = self.parts.iter().zip(ends).filter(|(part, _)| part.seat == seat);
-        let mut places: Vec<Range<usize>> = parts.map(|(part, end)| part.from..end).collect();
-        if seat == Seat::Reviewer {
-            places.drain(..places.len().saturating_sub(1));
+        let mut places: Vec<Range<usize>> = Vec::new();
+        for (_, place) in self.parts_of(seat, length) {
+            match places.last_mut() {
+                Some(last) if last.end == place.start => last.end = place.end,
+                _ => places.push(place),
+            }
         }
         places
+    }
+
+    /// The same with who spoke there, as [`Self::voices`] has it.
+    pub(super) fn spoken(&self, seat: Seat, length: usize) -> Vec<(Option<&str>, Range<usize>)> {
+        if self.parts.is_empty() {
+            return vec![(None, 0..length)];
+        }
+        let parts = self.parts_of(seat, length).into_iter();
+        parts
+            .map(|(part, places)| (part.agent.as_ref().map(|agent| &*agent.name), places))
+            .collect()
+    }
+
+    fn parts_of(&self, seat: Seat, length: usize) -> Vec<(&Part, Range<usize>)> {
+        let ends = self.parts.iter().skip(1).map(|part| part.from).chain([length]);
+        let call = self.parts.last().filter(|_| seat.is_asked()).and_then(|last| last.call);
+        let is_its = |part: &Part| part.seat == seat && part.call == call;
+        let parts = self.parts.iter().zip(ends).filter(|(part, _)| is_its(part));
+        let mut parts: Vec<_> = parts.map(|(part, end)| (part, part.from..end)).collect();
+        if seat == Seat::Reviewer {
+            parts.drain(..parts.len().saturating_sub(1));
+        }
+        parts
+    }
+
+    /// Place in a conversation of so many items of the so many-th that the executor has heard; the end, where there are
+    /// fewer.
+    pub fn place_heard(&self, nth: usize, length: usize) -> usize {
+        self.places(Seat::Executor, length).into_iter().flatten().nth(nth).unwrap_or(length)
     }
 
     /// What an agent has heard and said, out of the whole conversation. A reviewer has not heard earlier ones.
@@ -136,12 +249,18 @@ impl RunState {
         let finished = |answer| Command::Finish(Ending::Succeeded { answer });
         let turn = self.usage.turns;
         let concluded = |conclusion| Command::Conclude { turn, conclusion };
-        let next = match (self.spec.team, self.stage.seat(), &self.spec.output) {
-            (None, _, None) => return finished(answer.clone()),
-            (None, _, Some(schema)) => output::read(schema, answer).map(finished),
-            (Some(_), Seat::Executor, _) => return Command::CheckWork,
-            (Some(_), Seat::Planner, _) => Plan::read(answer).map(Conclusion::Plan).map(concluded),
-            (Some(_), Seat::Reviewer, _) => {
+        let in_shape = || match self.schema() {
+            None => Ok(answer.clone()),
+            Some(schema) => output::read(schema, answer),
+        };
+        let next = match (self.spec.team, self.stage.seat()) {
+            (_, Seat::Asked) | (None, _) => in_shape().map(finished),
+            (Some(_), Seat::Executor) => in_shape().map(|result| match self.stage.step() {
+                Some(step) => concluded(Conclusion::Step { step, result }),
+                None => Command::CheckWork,
+            }),
+            (Some(_), Seat::Planner) => Plan::read(answer).map(Conclusion::Plan).map(concluded),
+            (Some(_), Seat::Reviewer) => {
                 Verdict::read(answer).map(Conclusion::Verdict).map(concluded)
             }
         };
@@ -159,6 +278,26 @@ impl RunState {
     }
 }
 
+impl RunState {
+    /// What was learnt of the model that was asked is not so of another.
+    pub(super) fn begins(&mut self, part: Part) {
+        let before = self.stage.part();
+        if (before.seat, &before.agent) != (part.seat, &part.agent) {
+            self.context.is_anothers();
+        }
+        self.stage.parts.push(part);
+        self.stage.is_corrected = false;
+    }
+
+    /// JSON Schema of what the agent that speaks is to answer; none: words.
+    pub fn schema(&self) -> Option<&str> {
+        match self.stage.agent() {
+            Some(agent) => agent.output.as_deref(),
+            None => self.spec.output.as_deref(),
+        }
+    }
+}
+
 impl Work {
     pub(super) fn told(self, told: &RepositoryTold, state: &mut RunState) -> Self {
         state.stage.told.push(told.seat);
@@ -170,16 +309,34 @@ impl Work {
 
     pub(super) fn begun(began: &AgentBegan, state: &mut RunState) -> Self {
         let (from, after) = (state.items.len(), state.usage.turns);
-        state.stage.parts.push(Part { seat: began.seat, from, after });
-        state.stage.is_corrected = false;
+        if state.spec.team.is_none() {
+            state.stage.all_is_one_agents();
+        }
+        let AgentBegan { seat, call, .. } = *began;
+        let agent = began.agent.clone().map(Arc::new);
+        state.begins(Part { seat, call, agent, from, after });
+        state.stage.handing = None;
         state.role = began.role.clone();
         state.items.extend([Item::User { text: began.text.clone() }]);
-        Self::ToAsk { attempt: 1 }
+        state.to_ask()
     }
 
     pub(super) fn planned(made: &PlanMade, state: &mut RunState) -> Self {
         state.stage.plan = Some(Arc::new(made.plan.clone()));
         Self::HandingOver { to: Seat::Executor }
+    }
+
+    pub(super) fn stepped(
+        done: &StepFinished,
+        answer: Option<Arc<str>>,
+        state: &mut RunState,
+    ) -> Self {
+        state.stage.results.push(done.result.clone());
+        state.stage.go_on();
+        match state.stage.step() {
+            Some(_) => Self::HandingOver { to: Seat::Executor },
+            None => Self::Concluding { answer, nudged: Nudged::NotYet },
+        }
     }
 
     pub(super) fn corrected(refused: &OutputRefused, state: &mut RunState) -> Self {
@@ -200,14 +357,14 @@ impl Work {
             checked.violations.iter().filter(vetoes).map(Violation::to_string).collect();
         match vetoing.is_empty() {
             true => Self::HandingOver { to: Seat::Reviewer },
-            false => Self::Failing(Failure {
-                reason: "VETOED".into(),
-                message: format!(
-                    "the work does what it must not, whatever a reviewer would say: {}. The workspace is as the run left \
-                     it; `guardrails` in the configuration says what is looked for",
+            false => Self::vetoed(
+                format!(
+                    "the work does what it must not, whatever a reviewer would say: {} (`guardrails` in the \
+                     configuration says what is looked for)",
                     vetoing.join("; ")
                 ),
-            }),
+                state,
+            ),
         }
     }
 
@@ -237,11 +394,32 @@ impl Work {
             }
             Verdict::Veto { reason, rule } => {
                 let rule = rule.as_ref().map(|rule| format!(" (rule {rule})")).unwrap_or_default();
-                let message = format!(
-                    "the reviewer vetoed the work{rule}: {reason}. The workspace is as the run left it"
-                );
-                failing("VETOED", message)
+                Self::vetoed(format!("the reviewer vetoed the work{rule}: {reason}"), state)
             }
         }
+    }
+
+    /// Nothing more is done, but for the workspace where that is wanted and something was changed.
+    fn vetoed(why: String, state: &RunState) -> Self {
+        let failure = |what: &str| Failure {
+            reason: "VETOED".into(),
+            message: format!("{}. {what}", why.trim_end_matches('.')),
+        };
+        let wanted = state.spec.team.map(|team| team.on_veto).unwrap_or_default();
+        match (wanted, &state.snapshots.before) {
+            (OnVeto::Restore, Some(_)) => Self::Restoring(failure("")),
+            (OnVeto::Restore, None) | (OnVeto::Keep, _) => {
+                Self::Failing(failure("The workspace is as the run left it"))
+            }
+        }
+    }
+
+    pub(super) fn restored(mut failure: Failure, restored: &WorkspaceRestored) -> Self {
+        failure.message.push_str(&match &restored.why {
+            None => "The files of the workspace are again what they were before the run; what it did is in its diff"
+                .to_owned(),
+            Some(why) => format!("The workspace was to be restored, and is as the run left it: {why}"),
+        });
+        Self::Failing(failure)
     }
 }

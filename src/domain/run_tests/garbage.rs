@@ -80,7 +80,15 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
         2 => (number(), number(), 0..9usize)
             .prop_map(|(turn, attempt, upto)| compacted(turn, attempt, upto)),
         4 => number().prop_map(nudged),
-        2 => (select(SEATS.as_slice()), number()).prop_map(|(seat, round)| began(seat, round)),
+        2 => (select(SEATS.as_slice()), number()).prop_map(|(seat, round)| began(seat, round).into()),
+        2 => (select(SEATS.as_slice()), option::of(any_key()))
+            .prop_map(|(seat, call)| helper_began(seat, call).into()),
+        4 => (any_key(), select(errands().to_vec())).prop_map(|(call, errand)| {
+            ToolCalled { errand: Some(Box::new(errand)), ..intent(call, EffectClass::Pure) }.into()
+        }),
+        1 => (any_key(), 0..4usize).prop_map(|(call, from)| revised(call, from)),
+        1 => select([Moment::Before, Moment::After].as_slice()).prop_map(snapshot),
+        1 => Just(restored()),
         2 => (0..4usize).prop_map(checked),
         1 => select(SEATS.as_slice()).prop_map(told),
         2 => (number(), number(), select(conclusions()))
@@ -107,12 +115,13 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
     ]
 }
 
-const SEATS: [Seat; 3] = [Seat::Planner, Seat::Executor, Seat::Reviewer];
+const SEATS: [Seat; 4] = [Seat::Planner, Seat::Executor, Seat::Reviewer, Seat::Asked];
 
 fn conclusions() -> Vec<Conclusion> {
     let unreadable = Conclusion::Unreadable { why: "no JSON".into() };
     let verdicts = verdicts().map(Conclusion::Verdict);
-    [Conclusion::Plan(plan()), unreadable].into_iter().chain(verdicts).collect()
+    let step = Conclusion::Step { step: 1, result: "done".into() };
+    [Conclusion::Plan(plan()), unreadable, step].into_iter().chain(verdicts).collect()
 }
 
 pub(super) fn records_of_the_daemon() -> Vec<Record> {

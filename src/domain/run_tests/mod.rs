@@ -36,13 +36,15 @@ use crate::domain::{
     journal::{
         AgentBegan, AnsweredItem, ApprovalDecided, ApprovalDecision, ApprovalRequested, AskedCall,
         BackendAwaited, BackendError, BackupMade, BudgetWarning, CallResolved, CancelRequested,
-        CapabilityProbe, CheckpointSaved, Compaction, Connection, ContextCompacted, ContextTrimmed,
-        DaemonStarted, DaemonStopped, Decided, DrainRequested, GuardrailsChecked, HostedDecided,
-        InputReceived, LostRequest, ModelNudged, ModelRequest, ModelResponse, Moment, NetworkUsed,
-        OutputRefused, PauseRequested, PlanMade, PolicyReload, Purpose, Reloaded, RepositoryTold,
+        CapabilityProbe, CheckpointSaved, Colleague, Compaction, Connection, ContextCompacted,
+        ContextTrimmed, DaemonStarted, DaemonStopped, Decided, DrainRequested, Errand,
+        GuardrailViolation, GuardrailsChecked, HostedDecided, InputReceived, LostRequest,
+        ModelNudged, ModelRequest, ModelResponse, Moment, NetworkUsed, OnVeto, OutputRefused,
+        PauseRequested, PlanMade, PlanRevised, PolicyReload, Purpose, Reloaded, RepositoryTold,
         Resolution, Reviewed, RunAnchored, RunDegraded, RunFinished, RunPruned, RunRecovered,
-        RunResumed, RunSuspended, Sent, StoreRestored, Team, ToldFile, ToolCalled, ToolOutput,
-        ToolResumed, Used, Verdict, WebhookDelivered, WebhookRefused, WorkspaceSnapshot,
+        RunResumed, RunSuspended, Sent, StepFinished, StoreRestored, Team, ToldFile, ToolCalled,
+        ToolOutput, ToolResumed, Used, Verdict, WebhookDelivered, WebhookRefused,
+        WorkspaceRestored, WorkspaceSnapshot,
     },
     plan::{self, Plan, Step},
     retry,
@@ -142,7 +144,8 @@ proptest! {
     fn the_model_is_asked_only_when_every_call_has_its_output_in_the_model_s_order(entries in life()) {
         for (_, state) in each_moment(&entries) {
             if let Command::AskModel { .. } = decide(&state) {
-                assert_is_whole(state.items.get().unwrap());
+                let items = state.items.get().unwrap();
+                assert_is_whole(&state.stage.heard_by(state.stage.seat(), items));
             }
         }
     }
@@ -241,7 +244,8 @@ proptest! {
             }
             // What an answer asked for that was cut off has not been begun, and has no output.
             if !was_cut_off(&entries) {
-                assert_is_whole(state.items.get().unwrap());
+                let items = state.items.get().unwrap();
+                assert_is_whole(&state.stage.heard_by(Seat::Executor, items));
             }
         }
     }

@@ -20,7 +20,7 @@ fn examples() -> Vec<Record> {
             role: Some(RoleName::new("writer")),
             told: vec!["AGENTS.md".into()],
             output: Some("{}".into()),
-            team: Some(Team { max_review_rounds: 3 }),
+            team: Some(Team { max_review_rounds: 3, on_veto: OnVeto::Restore }),
             role_budgets: BTreeMap::from([(RoleName::new("planner"), Budget::default())]),
             ..spec(Budget::default())
         }
@@ -46,6 +46,14 @@ fn examples() -> Vec<Record> {
     let called = vec![
         called(call, EffectClass::Pure),
         ToolCalled { facts, ..intent(call, EffectClass::NonIdempotent) }.into(),
+        ToolCalled {
+            errand: Some(Box::new(Errand::Ask(Colleague {
+                output: Some("{}".into()),
+                ..helper()
+            }))),
+            ..intent(call, EffectClass::Pure)
+        }
+        .into(),
         ToolCalled { on_unknown: OnUnknown::TellModel, ..intent(call, EffectClass::NonIdempotent) }
             .into(),
     ];
@@ -57,13 +65,11 @@ fn examples() -> Vec<Record> {
         decided(call),
         connection(call),
         output(call),
-        WorkspaceSnapshot {
-            moment: Moment::Before,
-            taken: Taken::Tree(TreeId::new("4b825dc642cb6eb9a060e54bf8d69288fbee4904")),
-        }
-        .into(),
+        snapshot(Moment::Before),
         WorkspaceSnapshot { moment: Moment::After, taken: Taken::Failed("disk full".into()) }
             .into(),
+        restored(),
+        WorkspaceRestored { tree: None, why: Some("disk full".into()) }.into(),
         BudgetWarning { limit: "turns".into(), used: 8, of: 10 }.into(),
         CheckpointSaved { items: 9, new_items: 4 }.into(),
         input("look again", None),
@@ -133,10 +139,14 @@ fn of_answers() -> Vec<Record> {
 
 fn of_agents() -> Vec<Record> {
     vec![
-        began(Seat::Planner, 0),
+        began(Seat::Planner, 0).into(),
+        helper_began(Seat::Asked, Some(key(1, 0))).into(),
         told(Seat::Planner),
         concluded(1, 0, Conclusion::Plan(plan())),
+        revised(key(1, 0), 2),
+        concluded(1, 0, Conclusion::Step { step: 1, result: "done".into() }),
         concluded(1, 0, Conclusion::Unreadable { why: "no JSON".into() }),
+        GuardrailViolation { round: 1, violation: violation(Consequence::Veto) }.into(),
         checked(0),
         checked(1),
         checked(2),

@@ -150,32 +150,67 @@ pub(super) fn probed() -> Record {
     .into()
 }
 
-pub(super) fn began(seat: Seat, round: u32) -> Record {
+pub(super) fn began(seat: Seat, round: u32) -> AgentBegan {
     let role = RoleName::new(match seat {
         Seat::Planner => "planner",
-        Seat::Executor => "executor",
+        Seat::Executor | Seat::Asked => "executor",
         Seat::Reviewer => "reviewer",
     });
-    AgentBegan { seat, role, round, text: format!("{seat:?}, begin").into() }.into()
+    let text = format!("{seat:?}, begin").into();
+    AgentBegan { seat, agent: None, call: None, role, round, text }
+}
+
+/// Who works for others.
+pub(super) fn helper() -> Colleague {
+    Colleague { name: "helper".into(), role: RoleName::new("helper"), output: None, max_turns: 2 }
+}
+
+/// An agent begins that others have called.
+pub(super) fn helper_began(seat: Seat, call: Option<CallKey>) -> AgentBegan {
+    let agent = Some(helper());
+    AgentBegan { agent, call, role: RoleName::new("helper"), ..began(seat, 0) }
+}
+
+pub(super) fn errands() -> [Errand; 3] {
+    [Errand::Ask(helper()), Errand::HandOff(helper()), Errand::RevisePlan]
+}
+
+pub(super) fn revised(call: CallKey, from_step: usize) -> Record {
+    let steps = plan().steps;
+    PlanRevised { call, from_step, steps, why: "there is more to do".into() }.into()
+}
+
+pub(super) fn restored() -> Record {
+    let tree = Some(TreeId::new("4b825dc642cb6eb9a060e54bf8d69288fbee4904"));
+    WorkspaceRestored { tree, why: None }.into()
+}
+
+pub(super) fn snapshot(moment: Moment) -> Record {
+    let taken = Taken::Tree(TreeId::new("4b825dc642cb6eb9a060e54bf8d69288fbee4904"));
+    WorkspaceSnapshot { moment, taken }.into()
 }
 
 pub(super) fn concluded(turn: u32, round: u32, conclusion: Conclusion) -> Record {
     match conclusion {
         Conclusion::Plan(plan) => PlanMade { turn, plan }.into(),
         Conclusion::Verdict(verdict) => Reviewed { turn, round, verdict }.into(),
+        Conclusion::Step { step, result } => StepFinished { turn, step, result }.into(),
         Conclusion::Unreadable { why } => OutputRefused { turn, why, text: "again".into() }.into(),
     }
 }
 
-/// Now and then something is found.
-pub(super) fn checked(n: usize) -> Record {
-    let violation = |consequence| Violation {
+pub(super) fn violation(consequence: Consequence) -> Violation {
+    Violation {
         guardrail: Guardrail::Secret,
         consequence,
         path: "a.txt".into(),
         rule: Some("x".into()),
         what: "a secret".into(),
-    };
+    }
+}
+
+/// Now and then something is found.
+pub(super) fn checked(n: usize) -> Record {
     let violations = match n % 4 {
         0 => vec![violation(Consequence::Report)],
         1 => vec![violation(Consequence::Veto)],
@@ -222,6 +257,7 @@ pub(super) fn intent(call: CallKey, effect_class: EffectClass) -> ToolCalled {
         arguments: "{}".into(),
         effect_class,
         on_unknown: OnUnknown::Ask,
+        errand: None,
         facts: None,
     }
 }

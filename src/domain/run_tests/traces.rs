@@ -109,7 +109,9 @@ pub(super) fn assert_may_be_invoked(entries: &[Entry], invocation: &Invocation) 
         }
         InvocationMode::CloseAsked => cancel_was_requested(entries) && traces.asked,
         InvocationMode::CloseUnstarted => cancel_was_requested(entries) && traces.begun.is_empty(),
-        InvocationMode::CloseStarted => cancel_was_requested(entries) && !traces.begun.is_empty(),
+        InvocationMode::CloseStarted | InvocationMode::CloseDelegated => {
+            cancel_was_requested(entries) && !traces.begun.is_empty()
+        }
     };
     assert!(ok && traces.outputs == 0, "{invocation:?} though the journal holds {traces:?}");
 }

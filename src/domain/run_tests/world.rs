@@ -56,6 +56,8 @@ pub(super) struct Planned {
     class: EffectClass,
     on_unknown: OnUnknown,
     asks: Asks,
+    /// What it wants of others: a place in [`errands`].
+    errand: Option<usize>,
     /// Of calls that run side by side, those with lower ranks are done first.
     rank: u8,
 }
@@ -135,8 +137,10 @@ impl World {
     /// more; then there is the way to the end.
     fn most_steps(&self) -> usize {
         let turns = self.fate.budget.max_turns as usize;
-        // An agent that has come to its end makes two more.
-        turns * (retry::MAX_ATTEMPTS as usize + 4)
+        // An agent that has come to its end makes two more, and a step, or an answer to another one, as many.
+        turns * (retry::MAX_ATTEMPTS as usize + 8)
+            + 2
+            // The workspace is given back.
             + 2
             + 2 * self.fate.deaths.len()
             // One warning for each limit, and again whenever there is more.
@@ -145,7 +149,7 @@ impl World {
             + 3 * self.fate.decisions.len()
             // What is said may make one turn more; and each time that the run is let go on it has more turns.
             + 4 * self.fate.said.len()
-            + self.fate.resumptions * (4 * (retry::MAX_ATTEMPTS as usize + 4) + 2)
+            + self.fate.resumptions * (4 * (retry::MAX_ATTEMPTS as usize + 8) + 2)
             + 8
     }
 
@@ -221,9 +225,14 @@ impl World {
             Command::AskModel { turn, attempt, .. } => self.ask(turn, attempt),
             Command::Invoke(invocations) => self.invoke(&invocations),
             Command::Nudge { turn } => self.write(nudged(turn)),
-            Command::Begin(seat) => self.write(began(seat, self.state.stage.rounds)),
+            Command::Begin(seat) => {
+                let began = self.beginning(seat);
+                self.write(began.into())
+            }
             Command::TellRepository => self.write(told(self.state.stage.seat())),
             Command::CheckWork => self.write(checked(self.writes)),
+            Command::Restore => self.write(restored()),
+            Command::Return { call, .. } => self.write(output(call)),
             Command::Conclude { turn, conclusion } => {
                 self.write(concluded(turn, self.state.stage.rounds + 1, conclusion))
             }
@@ -231,6 +240,19 @@ impl World {
             Command::Suspend(why) => self.write(suspended(why)),
             Command::Finish(ending) => self.write(finished(ending)),
             Command::Rest => Ok(()),
+        }
+    }
+
+    /// As `engine::colleagues` and `engine::team` do.
+    fn beginning(&self, seat: Seat) -> AgentBegan {
+        let stage = &self.state.stage;
+        match (self.state.to_be_asked(), stage.handing()) {
+            (Some(asked), _) => helper_began(seat, Some(asked.call.key)),
+            (None, Some(_)) => helper_began(seat, stage.call()),
+            (None, None) => {
+                let agent = stage.agent_in(seat).map(|agent| (**agent).clone());
+                AgentBegan { agent, ..began(seat, stage.rounds) }
+            }
         }
     }
 
@@ -284,21 +306,19 @@ impl World {
         let json = match self.state.stage.seat() {
             Seat::Planner => serde_json::to_string(&plan()),
             Seat::Reviewer => serde_json::to_string(&verdicts()[turn as usize % 3]),
-            Seat::Executor => return text,
+            Seat::Executor | Seat::Asked => return text,
         };
         if turn % 5 == 4 { text } else { json.unwrap().into() }
     }
 
     /// All intents first; then the calls come to their ends in any order.
     fn invoke(&mut self, invocations: &[Invocation]) -> Result<(), Died> {
+        if self.state.snapshots.before.is_none() {
+            self.write(snapshot(Moment::Before))?;
+        }
         for Invocation { call, mode, .. } in invocations {
             match mode {
-                InvocationMode::First => {
-                    let Planned { class, on_unknown, .. } = self.planned[&call.key];
-                    self.write(ToolCalled { on_unknown, ..intent(call.key, class) }.into())?;
-                    self.write(decided(call.key))?;
-                    self.ask_about(call.key)?;
-                }
+                InvocationMode::First => self.intend(call.key)?,
                 InvocationMode::Again { attempt } | InvocationMode::Retry { attempt } => {
                     self.write(resumed(call.key, *attempt))?;
                     self.ask_about(call.key)?;
@@ -308,16 +328,21 @@ impl World {
                     self.write(called(call.key, EffectClass::Pure))?;
                 }
                 InvocationMode::CloseStarted
+                | InvocationMode::CloseDelegated
                 | InvocationMode::CloseUnknown
                 | InvocationMode::CloseAsked
                 | InvocationMode::CloseDenied => {}
             }
         }
         let is_asked = |call: &CallKey| {
-            self.state.open_call(*call).is_some_and(|open| open.waits_for().is_some())
+            self.state.open_call(*call).is_some_and(|open| {
+                open.waits_for().is_some() || matches!(open.progress, Progress::Delegated { .. })
+            })
         };
-        let is_closed =
-            |mode| matches!(mode, InvocationMode::CloseAsked | InvocationMode::CloseStarted);
+        let is_closed = |mode| {
+            use InvocationMode::{CloseAsked, CloseDelegated, CloseStarted};
+            matches!(mode, CloseAsked | CloseDelegated | CloseStarted)
+        };
         let mut ends: Vec<CallKey> = invocations
             .iter()
             .filter(|begun| is_closed(begun.mode) || !is_asked(&begun.call.key))
@@ -332,9 +357,30 @@ impl World {
         Ok(())
     }
 
+    fn intend(&mut self, call: CallKey) -> Result<(), Died> {
+        let Planned { class, on_unknown, errand, .. } = self.planned[&call];
+        // A conversation is handed over once, and a plan can be revised while there is something to be done.
+        let is_other = |handing: &HandOff| handing.call != call;
+        let errand = errand.map(|place| errands()[place].clone()).filter(|errand| match errand {
+            Errand::Ask(_) => true,
+            Errand::HandOff(_) => !self.state.stage.handing().is_some_and(is_other),
+            Errand::RevisePlan => self.state.stage.step().is_some(),
+        });
+        let class = if errand.is_some() { EffectClass::Pure } else { class };
+        let revises = errand == Some(Errand::RevisePlan);
+        let errand = errand.map(Box::new);
+        self.write(ToolCalled { on_unknown, errand, ..intent(call, class) }.into())?;
+        self.write(decided(call))?;
+        if let Some(step) = self.state.stage.step().filter(|_| revises) {
+            self.write(revised(call, step))?;
+        }
+        self.ask_about(call)
+    }
+
     fn ask_about(&mut self, call: CallKey) -> Result<(), Died> {
-        let Planned { asks, class, .. } = self.planned[&call];
+        let Planned { asks, class, errand, .. } = self.planned[&call];
         match asks {
+            _ if errand.is_some() => Ok(()),
             Asks::Nobody => Ok(()),
             Asks::APerson => self.write(approval_requested(call, class)),
         }
@@ -389,8 +435,10 @@ pub(super) fn budget() -> impl Strategy<Value = Budget> {
 pub(super) fn reply() -> impl Strategy<Value = Reply> {
     let unknown = prop_oneof![3 => Just(OnUnknown::Ask), 1 => Just(OnUnknown::TellModel)];
     let asks = prop_oneof![4 => Just(Asks::Nobody), 1 => Just(Asks::APerson)];
-    let planned = (select(CLASSES.as_slice()), unknown, asks, any::<u8>())
-        .prop_map(|(class, on_unknown, asks, rank)| Planned { class, on_unknown, asks, rank });
+    let errand = prop_oneof![3 => Just(None), 1 => (0..3usize).prop_map(Some)];
+    let planned = (select(CLASSES.as_slice()), unknown, asks, errand, any::<u8>()).prop_map(
+        |(class, on_unknown, asks, errand, rank)| Planned { class, on_unknown, asks, errand, rank },
+    );
     let text = option::of(Just(Arc::from("all done")));
     prop_oneof![
         10 => (vec(planned, 0..=4), text).prop_map(|(calls, text)| Reply::Answer { calls, text }),
@@ -408,7 +456,10 @@ pub(super) fn fate() -> impl Strategy<Value = Fate> {
     let (deaths, unsafe_requests) = (btree_set(0..40usize, 0..4), btree_set(0..8usize, 0..3));
     let said_of_calls = (vec(any_resolution(), 0..4), vec(any_decision(), 0..4));
     let people = (said_of_calls, said(), 0..3usize, option::of(0..20usize));
-    let team = option::of((0..3u32).prop_map(|max_review_rounds| Team { max_review_rounds }));
+    let team = option::of((0..3u32, any::<bool>()).prop_map(|(max_review_rounds, restores)| {
+        let on_veto = if restores { OnVeto::Restore } else { OnVeto::Keep };
+        Team { max_review_rounds, on_veto }
+    }));
     ((budget(), team), vec(reply(), 1..5), deaths, unsafe_requests, people).prop_map(
         |((budget, team), replies, deaths, unsafe_requests, people)| {
             let ((resolutions, decisions), said, resumptions, cancel_at) = people;

@@ -19,6 +19,7 @@ mod cancel;
 mod ceilings;
 mod checkpoints;
 mod clients;
+mod colleagues;
 mod configuration;
 mod confinement;
 mod conformance;

@@ -25,7 +25,7 @@ pub(super) struct Asking {
     /// The part of the conversation that the asking agent was in, and its role.
     caller: Part,
     role: RoleName,
-    /// Turns before it, and how many it may take.
+    /// Turns that are not its own, so far, and how many it may take.
     after: u32,
     max_turns: u32,
     since: Timestamp,
@@ -151,6 +151,10 @@ impl Work {
         let (from, after) = (state.items.len(), state.usage.turns);
         state.strikes = Strikes::default();
         state.begins(Part { from, after, ..asking.caller });
+        // Whoever asks is not charged for the turns of others.
+        if let Some(caller) = state.stage.asked.last_mut() {
+            caller.after += after.saturating_sub(asking.after);
+        }
         state.stage.handing = asking.handing;
         state.role = asking.role;
         let mut calls = asking.calls;

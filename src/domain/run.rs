@@ -7,6 +7,8 @@ mod context;
 mod conversation;
 mod decide;
 mod fold;
+mod request;
+mod stage;
 mod stored;
 mod team;
 
@@ -16,8 +18,9 @@ pub use context::{Context, Hearer, OVERFLOW, Overflow, by_rule_of_thumb, bytes};
 pub use conversation::Conversation;
 pub use decide::{Command, Invocation, InvocationMode, decide};
 pub use fold::{fold, fold_into};
+pub use stage::{Seat, Stage};
 pub use stored::{StoredFault, encode_items};
-pub use team::{Conclusion, Seat, Stage};
+pub use team::Conclusion;
 
 use std::{collections::BTreeMap, sync::Arc};
 

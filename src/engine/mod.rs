@@ -29,6 +29,7 @@ mod recovery;
 mod repository;
 mod resolution;
 mod retention;
+mod review;
 mod revisions;
 mod run_log;
 mod runs;

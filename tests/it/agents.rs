@@ -12,21 +12,23 @@ use tokio::sync::watch;
 
 use crate::support::{Backend, Settings, Story, TestDaemon, wait_until};
 
-const PLAN: &str =
+pub(crate) const PLAN: &str =
     r#"{"steps": [{"intent": "greet", "tools": ["write_file"], "check": "hello.txt says hello"}]}"#;
-const ACCEPT: &str = r#"{"verdict": "accept", "findings": [], "reason": "it says hello"}"#;
-const REVISE: &str = r#"{"verdict": "revise", "findings": ["it is not polite"], "reason": ""}"#;
-const VETO: &str = r#"{"verdict": "veto", "findings": [], "reason": "it reads secrets", "rule": "builtin/secrets"}"#;
+pub(crate) const ACCEPT: &str =
+    r#"{"verdict": "accept", "findings": [], "reason": "it says hello"}"#;
+pub(crate) const REVISE: &str =
+    r#"{"verdict": "revise", "findings": ["it is not polite"], "reason": ""}"#;
+pub(crate) const VETO: &str = r#"{"verdict": "veto", "findings": [], "reason": "it reads secrets", "rule": "builtin/secrets"}"#;
 
 /// Who is asked: each agent has a conversation of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Who {
+pub(crate) enum Who {
     Planner,
     Executor,
     Reviewer,
 }
 
-fn who(task: &str) -> Who {
+pub(crate) fn who(task: &str) -> Who {
     match task {
         task if task.starts_with("Plan this task.") => Who::Planner,
         task if task.starts_with("Review this work") => Who::Reviewer,
@@ -54,7 +56,7 @@ fn reply(seen: &Seen) -> Reply {
     })
 }
 
-async fn lab(brain: impl agentd::scripted::Brain) -> (Backend, TestDaemon) {
+pub(crate) async fn lab(brain: impl agentd::scripted::Brain) -> (Backend, TestDaemon) {
     let backend = Backend::start(brain).await;
     let daemon =
         TestDaemon::start_with(Settings { base_url: backend.url(), ..Settings::default() });
@@ -63,7 +65,7 @@ async fn lab(brain: impl agentd::scripted::Brain) -> (Backend, TestDaemon) {
 }
 
 /// The workspace is a project with one commit, a test, and a secret that is not in it.
-fn prepare(daemon: &TestDaemon) {
+pub(crate) fn prepare(daemon: &TestDaemon) {
     daemon.put("a.txt", "a\n");
     daemon.put("test_a.py", "def test_a():\n    pass\n");
     daemon.put(".env", "TOKEN=canary\n");
@@ -87,11 +89,11 @@ fn prepare(daemon: &TestDaemon) {
     git(&["commit", "-qm", "first"]);
 }
 
-fn request(daemon: &TestDaemon) -> v1::CreateRunRequest {
+pub(crate) fn request(daemon: &TestDaemon) -> v1::CreateRunRequest {
     v1::CreateRunRequest { agent: "default".into(), ..daemon.request("Greet the world.") }
 }
 
-async fn submit(daemon: &TestDaemon) -> String {
+pub(crate) async fn submit(daemon: &TestDaemon) -> String {
     daemon.create(request(daemon)).await.unwrap().run.unwrap().id
 }
 
@@ -105,12 +107,12 @@ fn seats(story: &Story) -> Vec<String> {
 }
 
 /// The requests that one of the agents made.
-fn requests(backend: &Backend, of: Who) -> Vec<Value> {
+pub(crate) fn requests(backend: &Backend, of: Who) -> Vec<Value> {
     let first = |request: &Value| request["input"][0]["content"].as_str().unwrap().to_owned();
     backend.server.requests().into_iter().filter(|request| who(&first(request)) == of).collect()
 }
 
-fn tools(request: &Value) -> Vec<String> {
+pub(crate) fn tools(request: &Value) -> Vec<String> {
     let tools = request["tools"].as_array().cloned().unwrap_or_default();
     tools.iter().map(|tool| tool["name"].as_str().unwrap().to_owned()).collect()
 }
@@ -302,7 +304,9 @@ type Work = Box<dyn Fn() -> Turn + Send + Sync>;
 
 /// The executor does one call after the other, since those of one turn run side by side; the reviewer takes whatever it is
 /// shown.
-fn obliging(does: impl Fn() -> Turn + Send + Sync + 'static) -> impl agentd::scripted::Brain {
+pub(crate) fn obliging(
+    does: impl Fn() -> Turn + Send + Sync + 'static,
+) -> impl agentd::scripted::Brain {
     move |seen: &Seen| {
         Reply::Answer(match (who(&seen.task), seen.turn) {
             (Who::Planner, _) => Turn::say(PLAN),

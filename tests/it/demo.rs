@@ -86,7 +86,7 @@ async fn with_a_backend_configured_the_demo_uses_that_one() {
     assert!(words.contains("The model is the one that you have configured."), "{words}");
     assert!(!words.contains("SCRIPTED"), "{words}");
     let asked = backend.server.requests();
-    assert_eq!(asked.len(), 11, "2 by the planner, 7 by the executor, 2 by the reviewer");
+    assert_eq!(asked.len(), 13, "2 by the planner, 9 by the executor, 2 by the reviewer");
     assert!(asked.iter().all(|request| request["model"] == "my-own"));
 }
 

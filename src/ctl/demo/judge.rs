@@ -79,12 +79,15 @@ struct Story {
     succeeded: bool,
     /// Per turn: how many answers.
     answers: BTreeMap<u64, usize>,
-    calls: BTreeMap<String, CallStory>,
+    /// In the order of the turns; what has no key that can be read is the last.
+    calls: BTreeMap<(u64, u64), CallStory>,
     /// Sequences of the run stand in order and without a gap.
     gapless: bool,
     recovered: usize,
     /// Steps of the plan; none: there is no plan.
     steps: Option<usize>,
+    /// Steps that have a result.
+    results: usize,
     verdicts: Vec<String>,
 }
 
@@ -118,23 +121,29 @@ impl Story {
                 *self.answers.entry(payload["turn"].as_u64().unwrap_or(0)).or_default() += 1;
             }
             "tool_call" => {
-                let call = self.calls.entry(text("call")).or_default();
+                let call = self.calls.entry(place(&text("call"))).or_default();
                 call.intents += 1;
                 let argv = payload["facts"]["argv"].as_array().into_iter().flatten();
                 call.argv = argv.filter_map(Value::as_str).map(str::to_owned).collect();
             }
             "decision" => {
-                let call = self.calls.entry(text("call")).or_default();
+                let call = self.calls.entry(place(&text("call"))).or_default();
                 call.decisions.push((text("decision"), text("rule")));
             }
             "tool_output" => {
-                let call = self.calls.entry(text("call")).or_default();
+                let call = self.calls.entry(place(&text("call"))).or_default();
                 call.outputs += 1;
                 call.outcome = text("outcome");
                 let output: Value = serde_json::from_str(&text("output")).unwrap_or(Value::Null);
                 call.exit_code = output["exit_code"].as_i64();
             }
             "plan_made" => self.steps = payload["plan"]["steps"].as_array().map(Vec::len),
+            "plan_revised" => {
+                let before = payload["from_step"].as_u64().map(|step| step as usize - 1);
+                let new = payload["steps"].as_array().map(Vec::len);
+                self.steps = before.zip(new).map(|(before, new)| before + new);
+            }
+            "step_finished" => self.results += 1,
             "review_verdict" => self.verdicts.push(text("verdict")),
             "run_recovered" => self.recovered += 1,
             "run_finished" => self.succeeded = payload["state"] == "SUCCEEDED",
@@ -147,6 +156,13 @@ impl Story {
         let runs = self.calls.values().filter(|call| call.argv == TESTS);
         runs.filter_map(|call| call.exit_code).collect()
     }
+}
+
+/// Turn and place of the call that a key names: `10.0` comes after `9.0`.
+fn place(key: &str) -> (u64, u64) {
+    let number = |text: &str| text.parse().unwrap_or(u64::MAX);
+    let (turn, index) = key.split_once('.').unwrap_or((key, ""));
+    (number(turn), number(index))
 }
 
 /// No step was lost and none was done twice, also where the daemon was killed in between.
@@ -191,7 +207,13 @@ fn refusal(story: &Story, scripted: bool) -> Finding {
 
 fn plan(story: &Story) -> Finding {
     match story.steps {
-        Some(steps) => finding(true, format!("a plan was made, of {steps} steps")),
+        Some(steps) => finding(
+            steps == story.results,
+            format!(
+                "a plan was made, of {steps} steps, and {} of them have a result",
+                story.results
+            ),
+        ),
         None => finding(false, "no plan was made".into()),
     }
 }

@@ -10,7 +10,7 @@ use crate::domain::{
     journal::{AgentBegan, Colleague, Errand, Record, ToolCalled},
     run::{
         Ending, Failure, OpenCall, Progress, RunState, Seat, Strikes, Work, fold::settled,
-        team::Part,
+        stage::Part,
     },
     tool::ToolCall,
 };

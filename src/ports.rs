@@ -261,9 +261,14 @@ pub trait Sandbox: Send + Sync {
     ) -> Result<EffectResult, SandboxError>;
 
     /// Remembers the files of a workspace as they are, for a diff. Changes nothing in it.
-    async fn snapshot(&self, scene: &Scene, limits: Limits) -> Result<TreeId, SnapshotError>;
+    async fn snapshot(
+        &self,
+        scene: &Scene,
+        limits: Limits,
+        keeping: Keeping,
+    ) -> Result<TreeId, SnapshotError>;
 
-    /// Makes the files of a workspace what they were when that snapshot of them was taken; those that snapshots do not
+    /// Makes the files of a workspace what they were when that snapshot of their bytes was taken; those that snapshots do not
     /// have stay as they are. Done twice, it is the same as done once.
     async fn restore(
         &self,
@@ -367,6 +372,16 @@ pub struct Scene {
     pub label: String,
     /// What an earlier attempt at the same call was resolved to.
     pub earlier: Option<Facts>,
+}
+
+/// What a snapshot keeps of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keeping {
+    /// What git would take in: `.gitattributes` may say that line endings are converted. What changed can be told of it as
+    /// a patch that git applies.
+    AsGitWould,
+    /// Its bytes, so that it can be given back.
+    Bytes,
 }
 
 /// Why there is no snapshot, or no diff.

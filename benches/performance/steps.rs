@@ -115,7 +115,8 @@ pub(crate) async fn history() {
     println!("|---|---|---|---|---|---|---|");
     for runs in [1, 64] {
         let mut short: Option<(f64, f64)> = None;
-        for steps in [20, 80, 200] {
+        let lengths: &[usize] = if runs == 1 { &[20, 80, 200, 1000] } else { &[20, 80, 200] };
+        for &steps in lengths {
             let cost = measure(runs, Manner::Steps(steps)).await;
             let (ms, cpu) = *short.get_or_insert((cost.ms_a_step, cost.cpu_seconds_a_thousand));
             println!(

@@ -262,6 +262,8 @@ pub struct WorkspaceSnapshot {
 pub enum Moment {
     Before,
     After,
+    /// Before too, byte for byte: what can be given back. The others are as git would take the files in.
+    Copy,
 }
 
 /// What came of taking a snapshot.

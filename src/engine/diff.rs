@@ -7,7 +7,7 @@ use crate::{
         policy::Limits,
     },
     engine::{EngineError, World, run_log::RunLog},
-    ports::{PatchForm, Scene, SnapshotError},
+    ports::{Keeping, PatchForm, Scene, SnapshotError},
 };
 
 /// Longest diff that is given, in bytes.
@@ -33,7 +33,10 @@ pub(super) async fn diff(
     let after = match state.snapshots.after {
         Some(Taken::Tree(tree)) => tree,
         Some(Taken::Failed(why)) => return Err(none(why)),
-        None => snapshot(world, run, workspace).await.map_err(|error| none(chain(&error)))?,
+        None => {
+            let taken = snapshot(world, (run, workspace), Keeping::AsGitWould).await;
+            taken.map_err(|error| none(chain(&error)))?
+        }
     };
     let scene = scene(world, run, workspace);
     let diff =
@@ -44,13 +47,13 @@ pub(super) async fn diff(
 /// The files of a run's workspace as they are now.
 pub(super) async fn snapshot(
     world: &World,
-    run: RunId,
-    workspace: &str,
+    (run, workspace): (RunId, &str),
+    keeping: Keeping,
 ) -> Result<TreeId, SnapshotError> {
-    world.sandbox.snapshot(&scene(world, run, workspace), limits(world)).await
+    world.sandbox.snapshot(&scene(world, run, workspace), limits(world), keeping).await
 }
 
-/// Makes the files of a run's workspace what they were when that snapshot of them was taken.
+/// Makes the files of a run's workspace what they were when that copy of them was taken.
 pub(super) async fn restore(
     world: &World,
     run: RunId,

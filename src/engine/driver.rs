@@ -12,7 +12,8 @@ use crate::{
     domain::{
         backend::Api,
         journal::{
-            BudgetWarning, ModelNudged, Moment, RunFinished, RunSuspended, Taken, WorkspaceSnapshot,
+            BudgetWarning, ModelNudged, Moment, OnVeto, RunFinished, RunSuspended, Taken,
+            WorkspaceSnapshot,
         },
         run::{Command, Ending, Failure, Invocation, Suspension, Wish, decide},
     },
@@ -29,7 +30,7 @@ use crate::{
         team,
     },
     fail_point,
-    ports::{JournalError, SandboxError},
+    ports::{JournalError, Keeping, SandboxError},
 };
 
 /// Tool calls of one run that run at the same time; the others wait for their turn.
@@ -160,6 +161,10 @@ impl Driver {
         let may_change = prepared.iter().any(|call| call.pending.may_change_something());
         if may_change && self.log.state().snapshots.before.is_none() {
             self.take_snapshot(Moment::Before).await;
+            let team = self.log.state().spec.team;
+            if team.is_some_and(|team| team.on_veto == OnVeto::Restore) {
+                self.take_snapshot(Moment::Copy).await;
+            }
         }
         let intended = prepared.into_iter().map(|call| (call.intent, call.pending)).collect();
         let mut recorded = self.log.record(intended).await?;
@@ -173,7 +178,12 @@ impl Driver {
     /// Remembers the files of the workspace, together with whatever is written next.
     pub(super) async fn take_snapshot(&mut self, moment: Moment) {
         let state = self.log.state();
-        let taken = match diff::snapshot(&self.world, state.id, &state.spec.workspace).await {
+        let keeping = match moment {
+            Moment::Before | Moment::After => Keeping::AsGitWould,
+            Moment::Copy => Keeping::Bytes,
+        };
+        let workspace = &state.spec.workspace;
+        let taken = match diff::snapshot(&self.world, (state.id, workspace), keeping).await {
             Ok(tree) => Taken::Tree(tree),
             Err(error) => {
                 let why = crate::telemetry::chain(&error);

@@ -49,7 +49,7 @@ impl Driver {
         }
         // On disk first: what was done cannot be told any more afterwards.
         self.log.append([]).await?;
-        let restored = match (&snapshots.before, &self.log.state().snapshots.after) {
+        let restored = match (&snapshots.copy, &self.log.state().snapshots.after) {
             (Some(Taken::Tree(tree)), Some(Taken::Tree(_))) => {
                 fail_point::reach("effect.before");
                 let restored = diff::restore(&self.world, run, &workspace, tree).await;

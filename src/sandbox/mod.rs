@@ -45,7 +45,7 @@ use crate::{
         policy::{Limits, Permit},
     },
     ports::{
-        Attempt, Company, PatchForm, ResolveError, Resolved, Sandbox, SandboxError, Scene,
+        Attempt, Company, Keeping, PatchForm, ResolveError, Resolved, Sandbox, SandboxError, Scene,
         SnapshotError,
     },
     sandbox::{launcher::Ended, programs::Job},
@@ -212,10 +212,15 @@ impl Sandbox for LocalSandbox {
         }
     }
 
-    async fn snapshot(&self, scene: &Scene, limits: Limits) -> Result<TreeId, SnapshotError> {
+    async fn snapshot(
+        &self,
+        scene: &Scene,
+        limits: Limits,
+        keeping: Keeping,
+    ) -> Result<TreeId, SnapshotError> {
         let (place, snapshots) = (scene.clone(), self.snapshots.clone());
         let prepared =
-            tasks::blocking(move || snapshots.take(&place, limits, workspace_of(&place)?));
+            tasks::blocking(move || snapshots.take(&place, limits, workspace_of(&place)?, keeping));
         let (proof, orders) = prepared.await.map_err(join_error)??;
         let ended = self.launcher.run_kept(proof, orders, PROGRAM_BYTES).await?;
         snapshots::tree(ended)

@@ -23,7 +23,7 @@ use crate::{
         ids::TreeId,
         policy::{Limits, Orders},
     },
-    ports::{PatchForm, Scene, SnapshotError},
+    ports::{Keeping, PatchForm, Scene, SnapshotError},
     sandbox::{
         launcher::Ended,
         order::Access,
@@ -31,8 +31,9 @@ use crate::{
     },
 };
 
-/// Where the repository lies in the state directory.
+/// Where the repositories lie in the state directory: that of snapshots, and that of copies, byte for byte.
 const DIRECTORY: &str = "snapshots";
+const COPIES: &str = "copies";
 /// As git writes it; compressed little, since it is read seldom.
 const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tbare = true\n\tlooseCompression = 1\n\
                       \tfsmonitor = false\n\tautocrlf = false\n\tsafecrlf = false\n\
@@ -59,7 +60,7 @@ const RESTORE: &str = "back() { git ls-files --stage -z \
     if [ -e \"$KEPT\" ]; then cp -p \"$KEPT\" \"$GIT_INDEX_FILE\"; fi; \
     back && back && mv -f \"$GIT_INDEX_FILE\" \"$KEPT\"; \
     status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\"; exit $status";
-/// Above what the workspace says of its files: each comes back byte for byte, and no program has a say in it.
+/// Of copies, above what the workspace says of its files: each comes back byte for byte.
 const ATTRIBUTES: &str = "* -text -ident -filter -working-tree-encoding\n";
 /// The changes from one tree to the other. `--text` also where `.gitattributes` say that a file be not shown.
 const DIFF: &str = "git diff $FORM --full-index --no-renames --no-color --no-ext-diff \
@@ -69,6 +70,7 @@ const DIFF: &str = "git diff $FORM --full-index --no-renames --no-color --no-ext
 #[derive(Debug)]
 pub(super) struct Snapshots {
     repository: PathBuf,
+    copies: PathBuf,
     /// How many were taken, so that each has an index of its own.
     taken: AtomicU64,
 }
@@ -76,8 +78,17 @@ pub(super) struct Snapshots {
 impl Snapshots {
     pub(super) fn new(state_directory: &Path) -> Self {
         let repository = state_directory.join(DIRECTORY);
+        let copies = state_directory.join(COPIES);
         remove_left_indexes(&repository);
-        Self { repository, taken: AtomicU64::new(0) }
+        remove_left_indexes(&copies);
+        Self { repository, copies, taken: AtomicU64::new(0) }
+    }
+
+    fn repository(&self, keeping: Keeping) -> &Path {
+        match keeping {
+            Keeping::AsGitWould => &self.repository,
+            Keeping::Bytes => &self.copies,
+        }
     }
 
     /// What to launch to take a snapshot. Blocking.
@@ -86,12 +97,14 @@ impl Snapshots {
         scene: &Scene,
         limits: Limits,
         workspace: OwnedFd,
+        keeping: Keeping,
     ) -> Result<(LaunchProof, Orders), SnapshotError> {
         if rustix::fs::statat(workspace.as_fd(), ".git", AtFlags::SYMLINK_NOFOLLOW).is_err() {
             return Err(SnapshotError::NotARepository);
         }
-        self.prepare().map_err(|source| SnapshotError::Store { source })?;
-        self.launch(scene, limits, (workspace, Access::ReadOnly), SNAPSHOT, BTreeMap::new())
+        self.prepare(keeping).map_err(|source| SnapshotError::Store { source })?;
+        let work = (workspace, Access::ReadOnly, keeping);
+        self.launch(scene, limits, work, SNAPSHOT, BTreeMap::new())
     }
 
     /// What to launch to give a snapshot's files back. Blocking.
@@ -103,7 +116,8 @@ impl Snapshots {
         tree: &TreeId,
     ) -> Result<(LaunchProof, Orders), SnapshotError> {
         let more = BTreeMap::from([("TREE".to_owned(), tree.to_string())]);
-        self.launch(scene, limits, (workspace, Access::ReadWrite), RESTORE, more)
+        let work = (workspace, Access::ReadWrite, Keeping::Bytes);
+        self.launch(scene, limits, work, RESTORE, more)
     }
 
     /// What to launch to tell two snapshots apart. Blocking.
@@ -124,14 +138,15 @@ impl Snapshots {
             ("FORM", form.to_owned()),
         ];
         let more = more.map(|(name, value)| (name.to_owned(), value));
-        self.launch(scene, limits, (workspace, Access::ReadOnly), DIFF, more.into())
+        let work = (workspace, Access::ReadOnly, Keeping::AsGitWould);
+        self.launch(scene, limits, work, DIFF, more.into())
     }
 
     fn launch(
         &self,
         scene: &Scene,
         limits: Limits,
-        (workspace, access): (OwnedFd, Access),
+        (workspace, access, keeping): (OwnedFd, Access, Keeping),
         script: &str,
         more: BTreeMap<String, String>,
     ) -> Result<(LaunchProof, Orders), SnapshotError> {
@@ -142,12 +157,12 @@ impl Snapshots {
             path: scene.workspace.display().to_string(),
             access,
             program: None,
-            writable: vec![self.repository.display().to_string()],
+            writable: vec![self.repository(keeping).display().to_string()],
             as_owner: false,
             label: format!("{}-snapshot", scene.label),
             job: Job::Program { executable: shell, input: None },
         };
-        let mut environment = self.environment(scene);
+        let mut environment = self.environment(scene, keeping);
         environment.extend(more);
         let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
         let (paths, read_only, protected) = (Vec::new(), Vec::new(), Vec::new());
@@ -165,8 +180,8 @@ impl Snapshots {
         Ok((proof, orders))
     }
 
-    fn environment(&self, scene: &Scene) -> BTreeMap<String, String> {
-        let repository = self.repository.display();
+    fn environment(&self, scene: &Scene, keeping: Keeping) -> BTreeMap<String, String> {
+        let repository = self.repository(keeping).display();
         let own = format!("{}-{}", std::process::id(), self.taken.fetch_add(1, Ordering::Relaxed));
         // Kept from run to run: a file that looks unchanged need not be read again. One run at a time
         // has a workspace.
@@ -188,17 +203,20 @@ impl Snapshots {
     }
 
     /// Makes the repository where there is none.
-    fn prepare(&self) -> io::Result<()> {
-        let head = self.repository.join("HEAD");
+    fn prepare(&self, keeping: Keeping) -> io::Result<()> {
+        let repository = self.repository(keeping);
+        let head = repository.join("HEAD");
         if head.exists() {
             return Ok(());
         }
         for directory in ["objects", "refs"] {
-            fs::create_dir_all(self.repository.join(directory))?;
+            fs::create_dir_all(repository.join(directory))?;
         }
-        fs::write(self.repository.join("config"), CONFIG)?;
-        fs::create_dir_all(self.repository.join("info"))?;
-        fs::write(self.repository.join("info/attributes"), ATTRIBUTES)?;
+        fs::write(repository.join("config"), CONFIG)?;
+        if keeping == Keeping::Bytes {
+            fs::create_dir_all(repository.join("info"))?;
+            fs::write(repository.join("info/attributes"), ATTRIBUTES)?;
+        }
         // Last: with it, git takes the directory for a repository.
         fs::write(head, "ref: refs/heads/none\n")
     }

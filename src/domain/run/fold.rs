@@ -103,6 +103,7 @@ impl RunState {
                 let place = match moment {
                     Moment::Before => &mut self.snapshots.before,
                     Moment::After => &mut self.snapshots.after,
+                    Moment::Copy => &mut self.snapshots.copy,
                 };
                 *place = Some(taken.clone());
             }

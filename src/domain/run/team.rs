@@ -224,7 +224,7 @@ impl Work {
             message: format!("{}. {what}", why.trim_end_matches('.')),
         };
         let wanted = state.spec.team.map(|team| team.on_veto).unwrap_or_default();
-        match (wanted, &state.snapshots.before) {
+        match (wanted, &state.snapshots.copy) {
             (OnVeto::Restore, Some(_)) => Self::Restoring(failure("")),
             (OnVeto::Restore, None) | (OnVeto::Keep, _) => {
                 Self::Failing(failure("The workspace is as the run left it"))

@@ -87,7 +87,7 @@ pub(super) fn any_record() -> impl Strategy<Value = Record> {
             ToolCalled { errand: Some(Box::new(errand)), ..intent(call, EffectClass::Pure) }.into()
         }),
         1 => (any_key(), 0..4usize).prop_map(|(call, from)| revised(call, from)),
-        1 => select([Moment::Before, Moment::After].as_slice()).prop_map(snapshot),
+        1 => select([Moment::Before, Moment::After, Moment::Copy].as_slice()).prop_map(snapshot),
         1 => Just(restored()),
         2 => (0..4usize).prop_map(checked),
         1 => select(SEATS.as_slice()).prop_map(told),

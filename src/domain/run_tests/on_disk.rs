@@ -10,7 +10,6 @@ pub(super) fn written_and_read(record: &Record) -> Record {
 /// Each kind at least once, in the order of [`Record::KINDS`], with everything set that can be.
 fn examples() -> Vec<Record> {
     let call = key(1, 0);
-    let facts = Some(raw(&json!({ "path": "notes.txt" })));
     let first = vec![
         spec(Budget::default()).into(),
         RunCreated {
@@ -43,20 +42,6 @@ fn examples() -> Vec<Record> {
         }
         .into(),
     ];
-    let called = vec![
-        called(call, EffectClass::Pure),
-        ToolCalled { facts, ..intent(call, EffectClass::NonIdempotent) }.into(),
-        ToolCalled {
-            errand: Some(Box::new(Errand::Ask(Colleague {
-                output: Some("{}".into()),
-                ..helper()
-            }))),
-            ..intent(call, EffectClass::Pure)
-        }
-        .into(),
-        ToolCalled { on_unknown: OnUnknown::TellModel, ..intent(call, EffectClass::NonIdempotent) }
-            .into(),
-    ];
     let on = vec![
         resolved(call, Resolution::DidNotRun),
         resolved(call, Resolution::DidRun),
@@ -66,6 +51,7 @@ fn examples() -> Vec<Record> {
         connection(call),
         output(call),
         snapshot(Moment::Before),
+        snapshot(Moment::Copy),
         WorkspaceSnapshot { moment: Moment::After, taken: Taken::Failed("disk full".into()) }
             .into(),
         restored(),
@@ -87,7 +73,7 @@ fn examples() -> Vec<Record> {
         first,
         of_answers(),
         of_agents(),
-        called,
+        of_calls(call),
         of_approvals(call),
         on,
         of_standing_still(call),
@@ -95,6 +81,24 @@ fn examples() -> Vec<Record> {
         records_of_the_daemon(),
     ]
     .concat()
+}
+
+fn of_calls(call: CallKey) -> Vec<Record> {
+    let facts = Some(raw(&json!({ "path": "notes.txt" })));
+    vec![
+        called(call, EffectClass::Pure),
+        ToolCalled { facts, ..intent(call, EffectClass::NonIdempotent) }.into(),
+        ToolCalled {
+            errand: Some(Box::new(Errand::Ask(Colleague {
+                output: Some("{}".into()),
+                ..helper()
+            }))),
+            ..intent(call, EffectClass::Pure)
+        }
+        .into(),
+        ToolCalled { on_unknown: OnUnknown::TellModel, ..intent(call, EffectClass::NonIdempotent) }
+            .into(),
+    ]
 }
 
 fn of_answers() -> Vec<Record> {

@@ -315,6 +315,7 @@ impl World {
     fn invoke(&mut self, invocations: &[Invocation]) -> Result<(), Died> {
         if self.state.snapshots.before.is_none() {
             self.write(snapshot(Moment::Before))?;
+            self.write(snapshot(Moment::Copy))?;
         }
         for Invocation { call, mode, .. } in invocations {
             match mode {

@@ -1,8 +1,11 @@
 //! The composition root: the only file that names ports and adapters alike. Starts everything in the
 //! order that durability wants, waits, and stops it in reverse.
 
+mod agents;
 mod serving;
 mod upkeep;
+
+pub(crate) use agents::check_agents;
 
 use std::{
     fs::{self, Permissions},
@@ -33,8 +36,7 @@ use crate::{
         access::{Access, Credential},
         backend::BackendName,
         hex::hex,
-        ids::{RoleName, Sequence, Timestamp},
-        item::names,
+        ids::{Sequence, Timestamp},
         journal::{DaemonStarted, DaemonStopped, NewEntry, Record},
         policy::Policy,
         redact::Redactor,
@@ -372,35 +374,6 @@ impl Rules {
         }
         Ok(Self { tools, files, policy, programs })
     }
-}
-
-/// What the configuration's agents want of the policy and the tools is there.
-pub(crate) fn check_agents(
-    config: &Config,
-    tools: &Toolbox,
-    policy: &Policy,
-) -> Result<(), DaemonError> {
-    let mut errors = Vec::new();
-    for agent in &config.agents.configured {
-        if !policy.roles.contains_key(&agent.role) {
-            let known: Vec<&str> = policy.roles.keys().map(RoleName::as_str).collect();
-            let known = known.join(", ");
-            errors.push(format!(
-                "agents.{}.role: the policy has no role {}; it has: {known}",
-                agent.name, agent.role
-            ));
-        }
-        for tool in agent.tools.iter().flatten() {
-            if !tools.specs().iter().any(|spec| spec.name == *tool) {
-                let known = names(tools.specs().iter().map(|spec| &spec.name));
-                errors.push(format!(
-                    "agents.{}.tools: there is no tool {tool}; there are: {known}",
-                    agent.name
-                ));
-            }
-        }
-    }
-    if errors.is_empty() { Ok(()) } else { Err(DaemonError::Agents(errors)) }
 }
 
 /// The settings in force, for people and other programs; nothing reads it back.

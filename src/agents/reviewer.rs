@@ -3,7 +3,11 @@
 use std::fmt::Write as _;
 
 use crate::domain::{
-    guardrail::Violation, ids::RoleName, journal::GuardrailsChecked, plan::Plan, run::Seat,
+    guardrail::Violation,
+    ids::RoleName,
+    journal::GuardrailsChecked,
+    plan::{Plan, Step},
+    run::{Revision, Seat},
 };
 
 /// Name of the agent and of its role.
@@ -13,6 +17,8 @@ pub const NAME: &str = "reviewer";
 const DIFF_BYTES: usize = 48 << 10;
 /// Longest answer, and longest words of a person, that it is given, in bytes.
 const TEXT_BYTES: usize = 16 << 10;
+/// Longest plan that it is given, with how it was changed and what came of its steps, in bytes.
+const PLAN_BYTES: usize = 48 << 10;
 /// Calls that it is told of take at most so many bytes together; the oldest are left out.
 const CALLS_BYTES: usize = 48 << 10;
 /// Longest arguments and longest output of a call that it is told of, in characters.
@@ -45,6 +51,8 @@ pub const SCHEMA: &str = r#"{"type":"object","properties":{"verdict":{"type":"st
 pub struct Evidence {
     pub task: String,
     pub plan: Option<Plan>,
+    /// How the engineer has changed it, oldest first.
+    pub revisions: Vec<Revision>,
     /// What the engineer said of each step of it.
     pub results: Vec<String>,
     /// What people said to the engineer meanwhile, oldest first.
@@ -79,12 +87,7 @@ pub fn brief(evidence: &Evidence) -> String {
     let mut text =
         format!("Review this work, round {}.\n\n# Task\n\n{}\n", evidence.round, evidence.task);
     if let Some(plan) = &evidence.plan {
-        let _ = write!(text, "\n# Plan\n\n{}", steps(plan));
-        // Of one step, it is what the engineer says in the end.
-        let results = evidence.results.iter().filter(|_| plan.steps.len() > 1);
-        for (number, result) in (1..).zip(results) {
-            let _ = writeln!(text, "Of step {number}, the engineer says: {}", cut_output(result));
-        }
+        text.push_str(&head_and_tail(&planned(plan, evidence), PLAN_BYTES));
     }
     for input in &evidence.inputs {
         let _ = write!(text, "\n# What a person added\n\n{}\n", head_and_tail(input, TEXT_BYTES));
@@ -123,6 +126,28 @@ pub fn brief(evidence: &Evidence) -> String {
     let _ = write!(text, "\n# Tool calls\n\n{}", told(&evidence.calls));
     let answer = head_and_tail(&evidence.answer, TEXT_BYTES);
     let _ = write!(text, "\n# What the engineer says\n\n{answer}\n");
+    text
+}
+
+/// The plan as it is, how it came to be so, and what the engineer says of it.
+fn planned(plan: &Plan, evidence: &Evidence) -> String {
+    let mut text = format!("\n# Plan\n\n{}", steps(plan));
+    for Revision { from_step, why, replaced } in &evidence.revisions {
+        let _ = write!(
+            text,
+            "\nThe engineer, and not the planner, has put other steps in the place of these, from step {from_step} on \
+             ({}). What they were to achieve is to hold all the same, unless it is no part of the task:\n",
+            cut_arguments(why)
+        );
+        for Step { intent, check, .. } in replaced {
+            let _ = writeln!(text, "- {} (check: {})", cut_arguments(intent), cut_arguments(check));
+        }
+    }
+    // Of one step, it is what the engineer says in the end.
+    let results = evidence.results.iter().filter(|_| plan.steps.len() > 1);
+    for (number, result) in (1..).zip(results) {
+        let _ = writeln!(text, "Of step {number}, the engineer says: {}", cut_arguments(result));
+    }
     text
 }
 
@@ -246,6 +271,7 @@ mod tests {
         };
         let evidence = Evidence {
             task: "do it".into(),
+            revisions: Vec::new(),
             results: Vec::new(),
             plan: None,
             inputs: vec!["and more".repeat(10_000)],

@@ -14,20 +14,22 @@ pub(super) fn errands(
 ) -> BTreeMap<String, Arc<[ErrandTool]>> {
     let executor = executor(entries, reader);
     let all: Vec<&Agent> = configured.iter().chain([&executor]).collect();
-    let mut asks: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut calls = BTreeMap::new();
     let mut errands = BTreeMap::new();
     for entry in entries {
         let hand_offs = called(reader, entry, HAND_OFFS, &all);
         let asked = called(reader, entry, ASKS, &all);
-        asks.insert(entry.name.clone(), asked.iter().map(|agent| agent.name.clone()).collect());
+        let names = |agents: &[&Agent]| agents.iter().map(|agent| agent.name.clone()).collect();
+        let called = Calls { asks: names(&asked), hand_offs: names(&hand_offs) };
+        calls.insert(entry.name.clone(), called);
         let tools = colleagues::tools(&hand_offs, &asked);
         if !tools.is_empty() {
             errands.insert(entry.name.clone(), tools.into());
         }
     }
     for entry in entries {
-        if asks_itself(&entry.name, &asks) {
-            let message = "an agent would ask itself in the end; hand over instead (hand_offs)";
+        if asks_itself(&entry.name, &calls) {
+            let message = "an agent would ask itself in the end, by those whom it asks or to whom these hand over";
             entry.fault(reader, ASKS, message);
         }
     }
@@ -95,18 +97,27 @@ fn called<'a>(
     found
 }
 
-/// Whether asking leads back to the agent of that name.
-fn asks_itself(name: &str, asks: &BTreeMap<String, Vec<String>>) -> bool {
-    let (mut seen, mut next) = (Vec::new(), vec![name]);
+/// Names of those whom an agent calls.
+#[derive(Default)]
+struct Calls {
+    asks: Vec<String>,
+    hand_offs: Vec<String>,
+}
+
+/// Whether asking leads back to the agent of that name: who is asked may ask others, or have them answer.
+fn asks_itself(name: &str, calls: &BTreeMap<String, Calls>) -> bool {
+    let own = calls.get(name).map_or(&[][..], |calls| &calls.asks);
+    let (mut seen, mut next) = (Vec::new(), own.iter().collect::<Vec<_>>());
     while let Some(who) = next.pop() {
-        for asked in asks.get(who).into_iter().flatten() {
-            if asked == name {
-                return true;
-            }
-            if !seen.contains(&asked.as_str()) {
-                seen.push(asked);
-                next.push(asked);
-            }
+        if who == name {
+            return true;
+        }
+        if !seen.contains(&who) {
+            seen.push(who);
+            let calls = calls.get(who);
+            next.extend(
+                calls.into_iter().flat_map(|calls| calls.asks.iter().chain(&calls.hand_offs)),
+            );
         }
     }
     false

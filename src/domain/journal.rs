@@ -100,6 +100,8 @@ macro_rules! records {
                     $(($name, $version) => serde_json::from_str(json)
                         .map(Self::$variant)
                         .map_err(|source| DecodeError::Shape { kind: $name, source }),)+
+                    // As builds before the first release wrote it.
+                    ("reviewed", 1) => Self::decode("review_verdict", 1, json),
                     _ => Err(DecodeError::Unknown { kind: kind.to_owned(), version }),
                 }
             }
@@ -264,6 +266,8 @@ pub enum Moment {
     After,
     /// Before too, byte for byte: what can be given back. The others are as git would take the files in.
     Copy,
+    /// The same when the run stood still, and others could have the workspace.
+    Left,
 }
 
 /// What came of taking a snapshot.

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 /// Most steps of a plan, and most findings of a verdict.
-const MOST: usize = 40;
+pub const MOST: usize = 40;
+/// How often the plan of a run may be revised.
+pub const REVISIONS: usize = 10;
 /// Longest text of a step, a finding or a reason, in characters; what is longer is cut.
 const TEXT_CHARS: usize = 2000;
 

@@ -20,7 +20,7 @@ pub use conversation::Conversation;
 pub use decide::{Command, Invocation, InvocationMode, decide};
 pub use fold::{fold, fold_into};
 pub use phase::{Ending, Failure, Nudged, Phase, Replay, Suspension, Work};
-pub use stage::{Seat, Stage};
+pub use stage::{Revision, Seat, Stage};
 pub use stored::{StoredFault, encode_items};
 pub use team::Conclusion;
 
@@ -87,6 +87,8 @@ pub struct Snapshots {
     pub after: Option<Taken>,
     /// Of before, byte for byte; none where nobody may want it back.
     pub copy: Option<Taken>,
+    /// Since the run stood still, others may have worked there: none, if it has not, or that was looked at.
+    pub left: Option<Taken>,
 }
 
 /// What people said to a run after its task.

@@ -10,8 +10,9 @@ use crate::{
         executor,
     },
     domain::{
-        ids::{CallKey, RuleId, ToolName},
+        ids::{CallKey, RuleId, Timestamp, ToolName},
         journal::{AgentBegan, Errand, PlanRevised, ToolOutput},
+        plan,
         run::{Asked, Ending, Failure, Invocation, RunState, Seat},
         tool::{ToolCall, ToolOutcome},
     },
@@ -26,6 +27,22 @@ pub(super) fn errands(world: &World, state: &RunState) -> Vec<ErrandTool> {
     own.cloned().chain(plans.then(colleagues::revise_plan)).collect()
 }
 
+/// These agents, and all whom they may call, directly or by others.
+pub(super) fn reachable(world: &World, mut agents: Vec<String>) -> Vec<String> {
+    let mut at = 0;
+    while let Some(agent) = agents.get(at) {
+        let errands = world.agents.errands.get(agent).map_or(&[][..], |errands| errands);
+        let (hand_offs, asks) = colleagues::named_in(errands);
+        for name in hand_offs.iter().chain(&asks) {
+            if !agents.iter().any(|known| **known == **name) {
+                agents.push(name.to_string());
+            }
+        }
+        at += 1;
+    }
+    agents
+}
+
 /// The same for the calls of one turn.
 #[derive(Debug, Default)]
 pub(super) struct Errands {
@@ -34,6 +51,8 @@ pub(super) struct Errands {
     hand_off: Option<CallKey>,
     /// Number of the step under way.
     step: Option<usize>,
+    /// How often the plan was revised.
+    revisions: usize,
 }
 
 /// What a call wants of others, decided.
@@ -60,11 +79,15 @@ pub(super) enum Decided {
 pub(super) fn open(world: &World, state: &RunState, calls: &[Invocation]) -> Arc<Errands> {
     let tools: BTreeMap<ToolName, Errand> =
         errands(world, state).into_iter().map(|tool| (tool.spec.name, tool.errand)).collect();
-    let hands_over = |call: &ToolCall| matches!(tools.get(&call.tool), Some(Errand::HandOff(_)));
+    let hands_over = |call: &ToolCall| {
+        let errand = tools.get(&call.tool).filter(|errand| matches!(errand, Errand::HandOff(_)));
+        errand.is_some_and(|errand| colleagues::read(errand, &call.arguments).is_ok())
+    };
     let first = calls.iter().map(|invocation| &invocation.call).find(|call| hands_over(call));
     let known = state.stage.handing().map(|handing| handing.call);
     let hand_off = known.or(first.map(|call| call.key));
-    Arc::new(Errands { hand_off, step: state.stage.step(), tools })
+    let (step, revisions) = (state.stage.step(), state.stage.revisions.len());
+    Arc::new(Errands { tools, hand_off, step, revisions })
 }
 
 /// Those of whom the agent that speaks has heard and cannot read the thoughts: they ask another backend or model.
@@ -126,6 +149,21 @@ impl Errands {
             },
             (Errand::RevisePlan, Said::Revised { steps, why }) => match self.step {
                 None => refused("builtin/plan-done", "every step of the plan is done".into()),
+                Some(_) if self.revisions >= plan::REVISIONS => refused(
+                    "builtin/plan-revisions",
+                    format!(
+                        "the plan was revised {} times; carry it out, and say what is wrong with it",
+                        plan::REVISIONS
+                    ),
+                ),
+                Some(from_step) if from_step - 1 + steps.len() > plan::MOST => refused(
+                    "builtin/arguments",
+                    format!(
+                        "a plan has at most {} steps, and {} are done",
+                        plan::MOST,
+                        from_step - 1
+                    ),
+                ),
                 Some(from_step) => {
                     let told = serde_json::json!({ "step_under_way": from_step, "steps": from_step - 1 + steps.len() });
                     let revised = PlanRevised { call: call.key, from_step, steps, why };
@@ -192,28 +230,34 @@ impl Driver {
             }
         };
         tracing::info!(run = %state.id, agent = %name, outcome = ?outcome.kind, "an agent that was asked is done");
-        let output = self.output(asked, outcome);
+        let output = self.output((asked.call, asked.since), outcome);
         self.log.stage(output);
     }
 
-    /// Whoever was asked will not answer any more: the run ends.
-    pub(super) fn close_asked(&mut self, failure: &Failure) {
-        let message = format!("the run ended before the agent had answered: {}", failure.message);
+    /// The run ends, and whoever was asked will not answer any more, nor any person.
+    pub(super) fn close_open(&mut self, failure: &Failure) {
+        let message = format!("the run ended before that was done: {}", failure.message);
         let state = self.log.state();
         let outputs: Vec<ToolOutput> = state
-            .asked()
-            .iter()
-            .map(|asked| self.output(asked, ToolOutcome::failed(&failure.reason, &message)))
+            .unanswered()
+            .into_iter()
+            .map(|(call, since)| {
+                self.output((call, since), ToolOutcome::failed(&failure.reason, &message))
+            })
             .collect();
         outputs.into_iter().for_each(|output| self.log.stage(output));
     }
 
-    fn output(&self, asked: &Asked<'_>, outcome: ToolOutcome) -> ToolOutput {
+    fn output(
+        &self,
+        (call, since): (&ToolCall, Option<Timestamp>),
+        outcome: ToolOutcome,
+    ) -> ToolOutput {
         let now = self.world.clock.now().0;
-        let since = asked.since.map_or(now, |since| since.0);
+        let since = since.map_or(now, |since| since.0);
         ToolOutput {
-            call: asked.call.key,
-            call_id: asked.call.call_id.clone(),
+            call: call.key,
+            call_id: call.call_id.clone(),
             outcome: outcome.kind,
             output: outcome.output,
             duration_ms: u64::try_from(now.saturating_sub(since) / 1000).unwrap_or(0),

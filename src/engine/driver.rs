@@ -72,8 +72,11 @@ impl Driver {
             }
             let command = decide(self.log.state());
             // What closes a run that is to stop touches nothing, and neither does standing still.
-            let is_harmless =
-                matches!(command, Command::Suspend(_)) || self.log.state().wish == Wish::Cancel;
+            let is_harmless = match command {
+                Command::Suspend(_) => true,
+                Command::Restore => false,
+                _ => self.log.state().wish == Wish::Cancel,
+            };
             if !self.has_workspace && !is_harmless {
                 return Ok(Left { inbox: self.inbox, goes_on: command != Command::Rest });
             }
@@ -121,6 +124,9 @@ impl Driver {
 
     async fn suspend(&mut self, why: Suspension) -> Result<(), JournalError> {
         tracing::info!(run = %self.log.state().id, ?why, "the run stands still");
+        if self.has_workspace && matches!(self.log.state().snapshots.copy, Some(Taken::Tree(_))) {
+            self.take_snapshot(Moment::Left).await;
+        }
         self.log.append([RunSuspended { why }.into()]).await
     }
 
@@ -159,6 +165,9 @@ impl Driver {
             calls.into_iter().map(|call| invoker::prepare(&self.world, site.clone(), call));
         let prepared = join_all(preparing).await;
         let may_change = prepared.iter().any(|call| call.pending.may_change_something());
+        if may_change {
+            self.look_at_copy().await;
+        }
         if may_change && self.log.state().snapshots.before.is_none() {
             self.take_snapshot(Moment::Before).await;
             let team = self.log.state().spec.team;
@@ -177,21 +186,25 @@ impl Driver {
 
     /// Remembers the files of the workspace, together with whatever is written next.
     pub(super) async fn take_snapshot(&mut self, moment: Moment) {
+        let taken = self.snapshot(moment).await;
+        self.log.stage(WorkspaceSnapshot { moment, taken });
+    }
+
+    pub(super) async fn snapshot(&self, moment: Moment) -> Taken {
         let state = self.log.state();
         let keeping = match moment {
             Moment::Before | Moment::After => Keeping::AsGitWould,
-            Moment::Copy => Keeping::Bytes,
+            Moment::Copy | Moment::Left => Keeping::Bytes,
         };
         let workspace = &state.spec.workspace;
-        let taken = match diff::snapshot(&self.world, (state.id, workspace), keeping).await {
+        match diff::snapshot(&self.world, (state.id, workspace), keeping).await {
             Ok(tree) => Taken::Tree(tree),
             Err(error) => {
                 let why = crate::telemetry::chain(&error);
                 tracing::debug!(run = %state.id, why, "no snapshot of the workspace");
                 Taken::Failed(why)
             }
-        };
-        self.log.stage(WorkspaceSnapshot { moment, taken });
+        }
     }
 
     async fn perform(
@@ -276,7 +289,7 @@ impl Driver {
         let message = crate::telemetry::chain(error);
         tracing::error!(run = %self.log.state().id, %message, "the sandbox failed");
         let failure = Failure { reason: "SANDBOX_FAILED".into(), message };
-        self.close_asked(&failure);
+        self.close_open(&failure);
         self.finish(Ending::Failed(failure)).await
     }
 }

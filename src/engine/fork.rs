@@ -198,7 +198,9 @@ impl Engine {
             true => own.to_owned(),
             false => wanted,
         };
-        let speaker = match (parent.spec.team, parent.stage.agent_in(Seat::Executor)) {
+        let handing = parent.stage.handing().map(|handing| &handing.to);
+        let last = handing.or(parent.stage.agent_in(Seat::Executor).map(|agent| &**agent));
+        let speaker = match (parent.spec.team, last) {
             (None, Some(agent)) => &*agent.name,
             (None, None) | (Some(_), _) => &parent.spec.agent,
         };

@@ -10,9 +10,9 @@ use crate::{
         ids::{RoleName, RunId, Sequence},
         journal::{
             GuardrailViolation, GuardrailsChecked, Moment, RepositoryTold, RunCreated, Taken,
-            Verdict, WorkspaceRestored,
+            Verdict, WorkspaceRestored, WorkspaceSnapshot,
         },
-        run::{RunState, Stage},
+        run::{RunState, Snapshots, Stage},
     },
     engine::{EngineError, World, diff, driver::Driver, repository, run_log::BUSY, tool_calls},
     fail_point,
@@ -39,8 +39,26 @@ impl Driver {
         Ok(())
     }
 
+    /// Where the run has stood still, others may have worked there: then its copy is not to be given back any more.
+    pub(super) async fn look_at_copy(&mut self) {
+        let Snapshots { copy, left, .. } = self.log.state().snapshots.clone();
+        let (Some(copy @ Taken::Tree(_)), Some(left)) = (copy, left) else { return };
+        let now = self.snapshot(Moment::Left).await;
+        let taken = match (left, now) {
+            (Taken::Tree(left), Taken::Tree(now)) if left == now => copy,
+            (Taken::Failed(why), _) | (_, Taken::Failed(why)) => Taken::Failed(why),
+            (Taken::Tree(_), Taken::Tree(_)) => Taken::Failed(
+                "somebody else changed it while the run stood still; undo what the run did by hand (`agentctl run diff`, \
+                 `git apply -R`)"
+                    .into(),
+            ),
+        };
+        self.log.stage(WorkspaceSnapshot { moment: Moment::Copy, taken });
+    }
+
     /// Makes the files of the workspace what they were before the run; what it did stays known.
     pub(super) async fn restore(&mut self) -> Result<(), JournalError> {
+        self.look_at_copy().await;
         let state = self.log.state();
         let (run, snapshots) = (state.id, state.snapshots.clone());
         let workspace = state.spec.workspace.clone();
@@ -49,19 +67,20 @@ impl Driver {
         }
         // On disk first: what was done cannot be told any more afterwards.
         self.log.append([]).await?;
-        let restored = match (&snapshots.copy, &self.log.state().snapshots.after) {
+        let (tree, why) = match (&snapshots.copy, &self.log.state().snapshots.after) {
             (Some(Taken::Tree(tree)), Some(Taken::Tree(_))) => {
                 fail_point::reach("effect.before");
                 let restored = diff::restore(&self.world, run, &workspace, tree).await;
                 fail_point::reach("effect.after");
-                restored.map(|()| tree.clone()).map_err(|error| crate::telemetry::chain(&error))
+                (Some(tree.clone()), restored.err().map(|error| crate::telemetry::chain(&error)))
             }
-            (Some(Taken::Failed(why)), _) | (_, Some(Taken::Failed(why))) => Err(why.clone()),
-            (None, _) | (_, None) => Err("there is no copy of it".to_owned()),
+            (Some(Taken::Failed(why)), _) | (_, Some(Taken::Failed(why))) => {
+                (None, Some(why.clone()))
+            }
+            (None, _) | (_, None) => (None, Some("there is no copy of it".to_owned())),
         };
-        tracing::info!(%run, ?restored, "the work was vetoed, and the workspace is given back");
-        let why = restored.as_ref().err().cloned();
-        self.log.stage(WorkspaceRestored { tree: restored.ok(), why });
+        tracing::info!(%run, ?tree, ?why, "the work was vetoed, and the workspace is given back");
+        self.log.stage(WorkspaceRestored { tree, why });
         Ok(())
     }
 
@@ -167,6 +186,7 @@ pub(super) async fn gather(world: &World, work: &Work) -> Result<Evidence, Journ
     Ok(Evidence {
         task: shown(&spec.task),
         plan: stage.plan.as_deref().cloned(),
+        revisions: stage.revisions.clone(),
         results: stage.results.iter().map(|result| shown(result)).collect(),
         inputs: inputs.iter().map(|input| shown(input)).collect(),
         diff,

@@ -12,7 +12,7 @@ use crate::{
         ids::RoleName,
         journal::RunCreated,
     },
-    engine::{Engine, EngineError, World},
+    engine::{Engine, EngineError, World, colleagues},
     ports::{JournalError, RunSummary},
 };
 
@@ -143,11 +143,11 @@ impl Engine {
         let of_roles = costs.max().unwrap_or(0);
         // Each may ask for a model of its own.
         let speakers = match agents::is_team(agent) {
-            true => agents::roles(),
-            false => vec![RoleName::new(agent)],
+            true => agents::roles().iter().map(ToString::to_string).collect(),
+            false => vec![agent.to_owned()],
         };
-        for speaker in speakers {
-            let model = self.inner.world.model_of(speaker.as_str(), model);
+        for speaker in colleagues::reachable(&self.inner.world, speakers) {
+            let model = self.inner.world.model_of(&speaker, model);
             self.check_price("budget", budget.max_cost_micros, model)?;
             self.check_price(field, of_roles, model)?;
         }

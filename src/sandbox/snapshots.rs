@@ -51,14 +51,19 @@ const SNAPSHOT: &str = "if [ -e \"$KEPT\" ]; then cp -p \"$KEPT\" \"$GIT_INDEX_F
     | git update-index -z --index-info \
     && git add --all --ignore-errors -- . && git write-tree && mv -f \"$GIT_INDEX_FILE\" \"$KEPT\"; \
     status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\"; exit $status";
-/// Gives every file back that a snapshot has, and removes those that it has not. Twice: the first time, the run's own
-/// `.gitignore` says which files there are; the second time, that of the snapshot.
-const RESTORE: &str = "back() { git ls-files --stage -z \
+/// Gives every file back that a copy has, and removes those that it has not and that git would take in.
+///
+/// What is to be ignored is what the copy says, and not what the run made of it: its `.gitignore` files come back first, or
+/// files of a person's that they name would be taken for the run's. Twice, since files in the way of one may have hidden
+/// others. In the end it is looked at whether it was done: git warns of what it cannot remove, and calls that well.
+const RESTORE: &str = "relink() { git ls-files --stage -z \
     | sed -z -n 's/^160000 [0-9a-f]* 0\\t/0 0000000000000000000000000000000000000000 0\\t/p' \
-    | git update-index -z --index-info \
-    && git add --all --ignore-errors -- . && git read-tree --reset -u \"$TREE\"; }; \
-    if [ -e \"$KEPT\" ]; then cp -p \"$KEPT\" \"$GIT_INDEX_FILE\"; fi; \
-    back && back && mv -f \"$GIT_INDEX_FILE\" \"$KEPT\"; \
+    | git update-index -z --index-info; }; \
+    take() { relink && git add --all --ignore-errors -- .; }; \
+    back() { take && git read-tree --reset -u \"$TREE\"; }; \
+    git read-tree \"$TREE\" \
+    && git ls-files -z -- ':(glob)**/.gitignore' | git checkout-index -f -z --stdin \
+    && back && back && take && test \"$(git write-tree)\" = \"$TREE\"; \
     status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\"; exit $status";
 /// Of copies, above what the workspace says of its files: each comes back byte for byte.
 const ATTRIBUTES: &str = "* -text -ident -filter -working-tree-encoding\n";

@@ -169,16 +169,19 @@ async fn thoughts_stay_with_the_model_that_had_them() {
 async fn only_the_first_of_two_hand_offs_of_one_turn_counts() {
     let torn = |seen: &Seen| {
         Reply::Answer(match seen.model.as_str() {
-            "triage" => {
-                hand_off("code_fixer").and_call("transfer_to_executor", json!({"message": ""}))
-            }
+            "triage" => Turn::call("transfer_to_executor", json!([]))
+                .and_call("transfer_to_code_fixer", json!({"message": "look"}))
+                .and_call("transfer_to_executor", json!({"message": ""})),
             _ => Turn::say("Done."),
         })
     };
     let (backend, daemon) = lab(torn).await;
     let story = run_of(&daemon, "triage").await;
     assert_eq!(story.state(), RunState::Succeeded);
-    assert_eq!(story.decisions(), ["allow builtin/colleagues", "deny builtin/one-hand-off"]);
+    // What cannot be read does not count.
+    let expected =
+        ["deny builtin/arguments", "allow builtin/colleagues", "deny builtin/one-hand-off"];
+    assert_eq!(story.decisions(), expected);
     assert_eq!(requests(&backend, "fixer").len(), 1);
     story.assert_calls_are_tied();
 }
@@ -421,11 +424,46 @@ async fn agents_that_work_together_are_listed_with_whom_they_call() {
     );
 }
 
+#[tokio::test]
+async fn a_run_whose_cost_is_limited_wants_a_price_for_everyone_whom_it_may_come_to() {
+    let configuration = format!(
+        "{TEAM}prices: {{triage: {{input: 1, output: 1}}, fixer: {{input: 1, output: 1}}, researcher: {{input: 1, output: 1}}}}\n"
+    );
+    let daemon = TestDaemon::start_with(Settings {
+        base_url: "http://127.0.0.1:9".into(),
+        configuration,
+        ..Settings::default()
+    });
+    let budget = v1::Budget { max_cost_micros: 1_000_000, ..Default::default() };
+    let request = v1::CreateRunRequest {
+        agent: "code-fixer".into(),
+        budget: Some(budget),
+        ..daemon.request("Mend it.")
+    };
+    let refused = daemon.create(request).await.unwrap_err();
+    assert!(refused.message().contains("no price for the model (librarian)"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn a_tool_cannot_have_the_name_by_which_agents_call_others() {
+    let mut settings = Settings {
+        base_url: "http://127.0.0.1:9".into(),
+        configuration: TEAM.into(),
+        ..Settings::default()
+    };
+    let tool = "name: ask_researcher\ndescription: asks\ncommand: [true]\neffect: pure\n\
+                parameters: {type: object, properties: {}}\nroles: [executor]\n";
+    settings.tools.push(("ask.yaml".into(), tool.into()));
+    let said = TestDaemon::refused(settings);
+    assert!(said.contains("ask_researcher is the name of a tool with which agents call"), "{said}");
+}
+
 #[test]
 fn what_is_wrong_with_whom_an_agent_calls_is_told_at_its_place() {
     let said = TestDaemon::refused(Settings {
         base_url: "http://127.0.0.1:9".into(),
-        configuration: "agents:\n  planner: {hand_offs: [a]}\n  a: {instructions: x, hand_offs: [a, nobody], agents_as_tools: [b]}\n  \
+        configuration: "agents:\n  c: {instructions: x, agents_as_tools: [d]}\n  d: {instructions: x, hand_offs: [c]}\n  \
+                        planner: {hand_offs: [a]}\n  a: {instructions: x, hand_offs: [a, nobody], agents_as_tools: [b]}\n  \
                         b: {instructions: x, agents_as_tools: [a], max_turns: 0}\n"
             .into(),
         ..Settings::default()
@@ -433,7 +471,8 @@ fn what_is_wrong_with_whom_an_agent_calls_is_told_at_its_place() {
     for fault in [
         "planner.hand_offs: cannot be given to a built-in agent",
         "a.hand_offs: an agent does not call itself",
-        "a.hand_offs: there is no agent nobody; there are a, b, executor",
+        "a.hand_offs: there is no agent nobody; there are c, d, a, b, executor",
+        "c.agents_as_tools: an agent would ask itself in the end",
         "a.agents_as_tools: an agent would ask itself in the end",
         "b.max_turns:",
     ] {

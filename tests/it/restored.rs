@@ -111,6 +111,81 @@ async fn a_daemon_that_dies_while_it_gives_a_workspace_back_gives_it_back_all_th
 }
 
 #[tokio::test]
+async fn what_git_ignores_stays_though_the_run_had_it_ignored_no_longer() {
+    let (_backend, daemon) = lab(harmful, "review: {on_veto: restore}\n").await;
+    daemon.put(".gitignore", ".env\nkept/\n");
+    daemon.put("kept/mine.txt", "mine\n");
+    daemon.put("harm.sh", "rm .gitignore; echo x >kept/new.txt; echo changed >a.txt");
+    let story = daemon.story(&submit(&daemon).await).await;
+    assert_eq!(story.run.error.clone().unwrap().reason, "VETOED");
+    assert_eq!(daemon.read("a.txt").as_deref(), Some("a\n"));
+    assert_eq!(daemon.read(".gitignore").as_deref(), Some(".env\nkept/\n"));
+    assert_eq!(daemon.read(".env").as_deref(), Some("TOKEN=canary\n"));
+    assert_eq!(daemon.read("kept/mine.txt").as_deref(), Some("mine\n"));
+    assert_eq!(story.payloads("workspace_restored")[0].get("why"), None);
+}
+
+#[tokio::test]
+async fn what_could_not_be_given_back_is_not_said_to_be() {
+    let (_backend, daemon) = lab(harmful, "review: {on_veto: restore}\n").await;
+    daemon.put(
+        "harm.sh",
+        "echo changed >a.txt; mkdir sub; cp -r a.txt sub/; printf 'x\\n' >'a\nb'; ln -s / root",
+    );
+    let story = daemon.story(&submit(&daemon).await).await;
+    assert_eq!(daemon.read("a.txt").as_deref(), Some("a\n"));
+    assert!(fs::symlink_metadata(daemon.workspace().join("root")).is_err());
+    assert_eq!(story.payloads("workspace_restored")[0].get("why"), None);
+
+    // A repository within is somebody's own: git lets it be.
+    let (_backend, daemon) = lab(harmful, "review: {on_veto: restore}\n").await;
+    let within = daemon.workspace().join("within");
+    fs::create_dir(&within).unwrap();
+    let git = |arguments: &[&str]| {
+        let mut git = std::process::Command::new("git");
+        git.arg("-C").arg(&within).args(["-c", "user.name=t", "-c", "user.email=t@t"]);
+        assert!(git.args(arguments).output().unwrap().status.success());
+    };
+    git(&["init", "-q"]);
+    git(&["commit", "-qm", "first", "--allow-empty"]);
+    daemon.put("harm.sh", "echo changed >a.txt; mv within without");
+    let story = daemon.story(&submit(&daemon).await).await;
+    let error = story.run.error.clone().unwrap();
+    assert_eq!(error.reason, "VETOED");
+    assert_eq!(daemon.read("a.txt").as_deref(), Some("a\n"), "{error:?}");
+    assert!(error.message.contains("in part only"), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_workspace_that_others_changed_while_the_run_stood_still_is_not_given_back() {
+    for (changed, expected) in [(true, "changed\n"), (false, "a\n")] {
+        let thinks = |seen: &Seen| match (who(&seen.task), seen.turn) {
+            (Who::Executor, 2) => Reply::Answer(Turn::call("read_file", json!({"path": "a.txt"}))),
+            _ => harmful(seen),
+        };
+        let (_backend, daemon) = lab(thinks, "review: {on_veto: restore}\n").await;
+        let few = agentd::proto::v1::Budget { max_turns: 3, ..Default::default() };
+        let request = agentd::proto::v1::CreateRunRequest {
+            budget: Some(few),
+            ..crate::agents::request(&daemon)
+        };
+        let id = daemon.create(request).await.unwrap().run.unwrap().id;
+        assert_eq!(daemon.wait(&id).await.state(), RunState::OutOfBudget);
+        if changed {
+            daemon.put("by-somebody-else.txt", "precious\n");
+        }
+        let resumed = daemon.agentctl(&["run", "resume", &id, "--budget-turns", "20"]).await;
+        assert!(resumed.status.success(), "{resumed:?}");
+        let story = daemon.story(&id).await;
+        let error = story.run.error.clone().unwrap();
+        assert_eq!(error.reason, "VETOED");
+        assert_eq!(error.message.contains("somebody else changed it"), changed, "{error:?}");
+        assert_eq!(daemon.read("a.txt").as_deref(), Some(expected));
+        assert_eq!(daemon.read("by-somebody-else.txt").is_some(), changed);
+    }
+}
+
+#[tokio::test]
 async fn where_there_is_no_copy_of_a_workspace_the_end_of_the_run_says_so() {
     let (_backend, daemon) = lab(harmful, "review: {on_veto: restore}\n").await;
     fs::remove_dir_all(daemon.workspace().join(".git")).unwrap();

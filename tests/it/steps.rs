@@ -101,7 +101,10 @@ async fn a_plan_that_turns_out_to_be_wrong_is_revised_and_what_is_done_stays_don
     let third = requests(&backend, Who::Executor)[3]["input"].to_string();
     assert!(third.contains("Now do step 3 of 3: smile"), "{third}");
     let evidence = requests(&backend, Who::Reviewer)[0]["input"].to_string();
-    assert!(evidence.contains("2. nod") && !evidence.contains("wave (check"), "{evidence}");
+    assert!(evidence.contains("2. nod"), "{evidence}");
+    // The reviewer hears what the planner wanted, and whose doing it is.
+    assert!(evidence.contains("The engineer, and not the planner"), "{evidence}");
+    assert!(evidence.contains("- wave (check: wave.txt says wave)"), "{evidence}");
     assert!(!tools(&requests(&backend, Who::Planner)[0]).contains(&"revise_plan".to_owned()));
     story.assert_calls_are_tied();
     backend.assert_paired();

@@ -35,9 +35,10 @@ pub enum OnVeto {
 /// The files of the workspace became what they were before the run changed anything, since its work was vetoed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkspaceRestored {
-    /// None: it was not possible, and `why` says why not.
+    /// The copy that was given back; none: that was not tried.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tree: Option<TreeId>,
+    /// Why they are not, or not all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
 }

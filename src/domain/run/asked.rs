@@ -9,7 +9,7 @@ use crate::domain::{
     ids::{CallKey, RoleName, Timestamp},
     journal::{AgentBegan, Colleague, Errand, Record, ToolCalled},
     run::{
-        Ending, Failure, OpenCall, Progress, RunState, Seat, Strikes, Work, fold::settled,
+        Ending, Failure, OpenCall, Phase, Progress, RunState, Seat, Strikes, Work, fold::settled,
         stage::Part,
     },
     tool::ToolCall,
@@ -65,10 +65,24 @@ impl RunState {
         asked
     }
 
+    /// Calls whose intent is on disk and whose output is not, those of the agent that speaks first, each with when it began
+    /// where another agent sees to it.
+    pub fn unanswered(&self) -> Vec<(&ToolCall, Option<Timestamp>)> {
+        let own = match &self.phase {
+            Phase::Going(Work::Calling { calls })
+            | Phase::Suspended { work: Work::Calling { calls }, .. } => calls.as_slice(),
+            Phase::Going(_) | Phase::Suspended { .. } | Phase::Ended(_) => &[],
+        };
+        let is_open =
+            |open: &&OpenCall| !matches!(open.progress, Progress::Asked | Progress::Done { .. });
+        let own = own.iter().filter(is_open).map(|open| (&open.call, None));
+        own.chain(self.asked().into_iter().map(|asked| (asked.call, asked.since))).collect()
+    }
+
     /// The next one that a call of the turn under way asks.
     pub fn to_be_asked(&self) -> Option<Asked<'_>> {
-        let (super::Phase::Going(Work::Calling { calls })
-        | super::Phase::Suspended { work: Work::Calling { calls }, .. }) = &self.phase
+        let (Phase::Going(Work::Calling { calls })
+        | Phase::Suspended { work: Work::Calling { calls }, .. }) = &self.phase
         else {
             return None;
         };

@@ -20,8 +20,10 @@ const TOKEN_BYTES: u64 = 4;
 /// How a run's conversation is shortened.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Context {
-    /// Long outputs before this place of the conversation are told of by reference.
+    /// Long outputs before this place of the conversation are told of by reference, to the executor.
     trimmed_before: usize,
+    /// The same to another agent that speaks now.
+    trimmed_of_other: usize,
     compacted: Option<Compacted>,
     /// Of the request under way, in tokens, as the rule of thumb has it.
     sent: u64,
@@ -86,7 +88,8 @@ impl Context {
         let compacted = self.compacted.as_ref().filter(|compacted| {
             seat == Seat::Executor && compacted.only.as_ref().is_none_or(|only| only == backend)
         });
-        if self.trimmed_before == 0 && compacted.is_none() && strangers.is_empty() {
+        let trimmed_before = self.trimmed_before(seat);
+        if trimmed_before == 0 && compacted.is_none() && strangers.is_empty() {
             return stage.heard_by(seat, items);
         }
         let upto = compacted.map_or(0, |compacted| compacted.upto);
@@ -98,7 +101,7 @@ impl Context {
         });
         let rest = places.filter(|(_, place)| *place >= upto).filter_map(|(is_strange, place)| {
             let item = items.get(place)?;
-            match (is_strange, place < self.trimmed_before) {
+            match (is_strange, place < trimmed_before) {
                 (true, _) if matches!(item, Item::Model { .. }) => item.for_others(),
                 (_, true) => Some(shortened(item)),
                 (_, false) => Some(item.clone()),
@@ -109,14 +112,32 @@ impl Context {
     }
 
     /// The same with long outputs before `place` told of by reference.
-    pub fn trimmed_to(&self, place: usize) -> Self {
-        Self { trimmed_before: self.trimmed_before.max(place), ..self.clone() }
+    pub fn trimmed_to(&self, seat: Seat, place: usize) -> Self {
+        let mut trimmed = self.clone();
+        trimmed.trim(seat, place);
+        trimmed
+    }
+
+    fn trimmed_before(&self, seat: Seat) -> usize {
+        match seat {
+            Seat::Executor => self.trimmed_before,
+            Seat::Planner | Seat::Reviewer | Seat::Asked => self.trimmed_of_other,
+        }
+    }
+
+    fn trim(&mut self, seat: Seat, place: usize) {
+        let before = match seat {
+            Seat::Executor => &mut self.trimmed_before,
+            Seat::Planner | Seat::Reviewer | Seat::Asked => &mut self.trimmed_of_other,
+        };
+        *before = place.max(*before);
     }
 
     /// Places of the outputs that could still be told of by reference, oldest first.
     pub fn trimmable(&self, stage: &Stage, seat: Seat, items: &[Item]) -> Vec<usize> {
-        let upto = self.compacted.as_ref().map_or(0, |compacted| compacted.upto);
-        let from = upto.max(self.trimmed_before);
+        let upto = self.compacted.as_ref().filter(|_| seat == Seat::Executor);
+        let upto = upto.map_or(0, |compacted| compacted.upto);
+        let from = upto.max(self.trimmed_before(seat));
         let places = stage.places(seat, items.len()).into_iter().flatten();
         places.filter(|place| *place >= from && items.get(*place).is_some_and(is_long)).collect()
     }
@@ -166,6 +187,7 @@ impl Context {
     /// Another agent speaks, and maybe another model.
     pub(super) fn is_anothers(&mut self) {
         (self.measured, self.too_many, self.overflow) = (None, None, Overflow::None);
+        self.trimmed_of_other = 0;
     }
 
     pub(super) fn requested(&mut self, request: &ModelRequest) {
@@ -187,8 +209,8 @@ impl Context {
         }
     }
 
-    pub(super) fn trimmed(&mut self, before: usize) {
-        self.trimmed_before = self.trimmed_before.max(before);
+    pub(super) fn trimmed(&mut self, seat: Seat, before: usize) {
+        self.trim(seat, before);
         // Where nothing can be compacted, that is what was to be done about it.
         if self.overflow == Overflow::Told {
             self.overflow = Overflow::Compacted;
@@ -265,7 +287,7 @@ mod tests {
         let context = Context::default();
         let stage = Stage::default();
         assert_eq!(context.trimmable(&stage, Seat::Executor, &items), [0, 2]);
-        let trimmed = context.trimmed_to(2);
+        let trimmed = context.trimmed_to(Seat::Executor, 2);
         let backend = BackendName::default();
         let hearer = Hearer { seat: Seat::Executor, backend: &backend, strangers: &[] };
         let view = trimmed.view(&stage, hearer, &items);

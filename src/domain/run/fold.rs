@@ -89,7 +89,9 @@ impl RunState {
             Record::BudgetWarning(warning) => self.warned.push(warning.limit.clone()),
             Record::InputReceived(input) => self.inputs.take(input),
             Record::ModelNudged(nudge) => self.nudged = Some(nudge.turn),
-            Record::ContextTrimmed(trimmed) => self.context.trimmed(trimmed.before),
+            Record::ContextTrimmed(trimmed) => {
+                self.context.trimmed(self.stage.seat(), trimmed.before);
+            }
             Record::BackendAwaited(awaited) => {
                 self.strikes.failed = 0;
                 self.strikes.until = self.strikes.until.or(Some(awaited.until));
@@ -100,10 +102,14 @@ impl RunState {
                 self.apis.insert(degraded.backend.clone(), Api::Chat);
             }
             Record::WorkspaceSnapshot(WorkspaceSnapshot { moment, taken }) => {
+                if *moment == Moment::Copy {
+                    self.snapshots.left = None;
+                }
                 let place = match moment {
                     Moment::Before => &mut self.snapshots.before,
                     Moment::After => &mut self.snapshots.after,
                     Moment::Copy => &mut self.snapshots.copy,
+                    Moment::Left => &mut self.snapshots.left,
                 };
                 *place = Some(taken.clone());
             }

@@ -9,7 +9,7 @@ use crate::domain::{
     ids::CallKey,
     item::Item,
     journal::{Colleague, GuardrailsChecked, PlanRevised},
-    plan::Plan,
+    plan::{Plan, Step},
     run::{HandOff, asked::Asking},
 };
 
@@ -38,6 +38,16 @@ pub(super) struct Part {
     pub(super) after: u32,
 }
 
+/// Steps of the plan that were replaced.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revision {
+    /// Of the first of them, from 1.
+    pub from_step: usize,
+    /// In the executor's words.
+    pub why: String,
+    pub replaced: Vec<Step>,
+}
+
 impl Part {
     pub(super) fn of(seat: Seat, from: usize, after: u32) -> Self {
         Self { seat, call: None, agent: None, from, after }
@@ -51,6 +61,8 @@ pub struct Stage {
     /// agent's.
     pub(super) parts: Vec<Part>,
     pub plan: Option<Arc<Plan>>,
+    /// How the executor has changed it, oldest first.
+    pub revisions: Vec<Revision>,
     /// What came of those steps of it that are done, in the executor's words.
     pub results: Vec<Arc<str>>,
     /// What the executor said last.
@@ -102,8 +114,11 @@ impl Stage {
     pub(super) fn revise_plan(&mut self, revised: &PlanRevised) {
         let Some(plan) = &mut self.plan else { return };
         let plan = Arc::make_mut(plan);
-        plan.steps.truncate(self.results.len());
+        let done = self.results.len().min(plan.steps.len());
+        let replaced = plan.steps.split_off(done);
         plan.steps.extend(revised.steps.iter().cloned());
+        let (from_step, why) = (revised.from_step, revised.why.clone());
+        self.revisions.push(Revision { from_step, why, replaced });
     }
 
     /// By which call the agent that speaks was asked; none: by none.
@@ -195,7 +210,12 @@ impl Stage {
         let call = self.parts.last().filter(|_| seat.is_asked()).and_then(|last| last.call);
         let is_its = |part: &Part| part.seat == seat && part.call == call;
         let parts = self.parts.iter().zip(ends).filter(|(part, _)| is_its(part));
-        let mut parts: Vec<_> = parts.map(|(part, end)| (part, part.from..end)).collect();
+        // The conversation may be cut off before its end.
+        let place = |(part, end): (_, usize)| {
+            let part: &Part = part;
+            (part, part.from.min(length)..end.min(length))
+        };
+        let mut parts: Vec<_> = parts.map(place).collect();
         if seat == Seat::Reviewer {
             parts.drain(..parts.len().saturating_sub(1));
         }

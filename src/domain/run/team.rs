@@ -236,7 +236,13 @@ impl Work {
         failure.message.push_str(&match &restored.why {
             None => "The files of the workspace are again what they were before the run; what it did is in its diff"
                 .to_owned(),
-            Some(why) => format!("The workspace was to be restored, and is as the run left it: {why}"),
+            Some(why) if restored.tree.is_none() => {
+                format!("The workspace was to be restored, and is as the run left it: {why}")
+            }
+            Some(why) => format!(
+                "The workspace was to be restored, and may be so in part only: {why}. `agentctl run diff` tells what the \
+                 run did"
+            ),
         });
         Self::Failing(failure)
     }

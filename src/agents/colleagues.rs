@@ -112,6 +112,10 @@ pub fn read(errand: &Errand, arguments: &str) -> Result<Said, String> {
         why: String,
     }
     let arguments = if arguments.trim().is_empty() { "{}" } else { arguments };
+    // A list would do for the parser, by the order of its items.
+    if !arguments.trim_start().starts_with('{') {
+        return Err("the arguments must be a JSON object".into());
+    }
     let unread = |error: serde_json::Error| format!("the arguments cannot be read: {error}");
     match errand {
         Errand::HandOff(_) => {
@@ -198,7 +202,11 @@ mod tests {
             panic!()
         };
         assert_eq!((steps[0].check.as_str(), why.as_str()), ("y", "no such file"));
-        for (text, words) in [("{\"steps\": []}", "1 to 40"), ("[", "cannot be read")] {
+        for (text, words) in [
+            ("{\"steps\": []}", "1 to 40"),
+            ("{", "cannot be read"),
+            ("[]", "must be a JSON object"),
+        ] {
             assert!(revise(text).unwrap_err().contains(words), "{text}");
         }
     }

@@ -1,9 +1,6 @@
 //! Whether the agents of the configuration fit the policy and the tools: each knows nothing of the others.
 
-use std::collections::BTreeSet;
-
 use crate::{
-    agents::colleagues,
     config::Config,
     daemon::DaemonError,
     domain::{ids::RoleName, item, policy::Policy},
@@ -36,9 +33,7 @@ pub(crate) fn check_agents(
             }
         }
     }
-    let errands = config.agents.errands.values().flat_map(|errands| errands.iter());
-    let names: BTreeSet<_> = errands.map(|errand| errand.spec.name.clone()).collect();
-    for name in names.iter().chain([&colleagues::revise_plan().spec.name]) {
+    for name in &config.agents.errand_names() {
         if tools.find(name).is_some() {
             errors.push(format!(
                 "tools: {name} is the name of a tool with which agents call others; give yours another name"

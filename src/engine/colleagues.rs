@@ -27,6 +27,11 @@ pub(super) fn errands(world: &World, state: &RunState) -> Vec<ErrandTool> {
     own.cloned().chain(plans.then(colleagues::revise_plan)).collect()
 }
 
+/// Name of the tool that changes a plan.
+pub(super) fn revise_plan_name() -> ToolName {
+    ToolName::new(colleagues::REVISE_PLAN)
+}
+
 /// These agents, and all whom they may call, directly or by others.
 pub(super) fn reachable(world: &World, mut agents: Vec<String>) -> Vec<String> {
     let mut at = 0;

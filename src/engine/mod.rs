@@ -54,7 +54,11 @@ pub use steering::{Input, Resume};
 pub use submission::{Submission, Submitted, WhenBusy, check_labels};
 pub use tool_calls::{ToolCallPage, ToolCallView};
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use crate::{
     agents::{self, Agent, colleagues::ErrandTool},
@@ -62,7 +66,7 @@ use crate::{
         backend::BackendName,
         budget::{Prices, RoleBudgets},
         guardrail::Guardrails,
-        ids::{Epoch, RoleName},
+        ids::{Epoch, RoleName, ToolName},
         journal::Team,
         redact::Redactor,
     },
@@ -102,6 +106,15 @@ pub struct AgentSettings {
     pub team: Team,
     /// Files at the top of a workspace that are offered to agents as data, if they are there.
     pub repository_instructions: Vec<String>,
+}
+
+impl AgentSettings {
+    /// Names of the tools with which agents call others, or change a plan.
+    pub fn errand_names(&self) -> BTreeSet<ToolName> {
+        let errands = self.errands.values().flat_map(|errands| errands.iter());
+        let named = errands.map(|errand| errand.spec.name.clone());
+        named.chain([colleagues::revise_plan_name()]).collect()
+    }
 }
 
 /// The world as the engine sees it, and what holds for all runs.

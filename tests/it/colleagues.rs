@@ -427,7 +427,7 @@ async fn agents_that_work_together_are_listed_with_whom_they_call() {
 #[tokio::test]
 async fn a_run_whose_cost_is_limited_wants_a_price_for_everyone_whom_it_may_come_to() {
     let configuration = format!(
-        "{TEAM}prices: {{triage: {{input: 1, output: 1}}, fixer: {{input: 1, output: 1}}, researcher: {{input: 1, output: 1}}}}\n"
+        "{TEAM}prices: {{triage: {{input: 1, cached_input: 1, output: 1}}, fixer: {{input: 1, cached_input: 1, output: 1}}, researcher: {{input: 1, cached_input: 1, output: 1}}}}\n"
     );
     let daemon = TestDaemon::start_with(Settings {
         base_url: "http://127.0.0.1:9".into(),
@@ -451,7 +451,7 @@ async fn a_tool_cannot_have_the_name_by_which_agents_call_others() {
         configuration: TEAM.into(),
         ..Settings::default()
     };
-    let tool = "name: ask_researcher\ndescription: asks\ncommand: [true]\neffect: pure\n\
+    let tool = "schema: agentd/tool/v1\nname: ask_researcher\ndescription: asks\ncommand: [true]\neffect: pure\n\
                 parameters: {type: object, properties: {}}\nroles: [executor]\n";
     settings.tools.push(("ask.yaml".into(), tool.into()));
     let said = TestDaemon::refused(settings);

@@ -341,7 +341,7 @@ fn info(
 fn backends(config: &Config, redactor: &Arc<Redactor>) -> Result<Backends, DaemonError> {
     let fallback = config.watching.fallback;
     let backend = |name: BackendName, settings, model: &Option<String>| {
-        let server = HttpBackend::new(settings)
+        let server = HttpBackend::new(settings, redactor.clone())
             .map_err(|error| DaemonError::Backend(format!("{name}: {error}")))?;
         let (server, redactor) = (Arc::new(server), redactor.clone());
         Ok(Arc::new(Backend::new(name, server, model.clone(), fallback, redactor)))

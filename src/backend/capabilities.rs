@@ -261,7 +261,7 @@ fn late(http: &Http, patience: Duration) -> ModelError {
 
 fn refusal(http: &Http, seen: &Seen) -> ModelError {
     let status = reqwest::StatusCode::from_u16(seen.status).unwrap_or_default();
-    failure::status(http.url(), status, &seen.headers, &seen.body)
+    http.refusal(status, &seen.headers, &seen.body)
 }
 
 /// Nothing is known but that it does not work.

@@ -224,7 +224,7 @@ impl Gathered {
             .map_err(|error| http.protocol(API, &format!("what it sent is no answer: {error}")))?;
         let Some(choices) = piece.choices else {
             return match &piece.error {
-                Some(error) => Err(failure::in_body(http.url(), Some(error))),
+                Some(error) => Err(http.failed(Some(error))),
                 None => Err(http.protocol(API, "there is no choice in its answer")),
             };
         };

@@ -1,10 +1,11 @@
 //! What an HTTP answer that is not a response means, and how to say it. Never decides to retry.
+//! Invariant: a backend's own words are free of secrets before they are cut, since half a secret is not known for one.
 
 use reqwest::{StatusCode, header::HeaderMap};
 use serde_json::Value;
 
 use crate::{
-    domain::journal::Sent,
+    domain::{journal::Sent, redact::Redactor},
     ports::{ModelError, ModelFault},
 };
 
@@ -43,12 +44,12 @@ pub(super) fn transport(url: &str, error: &reqwest::Error) -> ModelError {
 
 /// The backend answered with an HTTP error.
 pub(super) fn status(
-    url: &str,
+    (url, redactor): (&str, &Redactor),
     status: StatusCode,
     headers: &HeaderMap,
     body: &[u8],
 ) -> ModelError {
-    let said = words(body);
+    let said = quote(&words(body), redactor);
     let code = code(body);
     let fault = match (status.as_u16(), code.as_deref()) {
         (_, Some("insufficient_quota")) => ModelFault::QuotaExhausted,
@@ -77,8 +78,9 @@ pub(super) fn status(
 }
 
 /// The response itself says that it failed.
-pub(super) fn in_body(url: &str, error: Option<&Value>) -> ModelError {
-    let said = error.map_or_else(|| "no reason given".to_owned(), |error| clip(&text_of(error)));
+pub(super) fn in_body((url, redactor): (&str, &Redactor), error: Option<&Value>) -> ModelError {
+    let said = error.map_or_else(|| "no reason given".to_owned(), text_of);
+    let said = quote(&said, redactor);
     let code = error.and_then(|error| error.get("code")).and_then(Value::as_str);
     let fault = match code {
         Some("rate_limit_exceeded" | "slow_down") => ModelFault::RateLimited,
@@ -182,7 +184,7 @@ fn words(body: &[u8]) -> String {
     };
     match text.trim() {
         "" => "nothing more".to_owned(),
-        text => clip(text),
+        text => text.to_owned(),
     }
 }
 
@@ -196,8 +198,10 @@ fn text_of(error: &Value) -> String {
     }
 }
 
-fn clip(text: &str) -> String {
-    text.chars().take(QUOTE_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
+/// The beginning of it, on one line and without secrets.
+fn quote(words: &str, redactor: &Redactor) -> String {
+    let words = redactor.redact(words);
+    words.chars().take(QUOTE_CHARS).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -205,8 +209,8 @@ mod tests {
     use super::*;
 
     fn fault(code: u16, body: &str) -> ModelFault {
-        let status_code = StatusCode::from_u16(code).unwrap();
-        status("b", status_code, &HeaderMap::new(), body.as_bytes()).fault
+        let code = StatusCode::from_u16(code).unwrap();
+        status(("b", &Redactor::default()), code, &HeaderMap::new(), body.as_bytes()).fault
     }
 
     #[test]
@@ -219,6 +223,27 @@ mod tests {
         );
         assert_eq!(fault(503, "<html>"), ModelFault::Unavailable);
         assert_eq!(fault(400, r#"{"error":{"code":400}}"#), ModelFault::Rejected);
+    }
+
+    #[test]
+    fn a_secret_goes_before_the_words_are_cut_wherever_it_stands_in_them() {
+        let secret = "s3cr3t/of:the,house-";
+        let redactor = Redactor::new([secret.to_owned()]);
+        for before in QUOTE_CHARS - secret.len()..=QUOTE_CHARS {
+            let words = format!("{}{secret}{}", "-".repeat(before), "-".repeat(QUOTE_CHARS));
+            let body = serde_json::json!({"error": {"message": &words}});
+            let refused = status(
+                ("b", &redactor),
+                StatusCode::BAD_REQUEST,
+                &HeaderMap::new(),
+                body.to_string().as_bytes(),
+            );
+            let gave_up = in_body(("b", &redactor), body.get("error"));
+            for error in [refused, gave_up] {
+                assert!(!error.message.contains("s3"), "{before}: {error}");
+            }
+            assert_eq!(quote(&words, &redactor).chars().count(), QUOTE_CHARS);
+        }
     }
 
     #[test]
@@ -258,7 +283,7 @@ mod tests {
     fn the_wish_to_be_left_alone_is_read_in_words_where_there_are_no_headers_any_more() {
         let asked = |words: &str| {
             let error = serde_json::json!({"code": "rate_limit_exceeded", "message": words});
-            in_body("b", Some(&error)).retry_after_ms
+            in_body(("b", &Redactor::default()), Some(&error)).retry_after_ms
         };
         assert_eq!(asked("Rate limit reached. Please try again in 1.5s."), Some(1500));
         assert_eq!(asked("Please try again in 20ms."), Some(20));
@@ -303,7 +328,8 @@ mod tests {
         assert!(names_no_route("Not Found") && names_no_route("Invalid URL (GET /v1/agents)"));
         assert!(!names_no_route("model 'x' not found, try pulling it first"));
         let error = serde_json::json!("Unexpected endpoint or method. (POST /v1/responses)");
-        assert_eq!(in_body("b", Some(&error)).fault, ModelFault::Rejected);
+        let told = in_body(("b", &Redactor::default()), Some(&error));
+        assert_eq!(told.fault, ModelFault::Rejected);
     }
 
     #[test]
@@ -311,7 +337,7 @@ mod tests {
         let told = |value: &str| {
             let mut headers = HeaderMap::new();
             headers.insert("x-should-retry", value.parse().unwrap());
-            status("b", StatusCode::CONFLICT, &headers, b"").should_retry
+            status(("b", &Redactor::default()), StatusCode::CONFLICT, &headers, b"").should_retry
         };
         assert_eq!((told("true"), told("false"), told("maybe")), (Some(true), Some(false), None));
     }

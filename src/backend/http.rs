@@ -1,13 +1,14 @@
 //! The connection to one model server: requests, bodies within bounds, failures in words. Knows no API.
 
-use std::{fmt, net::IpAddr, time::Duration};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use reqwest::{Client, RequestBuilder, Response, header};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
+use serde_json::Value;
 
 use crate::{
     backend::failure,
-    domain::backend::ProfileName,
+    domain::{backend::ProfileName, redact::Redactor},
     ports::{ModelError, ModelFault},
     secrets::{ExposeSecret as _, Secret},
 };
@@ -64,11 +65,13 @@ pub(super) struct Http {
     client: Client,
     /// With `/v1`.
     url: String,
+    /// What it says of its failures is repeated without secrets.
+    redactor: Arc<Redactor>,
 }
 
 impl Http {
     /// Errors: the key cannot stand in a header, or the system's certificates cannot be read.
-    pub(super) fn new(settings: &Settings) -> Result<Self, String> {
+    pub(super) fn new(settings: &Settings, redactor: Arc<Redactor>) -> Result<Self, String> {
         let mut headers = header::HeaderMap::new();
         if let Some(key) = &settings.api_key {
             let mut value =
@@ -93,7 +96,7 @@ impl Http {
         let client = client
             .build()
             .map_err(|error| format!("no HTTP client: {}", crate::telemetry::chain(&error)))?;
-        Ok(Self { client, url })
+        Ok(Self { client, url, redactor })
     }
 
     /// The base URL, with `/v1`.
@@ -128,7 +131,7 @@ impl Http {
         }
         let (status, headers) = (answer.status(), answer.headers().clone());
         let body = bounded(answer, ERROR_BYTES).await.unwrap_or_default();
-        Err(failure::status(&self.url, status, &headers, &body))
+        Err(self.refusal(status, &headers, &body))
     }
 
     /// Any answer at all, with its body, of which a long one is cut.
@@ -149,6 +152,21 @@ impl Http {
             )),
             false => Ok(body),
         }
+    }
+
+    /// It answered with this HTTP error.
+    pub(super) fn refusal(
+        &self,
+        status: StatusCode,
+        headers: &header::HeaderMap,
+        body: &[u8],
+    ) -> ModelError {
+        failure::status((&self.url, &self.redactor), status, headers, body)
+    }
+
+    /// The answer says of itself that it failed.
+    pub(super) fn failed(&self, error: Option<&Value>) -> ModelError {
+        failure::in_body((&self.url, &self.redactor), error)
     }
 
     pub(super) fn transport(&self, error: &reqwest::Error) -> ModelError {

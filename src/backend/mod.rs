@@ -24,7 +24,10 @@ use std::{
 use async_trait::async_trait;
 
 use crate::{
-    domain::backend::{Api, ProfileName},
+    domain::{
+        backend::{Api, ProfileName},
+        redact::Redactor,
+    },
     ports::{Answer, Compacted, Look, Model, ModelError, ModelFault, Probe, Question, Said},
     secrets::{ExposeSecret as _, Secret},
 };
@@ -58,10 +61,12 @@ struct Learned {
 }
 
 impl HttpBackend {
+    /// What it says of its failures is repeated as `redactor` leaves it.
+    ///
     /// Errors: the key cannot stand in a header, or the system's certificates cannot be read.
-    pub fn new(settings: &Settings) -> Result<Self, String> {
+    pub fn new(settings: &Settings, redactor: Arc<Redactor>) -> Result<Self, String> {
         Ok(Self {
-            http: Http::new(settings)?,
+            http: Http::new(settings, redactor)?,
             streaming: settings.streaming,
             idle: settings.idle_timeout,
             readiness: settings.readiness,

@@ -46,7 +46,7 @@ impl Reading<'_> {
                 let response: Response = serde_json::from_slice(&body)
                     .map_err(|error| self.protocol(&format!("the body is no response: {error}")))?;
                 if response.output.is_none() && response.error.is_some() {
-                    return Err(failure::in_body(self.http.url(), response.error.as_ref()));
+                    return Err(self.http.failed(response.error.as_ref()));
                 }
                 response
             }
@@ -121,12 +121,10 @@ impl Reading<'_> {
                 Ok(Some(response))
             }
             // llama.cpp's ends a failed stream with an error that has no type of event.
-            "" if event.error.is_some() => {
-                Err(failure::in_body(self.http.url(), event.error.as_ref()))
-            }
+            "" if event.error.is_some() => Err(self.http.failed(event.error.as_ref())),
             "error" => {
                 let words = event.message.map(serde_json::Value::from);
-                Err(failure::in_body(self.http.url(), event.error.or(words).as_ref()))
+                Err(self.http.failed(event.error.or(words).as_ref()))
             }
             _ => Ok(None),
         }
@@ -149,7 +147,7 @@ impl Reading<'_> {
                     .unwrap_or_else(|| "no reason given".into()),
             ),
             "failed" | "cancelled" => {
-                return Err(failure::in_body(self.http.url(), response.error.as_ref()));
+                return Err(self.http.failed(response.error.as_ref()));
             }
             other => {
                 return Err(self.protocol(&format!("the response is {other:?}, not completed")));
@@ -296,7 +294,7 @@ mod tests {
         };
         // As `bin/agentd.rs` does; another test may have done it.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        Http::new(&settings).unwrap()
+        Http::new(&settings, Default::default()).unwrap()
     }
 
     fn question(items: &[Item]) -> Question<'_> {

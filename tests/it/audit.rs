@@ -565,6 +565,38 @@ async fn a_backend_that_repeats_the_key_does_not_make_it_known() {
 }
 
 #[tokio::test]
+async fn a_key_that_a_backend_repeats_is_not_cut_in_half_either() {
+    // Longer than what is repeated of it, which ends in the middle of the key.
+    let words = format!("{} {KEY} {}", "-".repeat(480), "-".repeat(100));
+    let said = json!({"error": {"message": words, "code": "insufficient_quota"}}).to_string();
+    let backend = Backend::start(move |_: &Seen| Reply::Http {
+        status: 429,
+        headers: Vec::new(),
+        body: said.clone(),
+    })
+    .await;
+    let daemon = with_key(&backend);
+
+    let story = daemon.carry_out("let me in").await;
+    let doctor = daemon.agentctl(&["doctor", "--backend"]).await;
+    let health = daemon.agentctl(&["health", "-o", "json"]).await;
+
+    let message = &story.run.error.as_ref().unwrap().message;
+    assert!(
+        message.contains("--- [redacted]") && message.ends_with("another backend"),
+        "{message}"
+    );
+    let told = format!("{story:?}{doctor:?}{health:?}{}", daemon.log());
+    assert!(!told.contains(&KEY[..8]), "{told}");
+    assert!(format!("{doctor:?}").contains("answered 429"), "control: it was told: {doctor:?}");
+    for path in files(&daemon.state()) {
+        let content = fs::read(&path).unwrap();
+        let half = content.windows(8).any(|window| window == &KEY.as_bytes()[..8]);
+        assert!(!half, "half a secret stands in {}", path.display());
+    }
+}
+
+#[tokio::test]
 async fn the_daemon_s_own_token_is_a_secret_like_any_other() {
     let backend =
         Backend::start(|seen: &Seen| Reply::Answer(Turn::say(&format!("I heard: {}", seen.task))))

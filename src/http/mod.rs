@@ -1,6 +1,8 @@
 //! Health over HTTP, for orchestrators and people with a browser: no token, and nothing in it that is a secret. How the
 //! daemon is: `engine::health`.
 
+mod connections;
+
 use axum::{
     Json, Router,
     extract::State,
@@ -20,7 +22,7 @@ use crate::{
 /// Requests that are answered at the same time; more wait.
 const AT_ONCE: usize = 64;
 
-/// Serves until `stopping`.
+/// Serves until `stopping`, and ends what is open then.
 pub async fn serve(engine: Engine, listener: TcpListener, stopping: CancellationToken) {
     let app = Router::new()
         .route("/livez", get(livez))
@@ -28,12 +30,7 @@ pub async fn serve(engine: Engine, listener: TcpListener, stopping: Cancellation
         .route("/healthz", get(healthz))
         .layer(tower::limit::GlobalConcurrencyLimitLayer::new(AT_ONCE))
         .with_state(engine);
-    let served = axum::serve(listener, app)
-        .with_graceful_shutdown(async move { stopping.cancelled().await })
-        .await;
-    if let Err(error) = served {
-        tracing::error!(%error, "the HTTP server ended");
-    }
+    connections::take(app, listener, stopping).await;
 }
 
 /// Whether the runtime and the store's writer tick. Never looks at what the daemon depends on.

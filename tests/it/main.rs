@@ -34,6 +34,7 @@ mod egress;
 mod forks;
 mod golden;
 mod heads;
+mod health_port;
 mod hosted;
 mod kills;
 mod launcher;

@@ -29,7 +29,7 @@ const ROOMS: [(&str, &[&str]); 33] = [
     ("tool_files", &["domain", "private_file", "yaml"]),
     ("callers", &["domain", "secrets"]),
     ("grpc", &["agents", "config", "domain", "engine", "jsonl", "ports", "proto"]),
-    ("http", &["domain", "engine"]),
+    ("http", &["domain", "engine", "tasks"]),
     ("system", &["domain", "ports"]),
     (
         "config",

@@ -8,7 +8,7 @@ use agentd::{
 use futures_util::future::join_all;
 use serde_json::json;
 
-use crate::support::{Backend, Story, TestDaemon};
+use crate::support::{Backend, Story, TestDaemon, silence};
 
 async fn silent() -> Backend {
     Backend::start(|_: &Seen| Reply::Hang).await
@@ -144,14 +144,15 @@ async fn cancelling_twice_or_ten_times_at_once_is_fine() {
 #[tokio::test]
 async fn a_run_that_has_ended_is_returned_as_it_ended() {
     let backend = Backend::start(|seen: &Seen| match seen.task.as_str() {
-        "fail" => Reply::Incomplete { turn: Turn::say("cu"), reason: "content_filter".into() },
+        "fail" => silence(),
         _ => Reply::Answer(Turn::say("done")),
     })
     .await;
     let daemon = TestDaemon::start(&backend.url());
 
-    for task in ["succeed", "fail"] {
+    for (task, state) in [("succeed", RunState::Succeeded), ("fail", RunState::Failed)] {
         let before = daemon.carry_out(task).await;
+        assert_eq!(before.state(), state, "control");
         assert_eq!(daemon.cancel(&before.run.id).await, before.run);
         let after = daemon.story(&before.run.id).await;
         assert_eq!((after.run, after.entries), (before.run, before.entries));

@@ -14,14 +14,12 @@ use agentd::{
 };
 use serde_json::{Value, json};
 
-use crate::support::{Backend, TestDaemon, agentctl, exited, wait_until};
+use crate::support::{Backend, TestDaemon, agentctl, exited, silence, wait_until};
 
 /// Answers by the first word of the task.
 async fn backend() -> Backend {
     Backend::start(|seen: &Seen| match seen.task.split(' ').next() {
-        Some("fail") => {
-            Reply::Incomplete { turn: Turn::say("cu"), reason: "content_filter".into() }
-        }
+        Some("fail") => silence(),
         Some("hang") => Reply::Hang,
         Some("unauthenticated") => {
             Reply::Http { status: 401, headers: vec![], body: String::new() }
@@ -328,7 +326,7 @@ async fn an_error_of_a_run_is_an_object_too() {
 
     let error = run.error.unwrap();
     assert_eq!(got["error"], json!({"reason": error.reason, "message": error.message}));
-    assert_eq!(got["error"]["reason"], "INCOMPLETE_RESPONSE");
+    assert_eq!(got["error"]["reason"], "EMPTY_ANSWER");
 }
 
 #[tokio::test]

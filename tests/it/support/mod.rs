@@ -22,7 +22,7 @@ use crate::shim::Shim;
 use agentd::{
     client::{Address, Client},
     proto::v1::{self, RunState, stream_run_events_response::Event},
-    scripted::{Brain, Kind, Manner, Memory, ScriptedBackend},
+    scripted::{Brain, Kind, Manner, Memory, Reply, ScriptedBackend, Turn},
     tasks::Tasks,
 };
 use rustix::process::{Pid, Signal, kill_process};
@@ -535,6 +535,11 @@ pub(crate) fn manner() -> Manner {
         Err(_) => Kind::Plain,
     };
     Manner { memory: Memory::Requests, kind, ..Manner::default() }
+}
+
+/// An answer that says nothing, by which a run fails whichever kind of server gives it: not all say that they cut one off.
+pub(crate) fn silence() -> Reply {
+    Reply::Answer(Turn::default())
 }
 
 /// A scripted backend that remembers its requests, and the tasks that keep it alive.

@@ -266,7 +266,7 @@ class Daemon:
         return self.control("run", "events", run_id)
 
     def submit(self, task=TASK):
-        command, environment = self.command("run", "submit", "--follow", task)
+        command, environment = self.command("run", "submit", "--agent", "executor", "--follow", task)
         return Follower(command, environment, self._home / "workspace", task, self._cleanup)
 
     def _last_words(self):

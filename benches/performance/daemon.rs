@@ -131,6 +131,7 @@ pub(crate) async fn submit(client: &Client, workspace: String) -> v1::Run {
     };
     let request = v1::CreateRunRequest {
         task: "write".into(),
+        agent: "executor".into(),
         workspace,
         budget: Some(budget),
         ..Default::default()

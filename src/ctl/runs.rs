@@ -102,7 +102,8 @@ pub(super) struct Submit {
     /// The directory to work in [default: this one]
     #[arg(long, value_name = "DIR")]
     workspace: Option<PathBuf>,
-    /// Who carries it out: executor, or default (plan, execute, review)
+    /// Who carries it out: default (plan, execute, review), executor (one agent alone), or another of `agentctl agents list`
+    /// [default: default]
     #[arg(long, default_value = "", hide_default_value = true, value_name = "NAME")]
     agent: String,
     /// The model [default: the daemon's]

@@ -11,7 +11,7 @@ use tokio::sync::{Semaphore, broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    agents::{self, executor},
+    agents,
     domain::{
         access::{Access, Reach},
         budget::{PerDay, roles_over},
@@ -266,9 +266,7 @@ impl Engine {
         wanted: Submission,
     ) -> Result<Submitted, EngineError> {
         let caller = access.caller.clone();
-        let agent = Some(wanted.agent).filter(|agent| !agent.is_empty());
-        let agent = agent.unwrap_or_else(|| executor::NAME.to_owned());
-        let spec = RunCreated {
+        let mut spec = RunCreated {
             task: wanted.task.into(),
             workspace: wanted.workspace,
             // After the digest: what a team is by default must not make a repetition another submission.
@@ -276,7 +274,7 @@ impl Engine {
             output: None,
             told: Vec::new(),
             team: None,
-            agent,
+            agent: wanted.agent,
             model: Some(wanted.model).filter(|model| !model.is_empty()),
             budget: wanted.budget,
             role_budgets: wanted.role_budgets,
@@ -286,6 +284,9 @@ impl Engine {
             forked: None,
         };
         let admission = Admission { caller, request_id: wanted.request_id, digest: digest(&spec)? };
+        if spec.agent.is_empty() {
+            spec.agent = agents::TEAM.to_owned();
+        }
         // What was accepted once stays accepted, also where it would be refused by now.
         if let Some(run) = self.inner.world.journal.submitted(admission.clone()).await? {
             return Ok(Submitted::Existed(self.run(run).await?));

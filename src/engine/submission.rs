@@ -30,7 +30,7 @@ pub(super) const REQUEST_ID_BYTES: usize = 128;
 pub struct Submission {
     pub task: String,
     pub workspace: String,
-    /// Empty: the executor.
+    /// Empty: the team.
     pub agent: String,
     /// Empty: the daemon's default.
     pub model: String,
@@ -112,10 +112,10 @@ pub fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), EngineError
 }
 
 impl Engine {
-    /// The agent of that name; empty: the executor.
+    /// There is an agent of that name.
     pub(super) fn check_agent(&self, agent: &str) -> Result<(), EngineError> {
         let agents = self.inner.world.agents();
-        if agent.is_empty() || agents.iter().any(|one| one.name == agent) {
+        if agents.iter().any(|one| one.name == agent) {
             return Ok(());
         }
         let agent: String = agent.chars().take(80).collect();

@@ -97,6 +97,15 @@ pub(crate) async fn submit(daemon: &TestDaemon) -> String {
     daemon.create(request(daemon)).await.unwrap().run.unwrap().id
 }
 
+/// Three agents at their shortest: a plan, a word, and consent.
+pub(crate) fn content(seen: &Seen) -> Reply {
+    Reply::Answer(Turn::say(match who(&seen.task) {
+        Who::Planner => PLAN,
+        Who::Executor => "done",
+        Who::Reviewer => ACCEPT,
+    }))
+}
+
 /// Each agent that began, in order.
 fn seats(story: &Story) -> Vec<String> {
     story
@@ -115,6 +124,28 @@ pub(crate) fn requests(backend: &Backend, of: Who) -> Vec<Value> {
 pub(crate) fn tools(request: &Value) -> Vec<String> {
     let tools = request["tools"].as_array().cloned().unwrap_or_default();
     tools.iter().map(|tool| tool["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn a_run_that_names_no_agent_is_planned_done_and_reviewed() {
+    let backend = Backend::start(content).await;
+    let daemon = TestDaemon::start(&backend.url());
+    let unnamed = v1::CreateRunRequest { agent: String::new(), ..daemon.request("Say it.") };
+    let called = daemon.create(unnamed).await.unwrap().run.unwrap().id;
+    daemon.wait(&called).await;
+
+    let workspace = daemon.workspace().display().to_string();
+    let submit = ["run", "submit", "Say it.", "--workspace", &workspace, "--wait", "-o", "json"];
+    let typed = daemon.agentctl(&submit).await;
+    let typed: Value = serde_json::from_slice(&typed.stdout).unwrap();
+
+    for id in [called.as_str(), typed["id"].as_str().unwrap()] {
+        let story = daemon.story(id).await;
+        let run = (story.state(), story.run.agent.as_str(), story.run.answer.as_str());
+        assert_eq!(run, (RunState::Succeeded, "default", "done"), "{:?}", story.run.error);
+        assert_eq!(seats(&story), ["planner", "executor", "reviewer"]);
+        assert_eq!(story.payloads("reviewed")[0]["verdict"], "accept");
+    }
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::{
 
 use agentd::{
     proto::DESCRIPTORS,
-    scripted::{Reply, Script, Seen, Turn},
+    scripted::{Script, Turn},
     tasks,
 };
 use prost::Message as _;
@@ -152,7 +152,7 @@ async fn a_method_without_an_exercise_fails_each_script_and_so_does_an_exercise_
 #[tokio::test]
 async fn the_grpcurl_lines_of_the_readme_work_as_pasted() {
     let Some(parts) = parts("the README's grpcurl lines") else { return };
-    let backend = Backend::start(|_: &Seen| Reply::Answer(Turn::say("done"))).await;
+    let backend = Backend::start(crate::agents::content).await;
     let daemon = TestDaemon::start(&backend.url());
     let states = scratch();
     symlink(daemon.state(), states.path().join("agentd")).unwrap();

@@ -261,6 +261,7 @@ async fn followed(
 ) -> (String, Vec<(&'static str, String)>) {
     let request = v1::CreateRunRequest {
         task: case.id.clone(),
+        agent: "executor".into(),
         workspace: scene.workspace.display().to_string(),
         ..Default::default()
     };

@@ -45,6 +45,11 @@ fn stderr(output: &Output) -> String {
     String::from_utf8(output.stderr.clone()).unwrap()
 }
 
+/// Submits a task by one agent alone.
+fn submission<'a>(task: &'a str, workspace: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["run", "submit", task, "--agent", "executor", "--workspace", workspace], more].concat()
+}
+
 /// The one JSON object on stdout, and the exit code.
 async fn object(daemon: &TestDaemon, arguments: &[&str]) -> (Option<i32>, Value) {
     let output = daemon.agentctl(&[arguments, &["-o", "json"]].concat()).await;
@@ -71,7 +76,7 @@ async fn the_exit_code_says_how_the_run_ended() {
         ("read too much", 6, "OUT_OF_BUDGET"),
     ] {
         let workspace = daemon.workspace().display().to_string();
-        let submit = ["run", "submit", task, "--workspace", &workspace, "--budget-calls", "2"];
+        let submit = submission(task, &workspace, &["--budget-calls", "2"]);
         let id = {
             let (exit, run) = object(&daemon, &[&submit[..], &["--wait"]].concat()).await;
             assert_eq!((exit, run["state"].as_str()), (Some(code), Some(state)), "{task}: {run}");
@@ -274,7 +279,7 @@ async fn every_answer_about_a_run_is_one_json_object_with_the_same_fields() {
     let daemon = TestDaemon::start(&backend.url());
     daemon.put("notes", "n");
     let workspace = daemon.workspace().display().to_string();
-    let submit = ["run", "submit", "read it", "--workspace", &workspace, "--label", "who=me"];
+    let submit = submission("read it", &workspace, &["--label", "who=me"]);
 
     let (_, queued) = object(&daemon, &submit).await;
     let id = queued["id"].as_str().unwrap().to_owned();
@@ -417,8 +422,7 @@ async fn followed_in_a_pipe_progress_is_plain_lines_on_stderr_and_the_answer_sta
     daemon.put("notes", "n");
     let workspace = daemon.workspace().display().to_string();
 
-    let output =
-        daemon.agentctl(&["run", "submit", "read it", "--workspace", &workspace, "--follow"]).await;
+    let output = daemon.agentctl(&submission("read it", &workspace, &["--follow"])).await;
 
     assert_eq!(output.status.code(), Some(0));
     assert_eq!(stdout(&output), "I have read it.\n");
@@ -434,7 +438,7 @@ async fn a_run_that_stood_still_once_is_followed_to_its_end() {
     let backend = backend().await;
     let daemon = TestDaemon::start(&backend.url());
     let workspace = daemon.workspace().display().to_string();
-    let submit = ["run", "submit", "read", "--workspace", &workspace, "--budget-calls", "1"];
+    let submit = submission("read", &workspace, &["--budget-calls", "1"]);
     let (exit, run) = object(&daemon, &[&submit[..], &["--wait"]].concat()).await;
     assert_eq!(exit, Some(6));
     let id = run["id"].as_str().unwrap();
@@ -524,9 +528,10 @@ async fn a_task_can_come_from_a_file_or_from_standard_input() {
     fs::write(&file, "from a file").unwrap();
 
     let mut from_file = daemon.agentctl_command();
-    from_file.args(["run", "submit", "--wait", "--workspace", &workspace, "-f"]).arg(&file);
+    let by_one = ["run", "submit", "--wait", "--agent", "executor", "--workspace", &workspace];
+    from_file.args(by_one).arg("-f").arg(&file);
     let mut from_stdin = daemon.agentctl_command();
-    from_stdin.args(["run", "submit", "--wait", "--workspace", &workspace, "-f", "-"]);
+    from_stdin.args(by_one).args(["-f", "-"]);
     fs::write(&file, "from a file").unwrap();
     let input = daemon.home().join("input.txt");
     fs::write(&input, "from standard input").unwrap();
@@ -544,12 +549,11 @@ async fn a_submission_that_is_repeated_names_the_same_run() {
     let backend = backend().await;
     let daemon = TestDaemon::start(&backend.url());
     let workspace = daemon.workspace().display().to_string();
-    let submit =
-        ["run", "submit", "once", "--workspace", &workspace, "--request-id", "r1", "--wait"];
+    let submit = submission("once", &workspace, &["--request-id", "r1", "--wait"]);
 
     let (first, second) = (object(&daemon, &submit).await, object(&daemon, &submit).await);
     assert_eq!(first, second);
-    let mut other = submit;
+    let mut other = submit.clone();
     other[2] = "twice";
     let output = daemon.agentctl(&other).await;
     assert_eq!(output.status.code(), Some(2), "{output:?}");

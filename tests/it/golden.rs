@@ -158,6 +158,7 @@ async fn make(kept: &Path, workspace: &Path) {
     for (name, state) in RUNS {
         let request = v1::CreateRunRequest {
             task: format!("{name}: the key is {SECRET}"),
+            agent: "executor".into(),
             workspace: workspace.display().to_string(),
             labels: [("what".to_owned(), name.to_owned())].into(),
             budget: Some(v1::Budget { max_turns: 2, ..Default::default() }),

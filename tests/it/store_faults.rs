@@ -56,6 +56,7 @@ fn request(daemon: &TestDaemon, name: &str) -> v1::CreateRunRequest {
     fs::write(workspace.join("asks.sh"), COUNTS).unwrap();
     v1::CreateRunRequest {
         task: name.into(),
+        agent: "executor".into(),
         workspace: workspace.display().to_string(),
         request_id: name.into(),
         ..Default::default()

@@ -94,6 +94,7 @@ async fn the_same_request_id_with_another_body_is_refused_and_changes_nothing() 
         v1::CreateRunRequest { task: "something else".into(), ..first.clone() },
         v1::CreateRunRequest { workspace: sub, ..first.clone() },
         v1::CreateRunRequest { model: "another".into(), ..first.clone() },
+        v1::CreateRunRequest { agent: String::new(), ..first.clone() },
         v1::CreateRunRequest { labels, ..first.clone() },
         v1::CreateRunRequest { budget, ..first.clone() },
     ] {

@@ -141,6 +141,7 @@ impl Stage {
     pub(super) async fn carry_out(&self, case: &Case, workspace: &Path) -> Story {
         let request = v1::CreateRunRequest {
             task: case.id.clone(),
+            agent: "executor".into(),
             workspace: workspace.display().to_string(),
             ..Default::default()
         };

@@ -365,6 +365,7 @@ async fn job(way: Address, workspace: PathBuf, name: String, callers: usize, wai
     }
     let request = v1::CreateRunRequest {
         task: name.clone(),
+        agent: "executor".into(),
         workspace: workspace.display().to_string(),
         request_id: name.clone(),
         ..Default::default()

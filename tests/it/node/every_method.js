@@ -19,7 +19,8 @@ const PATIENCE_MS = 60_000;
 // In the order in which they are done: what needs a run comes after what makes one.
 const EXERCISES = {
   async 'RunService/CreateRun'(daemon) {
-    const wish = { task: 'write it', workspace: daemon.workspace, request_id: 'node', labels: { a: 'b' } };
+    const wish = { task: 'write it', agent: 'executor', workspace: daemon.workspace, request_id: 'node' };
+    wish.labels = { a: 'b' };
     const { run } = await daemon.call('RunService/CreateRun', wish);
     assert.equal(run.labels.a, 'b');
     const again = await daemon.call('RunService/CreateRun', wish);

@@ -47,7 +47,8 @@ class Daemon:
 
 
 def create_run(daemon):
-    wish = {"task": "write it", "workspace": daemon.workspace, "request_id": "python", "labels": {"a": "b"}}
+    wish = {"task": "write it", "agent": "executor", "workspace": daemon.workspace}
+    wish |= {"request_id": "python", "labels": {"a": "b"}}
     run = daemon.call("RunService", "CreateRun", **wish).run
     assert run.id and run.labels["a"] == "b", run
     again = daemon.call("RunService", "CreateRun", **wish)

@@ -148,7 +148,7 @@ def main():
     token = given.token_file.read_text().strip()
     told = {}
 
-    wish = {"task": given.task, "workspace": given.workspace, "request_id": str(uuid.uuid4())}
+    wish = {"task": given.task, "agent": "executor", "workspace": given.workspace, "request_id": str(uuid.uuid4())}
     with Connection(given.address, token) as daemon:
         told["services"] = daemon.services()
         told["health"] = {name: daemon.health(name) for name in ("", RUNS)}

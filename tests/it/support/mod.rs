@@ -366,10 +366,11 @@ impl TestDaemon {
         self.create(self.request(task)).await.unwrap().run.unwrap()
     }
 
-    /// A request for a run in the workspace.
+    /// A request for a run in the workspace, of one agent alone: what tests are about, unless they are about several.
     pub(crate) fn request(&self, task: &str) -> v1::CreateRunRequest {
         v1::CreateRunRequest {
             task: task.into(),
+            agent: "executor".into(),
             workspace: self.workspace().display().to_string(),
             ..Default::default()
         }

@@ -144,7 +144,7 @@ async fn a_run_that_names_no_agent_is_planned_done_and_reviewed() {
         let run = (story.state(), story.run.agent.as_str(), story.run.answer.as_str());
         assert_eq!(run, (RunState::Succeeded, "default", "done"), "{:?}", story.run.error);
         assert_eq!(seats(&story), ["planner", "executor", "reviewer"]);
-        assert_eq!(story.payloads("reviewed")[0]["verdict"], "accept");
+        assert_eq!(story.payloads("review_verdict")[0]["verdict"], "accept");
     }
 }
 

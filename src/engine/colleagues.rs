@@ -48,7 +48,7 @@ pub(super) fn reachable(world: &World, mut agents: Vec<String>) -> Vec<String> {
     agents
 }
 
-/// The same for the calls of one turn.
+/// What the agent that speaks may want of others with the calls of one turn.
 #[derive(Debug, Default)]
 pub(super) struct Errands {
     tools: BTreeMap<ToolName, Errand>,

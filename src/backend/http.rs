@@ -3,6 +3,7 @@
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+use http_body_util::Full;
 use reqwest::{Client, RequestBuilder, Response, StatusCode, header};
 use serde_json::Value;
 
@@ -116,7 +117,11 @@ impl Http {
     }
 
     /// Posts JSON to `path` below `/v1`.
+    ///
+    /// The body is let go of once it is sent: each run that waits on the model would hold a copy else, for a redirect that
+    /// is never followed.
     pub(super) fn post(&self, path: &str, body: Vec<u8>) -> RequestBuilder {
+        let body = reqwest::Body::wrap(Full::new(Bytes::from(body)));
         self.client
             .post(format!("{}{path}", self.url))
             .header(header::CONTENT_TYPE, "application/json")

@@ -125,7 +125,7 @@ impl Driver {
     async fn suspend(&mut self, why: Suspension) -> Result<(), JournalError> {
         tracing::info!(run = %self.log.state().id, ?why, "the run stands still");
         if self.has_workspace && matches!(self.log.state().snapshots.copy, Some(Taken::Tree(_))) {
-            self.take_snapshot(Moment::Left).await;
+            Box::pin(self.take_snapshot(Moment::Left)).await;
         }
         self.log.append([RunSuspended { why }.into()]).await
     }
@@ -144,7 +144,7 @@ impl Driver {
     async fn finish(&mut self, ending: Ending) -> Result<(), JournalError> {
         let snapshots = &self.log.state().snapshots;
         if let (Some(Taken::Tree(_)), None) = (&snapshots.before, &snapshots.after) {
-            self.take_snapshot(Moment::After).await;
+            Box::pin(self.take_snapshot(Moment::After)).await;
         }
         self.log.append([RunFinished { ending }.into()]).await?;
         tracing::info!(run = %self.log.state().id, state = self.log.state().name().as_str(), "ended");
@@ -166,13 +166,14 @@ impl Driver {
         let prepared = join_all(preparing).await;
         let may_change = prepared.iter().any(|call| call.pending.may_change_something());
         if may_change {
-            self.look_at_copy().await;
+            // Boxed, like what else few runs do.
+            Box::pin(self.look_at_copy()).await;
         }
         if may_change && self.log.state().snapshots.before.is_none() {
-            self.take_snapshot(Moment::Before).await;
+            Box::pin(self.take_snapshot(Moment::Before)).await;
             let team = self.log.state().spec.team;
             if team.is_some_and(|team| team.on_veto == OnVeto::Restore) {
-                self.take_snapshot(Moment::Copy).await;
+                Box::pin(self.take_snapshot(Moment::Copy)).await;
             }
         }
         let intended = prepared.into_iter().map(|call| (call.intent, call.pending)).collect();

@@ -30,7 +30,7 @@ pub(super) struct Asking {
     max_turns: u32,
     since: Timestamp,
     /// Who is to go on with the caller's conversation afterwards.
-    handing: Option<HandOff>,
+    handing: Option<Box<HandOff>>,
 }
 
 /// A conversation is on its way to another agent.
@@ -123,7 +123,8 @@ impl OpenCall {
             Some(Errand::Ask(to)) => Progress::Delegated { to: Arc::new(to.clone()) },
             Some(Errand::HandOff(to)) => {
                 let ToolCall { key: call, arguments, .. } = self.call.clone();
-                state.stage.handing.get_or_insert(HandOff { call, to: to.clone(), arguments });
+                let handing = || Box::new(HandOff { call, to: to.clone(), arguments });
+                state.stage.handing.get_or_insert_with(handing);
                 Progress::Intended { attempt: 1, class: called.effect_class }
             }
             Some(Errand::RevisePlan) | None => {

@@ -80,7 +80,7 @@ pub struct Stage {
     /// Who works for whom: the last one speaks.
     pub(super) asked: Vec<Asking>,
     /// Somebody is to go on with what was said.
-    pub(super) handing: Option<HandOff>,
+    pub(super) handing: Option<Box<HandOff>>,
 }
 
 impl Stage {
@@ -128,7 +128,7 @@ impl Stage {
 
     /// Who is to go on with what was said.
     pub fn handing(&self) -> Option<&HandOff> {
-        self.handing.as_ref()
+        self.handing.as_deref()
     }
 
     /// Who has said something of what the agent in that seat has heard, itself included; none: who the run began with, or

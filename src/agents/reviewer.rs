@@ -17,8 +17,9 @@ pub const NAME: &str = "reviewer";
 const DIFF_BYTES: usize = 48 << 10;
 /// Longest answer, and longest words of a person, that it is given, in bytes.
 const TEXT_BYTES: usize = 16 << 10;
-/// Longest plan that it is given, with how it was changed and what came of its steps, in bytes.
-const PLAN_BYTES: usize = 48 << 10;
+/// Longest plan that it is given with how it was changed, and about as much of what came of its steps, in bytes. All that a
+/// plan and its revisions may have fits, but where most of it is long and is no ASCII.
+const PLAN_BYTES: usize = 64 << 10;
 /// Calls that it is told of take at most so many bytes together; the oldest are left out.
 const CALLS_BYTES: usize = 48 << 10;
 /// Longest arguments and longest output of a call that it is told of, in characters.
@@ -87,7 +88,7 @@ pub fn brief(evidence: &Evidence) -> String {
     let mut text =
         format!("Review this work, round {}.\n\n# Task\n\n{}\n", evidence.round, evidence.task);
     if let Some(plan) = &evidence.plan {
-        text.push_str(&head_and_tail(&planned(plan, evidence), PLAN_BYTES));
+        text.push_str(&planned(plan, evidence));
     }
     for input in &evidence.inputs {
         let _ = write!(text, "\n# What a person added\n\n{}\n", head_and_tail(input, TEXT_BYTES));
@@ -131,7 +132,12 @@ pub fn brief(evidence: &Evidence) -> String {
 
 /// The plan as it is, how it came to be so, and what the engineer says of it.
 fn planned(plan: &Plan, evidence: &Evidence) -> String {
-    let mut text = format!("\n# Plan\n\n{}", steps(plan));
+    let mut text = String::from("\n# Plan\n\n");
+    let numbered = (1..).zip(&plan.steps);
+    for (number, Step { intent, check, .. }) in numbered {
+        let (intent, check) = (cut_arguments(intent), cut_arguments(check));
+        let _ = writeln!(text, "{number}. {intent} (check: {check})");
+    }
     for Revision { from_step, why, replaced } in &evidence.revisions {
         let _ = write!(
             text,
@@ -143,10 +149,14 @@ fn planned(plan: &Plan, evidence: &Evidence) -> String {
             let _ = writeln!(text, "- {} (check: {})", cut_arguments(intent), cut_arguments(check));
         }
     }
+    let mut text = head_and_tail(&text, PLAN_BYTES);
     // Of one step, it is what the engineer says in the end.
     let results = evidence.results.iter().filter(|_| plan.steps.len() > 1);
     for (number, result) in (1..).zip(results) {
         let _ = writeln!(text, "Of step {number}, the engineer says: {}", cut_arguments(result));
+        if text.len() > 2 * PLAN_BYTES {
+            break;
+        }
     }
     text
 }

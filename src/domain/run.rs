@@ -91,6 +91,17 @@ pub struct Snapshots {
     pub left: Option<Taken>,
 }
 
+impl Snapshots {
+    /// The daemon died while the run was at work: what others did until the next one came, nobody can tell.
+    fn lost_sight(&mut self) {
+        if matches!((&self.copy, &self.left), (Some(Taken::Tree(_)), None)) {
+            let why = "a daemon died while the run was at work, and others may have changed it meanwhile; undo what the run \
+                       did by hand (`agentctl run diff`, `git apply -R`)";
+            self.left = Some(Taken::Failed(why.into()));
+        }
+    }
+}
+
 /// What people said to a run after its task.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Inputs {

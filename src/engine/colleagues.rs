@@ -54,6 +54,8 @@ pub(super) struct Errands {
     tools: BTreeMap<ToolName, Errand>,
     /// Of the calls, the one that may hand the conversation over.
     hand_off: Option<CallKey>,
+    /// The one that may revise the plan.
+    revision: Option<CallKey>,
     /// Number of the step under way.
     step: Option<usize>,
     /// How often the plan was revised.
@@ -84,15 +86,19 @@ pub(super) enum Decided {
 pub(super) fn open(world: &World, state: &RunState, calls: &[Invocation]) -> Arc<Errands> {
     let tools: BTreeMap<ToolName, Errand> =
         errands(world, state).into_iter().map(|tool| (tool.spec.name, tool.errand)).collect();
-    let hands_over = |call: &ToolCall| {
-        let errand = tools.get(&call.tool).filter(|errand| matches!(errand, Errand::HandOff(_)));
-        errand.is_some_and(|errand| colleagues::read(errand, &call.arguments).is_ok())
+    let first = |is_meant: fn(&Errand) -> bool| {
+        let mut calls = calls.iter().map(|invocation| &invocation.call);
+        let found = calls.find(|call| {
+            let errand = tools.get(&call.tool).filter(|errand| is_meant(errand));
+            errand.is_some_and(|errand| colleagues::read(errand, &call.arguments).is_ok())
+        });
+        found.map(|call| call.key)
     };
-    let first = calls.iter().map(|invocation| &invocation.call).find(|call| hands_over(call));
     let known = state.stage.handing().map(|handing| handing.call);
-    let hand_off = known.or(first.map(|call| call.key));
+    let hand_off = known.or_else(|| first(|errand| matches!(errand, Errand::HandOff(_))));
+    let revision = first(|errand| *errand == Errand::RevisePlan);
     let (step, revisions) = (state.stage.step(), state.stage.revisions.len());
-    Arc::new(Errands { tools, hand_off, step, revisions })
+    Arc::new(Errands { tools, hand_off, revision, step, revisions })
 }
 
 /// Those of whom the agent that speaks has heard and cannot read the thoughts: they ask another backend or model.
@@ -154,6 +160,10 @@ impl Errands {
             },
             (Errand::RevisePlan, Said::Revised { steps, why }) => match self.step {
                 None => refused("builtin/plan-done", "every step of the plan is done".into()),
+                Some(_) if self.revision != Some(call.key) => refused(
+                    "builtin/one-revision",
+                    "the plan was revised by another call of this turn".into(),
+                ),
                 Some(_) if self.revisions >= plan::REVISIONS => refused(
                     "builtin/plan-revisions",
                     format!(

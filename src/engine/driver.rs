@@ -67,6 +67,7 @@ impl Driver {
                 message.hear(&mut self.log).await?;
             }
             if self.stopping.is_cancelled() {
+                self.leave_workspace().await;
                 self.log.append([]).await?;
                 return Ok(Left { inbox: self.inbox, goes_on: false });
             }
@@ -124,9 +125,7 @@ impl Driver {
 
     async fn suspend(&mut self, why: Suspension) -> Result<(), JournalError> {
         tracing::info!(run = %self.log.state().id, ?why, "the run stands still");
-        if self.has_workspace && matches!(self.log.state().snapshots.copy, Some(Taken::Tree(_))) {
-            Box::pin(self.take_snapshot(Moment::Left)).await;
-        }
+        self.leave_workspace().await;
         self.log.append([RunSuspended { why }.into()]).await
     }
 

@@ -12,7 +12,8 @@ use crate::{
             GuardrailViolation, GuardrailsChecked, Moment, RepositoryTold, RunCreated, Taken,
             Verdict, WorkspaceRestored, WorkspaceSnapshot,
         },
-        run::{RunState, Snapshots, Stage},
+        plan::Step,
+        run::{Revision, RunState, Snapshots, Stage},
     },
     engine::{EngineError, World, diff, driver::Driver, repository, run_log::BUSY, tool_calls},
     fail_point,
@@ -37,6 +38,20 @@ impl Driver {
         }
         self.log.stage(GuardrailsChecked { round, violations, unchecked });
         Ok(())
+    }
+
+    /// Others may have the workspace from now on. Where it may have to be given back, it is remembered how it was left: once,
+    /// since who goes on and changes nothing has not looked whether it is so still.
+    pub(super) async fn leave_workspace(&mut self) {
+        let Snapshots { copy, left, .. } = &self.log.state().snapshots;
+        if !matches!((copy, left), (Some(Taken::Tree(_)), None)) {
+            return;
+        }
+        let taken = match self.has_workspace {
+            true => Box::pin(self.snapshot(Moment::Left)).await,
+            false => Taken::Failed("others may have had it meanwhile".into()),
+        };
+        self.log.stage(WorkspaceSnapshot { moment: Moment::Left, taken });
     }
 
     /// Where the run has stood still, others may have worked there: then its copy is not to be given back any more.
@@ -67,17 +82,16 @@ impl Driver {
         }
         // On disk first: what was done cannot be told any more afterwards.
         self.log.append([]).await?;
-        let (tree, why) = match (&snapshots.copy, &self.log.state().snapshots.after) {
-            (Some(Taken::Tree(tree)), Some(Taken::Tree(_))) => {
+        let (tree, why) = match &snapshots.copy {
+            // Whether or not it can be told what was done: it is not to stay.
+            Some(Taken::Tree(tree)) => {
                 fail_point::reach("effect.before");
                 let restored = diff::restore(&self.world, run, &workspace, tree).await;
                 fail_point::reach("effect.after");
                 (Some(tree.clone()), restored.err().map(|error| crate::telemetry::chain(&error)))
             }
-            (Some(Taken::Failed(why)), _) | (_, Some(Taken::Failed(why))) => {
-                (None, Some(why.clone()))
-            }
-            (None, _) | (_, None) => (None, Some("there is no copy of it".to_owned())),
+            Some(Taken::Failed(why)) => (None, Some(why.clone())),
+            None => (None, Some("there is no copy of it".to_owned())),
         };
         tracing::info!(%run, ?tree, ?why, "the work was vetoed, and the workspace is given back");
         self.log.stage(WorkspaceRestored { tree, why });
@@ -186,7 +200,7 @@ pub(super) async fn gather(world: &World, work: &Work) -> Result<Evidence, Journ
     Ok(Evidence {
         task: shown(&spec.task),
         plan: stage.plan.as_deref().cloned(),
-        revisions: stage.revisions.clone(),
+        revisions: stage.revisions.iter().map(|revision| redacted(world, revision)).collect(),
         results: stage.results.iter().map(|result| shown(result)).collect(),
         inputs: inputs.iter().map(|input| shown(input)).collect(),
         diff,
@@ -195,6 +209,21 @@ pub(super) async fn gather(world: &World, work: &Work) -> Result<Evidence, Journ
         answer: shown(stage.result.as_deref().unwrap_or_default()),
         round: stage.rounds + 1,
     })
+}
+
+/// How the plan was changed, as everyone may see it.
+fn redacted(world: &World, Revision { from_step, why, replaced }: &Revision) -> Revision {
+    let shown = |text: &str| world.redactor.redact(text).into_owned();
+    let step = |step: &Step| Step {
+        intent: shown(&step.intent),
+        tools: step.tools.clone(),
+        check: shown(&step.check),
+    };
+    Revision {
+        from_step: *from_step,
+        why: shown(why),
+        replaced: replaced.iter().map(step).collect(),
+    }
 }
 
 /// The latest calls of a run, oldest first.

@@ -51,20 +51,38 @@ const SNAPSHOT: &str = "if [ -e \"$KEPT\" ]; then cp -p \"$KEPT\" \"$GIT_INDEX_F
     | git update-index -z --index-info \
     && git add --all --ignore-errors -- . && git write-tree && mv -f \"$GIT_INDEX_FILE\" \"$KEPT\"; \
     status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\"; exit $status";
+/// The same for a copy, in which a `.gitignore` that ignores itself is too, unless all that is around it is ignored: or a run
+/// could hide files by one, or have a person's taken for its own by removing one.
+const COPY: &str = "if [ -e \"$KEPT\" ]; then cp -p \"$KEPT\" \"$GIT_INDEX_FILE\"; fi; \
+    git ls-files --stage -z \
+    | sed -z -n 's/^160000 [0-9a-f]* 0\\t/0 0000000000000000000000000000000000000000 0\\t/p' \
+    | git update-index -z --index-info \
+    && git add --all --ignore-errors -- . \
+    && git status --porcelain -z --ignored=matching --untracked-files=all --ignore-submodules=all \
+       -- ':(glob)**/.gitignore' \
+    | sed -z -n 's/^!! \\(\\(.*\\/\\)\\?\\.gitignore\\)$/\\1/p' | git update-index --add -z --stdin \
+    && git write-tree && mv -f \"$GIT_INDEX_FILE\" \"$KEPT\"; \
+    status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\"; exit $status";
 /// Gives every file back that a copy has, and removes those that it has not and that git would take in.
 ///
 /// What is to be ignored is what the copy says, and not what the run made of it: its `.gitignore` files come back first, or
 /// files of a person's that they name would be taken for the run's. Twice, since files in the way of one may have hidden
-/// others. In the end it is looked at whether it was done: git warns of what it cannot remove, and calls that well.
-const RESTORE: &str = "relink() { git ls-files --stage -z \
-    | sed -z -n 's/^160000 [0-9a-f]* 0\\t/0 0000000000000000000000000000000000000000 0\\t/p' \
-    | git update-index -z --index-info; }; \
-    take() { relink && git add --all --ignore-errors -- .; }; \
-    back() { take && git read-tree --reset -u \"$TREE\"; }; \
+/// others. What lies below a repository that was there before is nobody's business, also where it is no repository any more.
+/// One path that git cannot take in does not keep the others from coming back; in the end it is looked at whether all have:
+/// git warns of what it cannot remove, and calls that well.
+const RESTORE: &str = "take() { git add --all --ignore-errors --pathspec-from-file=\"$GIT_INDEX_FILE.paths\" \
+    --pathspec-file-nul; added=$?; \
+    git status --porcelain -z --ignored=matching --untracked-files=all --ignore-submodules=all \
+       -- ':(glob)**/.gitignore' \
+    | sed -z -n 's/^!! \\(\\(.*\\/\\)\\?\\.gitignore\\)$/\\1/p' | git update-index --add -z --stdin \
+    && return $added; }; \
+    back() { take; git read-tree --reset -u \"$TREE\"; }; \
     git read-tree \"$TREE\" \
+    && { printf '.\\0'; git ls-tree -r -z \"$TREE\" \
+       | sed -z -n 's/^160000 commit [0-9a-f]*\\t/:(exclude,literal)/p'; } >\"$GIT_INDEX_FILE.paths\" \
     && git ls-files -z -- ':(glob)**/.gitignore' | git checkout-index -f -z --stdin \
     && back && back && take && test \"$(git write-tree)\" = \"$TREE\"; \
-    status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\"; exit $status";
+    status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\" \"$GIT_INDEX_FILE.paths\"; exit $status";
 /// Of copies, above what the workspace says of its files: each comes back byte for byte.
 const ATTRIBUTES: &str = "* -text -ident -filter -working-tree-encoding\n";
 /// The changes from one tree to the other. `--text` also where `.gitattributes` say that a file be not shown.
@@ -109,7 +127,11 @@ impl Snapshots {
         }
         self.prepare(keeping).map_err(|source| SnapshotError::Store { source })?;
         let work = (workspace, Access::ReadOnly, keeping);
-        self.launch(scene, limits, work, SNAPSHOT, BTreeMap::new())
+        let script = match keeping {
+            Keeping::AsGitWould => SNAPSHOT,
+            Keeping::Bytes => COPY,
+        };
+        self.launch(scene, limits, work, script, BTreeMap::new())
     }
 
     /// What to launch to give a snapshot's files back. Blocking.

@@ -1,6 +1,10 @@
 //! Where the work of a run is vetoed, the operator says what becomes of the workspace: kept, or given back as it was.
 
-use std::{fs, os::unix::fs::PermissionsExt as _};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use agentd::{
     proto::v1::RunState,
@@ -48,6 +52,17 @@ async fn lab(brain: impl Brain, configuration: &str) -> (Backend, TestDaemon) {
     prepare(&daemon);
     daemon.put("uncommitted.txt", "mine\n");
     (backend, daemon)
+}
+
+/// Makes a repository with a commit below the workspace.
+fn repository(daemon: &TestDaemon, name: &str) {
+    let within = daemon.workspace().join(name);
+    fs::create_dir(&within).unwrap();
+    for arguments in [&["init", "-q"][..], &["commit", "-qm", "first", "--allow-empty"]] {
+        let mut git = std::process::Command::new("git");
+        git.arg("-C").arg(&within).args(["-c", "user.name=t", "-c", "user.email=t@t"]);
+        assert!(git.args(arguments).output().unwrap().status.success());
+    }
 }
 
 #[tokio::test]
@@ -126,6 +141,42 @@ async fn what_git_ignores_stays_though_the_run_had_it_ignored_no_longer() {
 }
 
 #[tokio::test]
+async fn a_file_that_says_that_it_is_ignored_itself_hides_nothing_and_gives_nothing_away() {
+    let (_backend, daemon) = lab(harmful, "review: {on_veto: restore}\n").await;
+    daemon.put("cache/.gitignore", "*\n");
+    daemon.put("cache/mine.txt", "mine\n");
+    daemon.put(
+        "harm.sh",
+        "mkdir src; printf '.gitignore\\nconftest.py\\n' >src/.gitignore; echo x >src/conftest.py; rm cache/.gitignore; \
+         echo changed >a.txt",
+    );
+    let story = daemon.story(&submit(&daemon).await).await;
+    assert_eq!(story.run.error.clone().unwrap().reason, "VETOED");
+    assert_eq!(story.payloads("workspace_restored")[0].get("why"), None);
+    for gone in ["src/.gitignore", "src/conftest.py"] {
+        assert_eq!(daemon.read(gone), None, "{gone}");
+    }
+    assert_eq!(daemon.read("cache/mine.txt").as_deref(), Some("mine\n"));
+    assert_eq!(daemon.read("cache/.gitignore").as_deref(), Some("*\n"));
+}
+
+#[tokio::test]
+async fn what_lies_below_a_repository_of_a_person_s_stays_whatever_became_of_that() {
+    let (_backend, daemon) = lab(harmful, "review: {on_veto: restore}\n").await;
+    repository(&daemon, "within");
+    daemon.put("within/mine.txt", "mine\n");
+    daemon.put(
+        "harm.sh",
+        "mv within/.git .hidden; rm -r .hidden; mkdir new; git init -q new; echo changed >a.txt",
+    );
+    let story = daemon.story(&submit(&daemon).await).await;
+    let error = story.run.error.clone().unwrap();
+    assert_eq!(error.reason, "VETOED");
+    assert_eq!(daemon.read("within/mine.txt").as_deref(), Some("mine\n"));
+    assert_eq!(daemon.read("a.txt").as_deref(), Some("a\n"), "nothing stood in its way: {error:?}");
+}
+
+#[tokio::test]
 async fn what_could_not_be_given_back_is_not_said_to_be() {
     let (_backend, daemon) = lab(harmful, "review: {on_veto: restore}\n").await;
     daemon.put(
@@ -139,15 +190,7 @@ async fn what_could_not_be_given_back_is_not_said_to_be() {
 
     // A repository within is somebody's own: git lets it be.
     let (_backend, daemon) = lab(harmful, "review: {on_veto: restore}\n").await;
-    let within = daemon.workspace().join("within");
-    fs::create_dir(&within).unwrap();
-    let git = |arguments: &[&str]| {
-        let mut git = std::process::Command::new("git");
-        git.arg("-C").arg(&within).args(["-c", "user.name=t", "-c", "user.email=t@t"]);
-        assert!(git.args(arguments).output().unwrap().status.success());
-    };
-    git(&["init", "-q"]);
-    git(&["commit", "-qm", "first", "--allow-empty"]);
+    repository(&daemon, "within");
     daemon.put("harm.sh", "echo changed >a.txt; mv within without");
     let story = daemon.story(&submit(&daemon).await).await;
     let error = story.run.error.clone().unwrap();
@@ -164,7 +207,7 @@ async fn a_workspace_that_others_changed_while_the_run_stood_still_is_not_given_
             _ => harmful(seen),
         };
         let (_backend, daemon) = lab(thinks, "review: {on_veto: restore}\n").await;
-        let few = agentd::proto::v1::Budget { max_turns: 3, ..Default::default() };
+        let few = agentd::proto::v1::Budget { max_turns: 2, ..Default::default() };
         let request = agentd::proto::v1::CreateRunRequest {
             budget: Some(few),
             ..crate::agents::request(&daemon)
@@ -174,8 +217,12 @@ async fn a_workspace_that_others_changed_while_the_run_stood_still_is_not_given_
         if changed {
             daemon.put("by-somebody-else.txt", "precious\n");
         }
-        let resumed = daemon.agentctl(&["run", "resume", &id, "--budget-turns", "20"]).await;
-        assert!(resumed.status.success(), "{resumed:?}");
+        // It stands still again before it changes anything.
+        for turns in ["3", "20"] {
+            let resumed = daemon.agentctl(&["run", "resume", &id, "--budget-turns", turns]).await;
+            assert!(resumed.status.success(), "{resumed:?}");
+            daemon.wait(&id).await;
+        }
         let story = daemon.story(&id).await;
         let error = story.run.error.clone().unwrap();
         assert_eq!(error.reason, "VETOED");
@@ -183,6 +230,26 @@ async fn a_workspace_that_others_changed_while_the_run_stood_still_is_not_given_
         assert_eq!(daemon.read("a.txt").as_deref(), Some(expected));
         assert_eq!(daemon.read("by-somebody-else.txt").is_some(), changed);
     }
+}
+
+#[tokio::test]
+async fn a_workspace_that_was_out_of_sight_of_a_daemon_that_died_is_not_given_back() {
+    let held = AtomicBool::new(true);
+    let brain = move |seen: &Seen| match (who(&seen.task), seen.turn) {
+        (Who::Executor, 2) if held.swap(false, Ordering::Relaxed) => Reply::Hang,
+        _ => harmful(seen),
+    };
+    let (backend, mut daemon) = lab(brain, "review: {on_veto: restore}\n").await;
+    let id = submit(&daemon).await;
+    backend.wait_for_requests(3).await;
+    daemon.kill();
+    daemon.put("by-somebody-else.txt", "precious\n");
+    daemon.restart();
+    let story = daemon.story(&id).await;
+    let error = story.run.error.clone().unwrap();
+    assert!(error.message.contains("a daemon died while the run was at work"), "{error:?}");
+    assert_eq!(daemon.read("by-somebody-else.txt").as_deref(), Some("precious\n"));
+    assert_eq!(daemon.read("a.txt").as_deref(), Some("changed\n"));
 }
 
 #[tokio::test]

@@ -67,12 +67,18 @@ async fn a_plan_that_turns_out_to_be_wrong_is_revised_and_what_is_done_stays_don
             (Who::Planner, _) => Turn::say(PLAN),
             (Who::Executor, 1) => Turn::say("I greeted."),
             (Who::Executor, 2) => {
-                Turn::call("revise_plan", json!({"why": "no hands", "steps": []})).and_call(
-                    "revise_plan",
-                    json!({"why": "no hands", "steps": [
+                Turn::call("revise_plan", json!({"why": "no hands", "steps": []}))
+                    .and_call(
+                        "revise_plan",
+                        json!({"why": "no hands", "steps": [
                         {"intent": "nod", "tools": [], "check": "a nod"},
                         {"intent": "smile", "tools": [], "check": "a smile"}]}),
-                )
+                    )
+                    .and_call(
+                        "revise_plan",
+                        json!({"why": "again", "steps": [
+                        {"intent": "frown", "tools": [], "check": "a frown"}]}),
+                    )
             }
             (Who::Executor, 3) => Turn::say("I nodded."),
             (Who::Executor, 4) => Turn::say("I smiled."),
@@ -96,7 +102,12 @@ async fn a_plan_that_turns_out_to_be_wrong_is_revised_and_what_is_done_stays_don
     );
     assert_eq!(
         story.decisions(),
-        ["deny builtin/unknown-tool", "deny builtin/arguments", "allow builtin/colleagues"]
+        [
+            "deny builtin/unknown-tool",
+            "deny builtin/arguments",
+            "allow builtin/colleagues",
+            "deny builtin/one-revision"
+        ]
     );
     let third = requests(&backend, Who::Executor)[3]["input"].to_string();
     assert!(third.contains("Now do step 3 of 3: smile"), "{third}");

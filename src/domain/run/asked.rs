@@ -25,7 +25,8 @@ pub(super) struct Asking {
     /// The part of the conversation that the asking agent was in, and its role.
     caller: Part,
     role: RoleName,
-    /// Turns that are not its own, so far, and how many it may take.
+    /// Turns when it began; turns that are not its own, so far; and how many it may take.
+    began: u32,
     after: u32,
     max_turns: u32,
     since: Timestamp,
@@ -149,6 +150,7 @@ impl Work {
             calls,
             caller: state.stage.part(),
             role: state.role.clone(),
+            began: state.usage.turns,
             after: state.usage.turns,
             max_turns: agent.max_turns,
             since: state.updated,
@@ -168,7 +170,7 @@ impl Work {
         state.begins(Part { from, after, ..asking.caller });
         // Whoever asks is not charged for the turns of others.
         if let Some(caller) = state.stage.asked.last_mut() {
-            caller.after += after.saturating_sub(asking.after);
+            caller.after += after.saturating_sub(asking.began);
         }
         state.stage.handing = asking.handing;
         state.role = asking.role;

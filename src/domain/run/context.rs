@@ -190,6 +190,11 @@ impl Context {
         self.trimmed_of_other = 0;
     }
 
+    /// What one model made of the beginning, another may not be able to read: the whole is there for it.
+    pub(super) fn is_handed_over(&mut self) {
+        self.compacted = self.compacted.take().filter(|compacted| compacted.only.is_none());
+    }
+
     pub(super) fn requested(&mut self, request: &ModelRequest) {
         self.sent = request.estimated_tokens;
     }

@@ -85,6 +85,7 @@ impl RunState {
                     self.warned.clear();
                 }
             }
+            Record::RunRecovered(_) if self.is_under_way() => self.snapshots.lost_sight(),
             Record::PlanRevised(revised) => self.stage.revise_plan(revised),
             Record::BudgetWarning(warning) => self.warned.push(warning.limit.clone()),
             Record::InputReceived(input) => self.inputs.take(input),

@@ -8,11 +8,11 @@ use crate::domain::{
     item::Item,
     journal::{
         AgentBegan, GuardrailsChecked, OnVeto, OutputRefused, PlanMade, Record, RepositoryTold,
-        Reviewed, StepFinished, WorkspaceRestored,
+        Reviewed, StepFinished, Taken, WorkspaceRestored,
     },
     output,
     plan::{Plan, Verdict},
-    run::{Command, Ending, Failure, Nudged, RunState, Seat, Work, stage::Part},
+    run::{Command, Ending, Failure, Nudged, RunState, Seat, Snapshots, Work, stage::Part},
 };
 
 /// What one of several agents has come to.
@@ -73,6 +73,12 @@ impl RunState {
         if (before.seat, &before.agent) != (part.seat, &part.agent) {
             self.context.is_anothers();
         }
+        let handed_over = part.seat == Seat::Executor
+            && !self.stage.places(Seat::Executor, self.items.len()).is_empty()
+            && self.stage.agent_in(Seat::Executor) != part.agent.as_ref();
+        if handed_over {
+            self.context.is_handed_over();
+        }
         self.stage.parts.push(part);
         self.stage.is_corrected = false;
     }
@@ -105,7 +111,7 @@ impl Work {
                 Self::stepped(done, answer, state)
             }
             (Self::Restoring(failure), Record::WorkspaceRestored(restored)) => {
-                Self::restored(failure, restored)
+                Self::restored(failure, restored, &state.snapshots)
             }
             (Self::Concluding { .. }, Record::OutputRefused(refused)) => {
                 Self::corrected(refused, state)
@@ -232,16 +238,22 @@ impl Work {
         }
     }
 
-    pub(super) fn restored(mut failure: Failure, restored: &WorkspaceRestored) -> Self {
+    pub(super) fn restored(
+        mut failure: Failure,
+        restored: &WorkspaceRestored,
+        snapshots: &Snapshots,
+    ) -> Self {
+        let is_told = matches!(snapshots.after, Some(Taken::Tree(_)));
+        let told = if is_told { "its diff" } else { "the journal" };
         failure.message.push_str(&match &restored.why {
-            None => "The files of the workspace are again what they were before the run; what it did is in its diff"
-                .to_owned(),
+            None => format!(
+                "The files of the workspace are again what they were before the run; what it did is in {told}"
+            ),
             Some(why) if restored.tree.is_none() => {
                 format!("The workspace was to be restored, and is as the run left it: {why}")
             }
             Some(why) => format!(
-                "The workspace was to be restored, and may be so in part only: {why}. `agentctl run diff` tells what the \
-                 run did"
+                "The workspace was to be restored, and may be so in part only: {why}. What the run did is in {told}"
             ),
         });
         Self::Failing(failure)

@@ -2,8 +2,9 @@
 //! none of it is lost with a daemon that dies.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex,
     atomic::{AtomicBool, Ordering},
+    mpsc,
 };
 
 use agentd::{
@@ -366,15 +367,12 @@ async fn what_an_agent_that_is_asked_wants_to_do_is_allowed_by_a_person_like_any
 
 #[tokio::test]
 async fn what_people_say_meanwhile_waits_for_the_agent_that_they_gave_the_task() {
-    let held = Arc::new(AtomicBool::new(true));
-    let let_go = held.clone();
+    let (let_go, held) = mpsc::channel::<()>();
+    let held = Mutex::new(held);
     let brain = move |seen: &Seen| {
         if seen.model == "researcher" && seen.task == "Where is it?" {
-            tokio::task::block_in_place(|| {
-                while let_go.load(Ordering::Relaxed) {
-                    std::thread::yield_now();
-                }
-            });
+            // Until the sender is dropped.
+            let _ = tokio::task::block_in_place(|| held.lock().unwrap().recv());
         }
         asks(seen)
     };
@@ -384,7 +382,7 @@ async fn what_people_say_meanwhile_waits_for_the_agent_that_they_gave_the_task()
     let input =
         v1::SendRunInputRequest { id: id.clone(), text: "Be quick.".into(), ..Default::default() };
     daemon.client().await.runs().send_run_input(input).await.unwrap();
-    held.store(false, Ordering::Relaxed);
+    drop(let_go);
     let story = daemon.story(&id).await;
     assert_eq!(story.state(), RunState::Succeeded, "{:?}", story.run.error);
     assert!(requests(&backend, "fixer")[1]["input"].to_string().contains("Be quick."));

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use crate::{
-    agents::{Agent, executor},
+    agents::Agent,
     domain::{
         ids::ToolName,
         journal::{Colleague, Errand},
@@ -154,11 +154,6 @@ pub fn answered(by: &str, answer: &str) -> serde_json::Value {
     serde_json::json!({ "agent": by, "answer": answer })
 }
 
-/// Whether an agent of that name can be called by others: those of the configuration, and the executor.
-pub fn is_callable<'a>(name: &str, mut configured: impl Iterator<Item = &'a Agent>) -> bool {
-    name == executor::NAME || configured.any(|agent| agent.name == name)
-}
-
 /// Names of those to whom these tools hand over, and of those whom they ask.
 pub fn named_in(tools: &[ErrandTool]) -> (Vec<Arc<str>>, Vec<Arc<str>>) {
     let (mut hand_offs, mut asks) = (Vec::new(), Vec::new());
@@ -175,7 +170,7 @@ pub fn named_in(tools: &[ErrandTool]) -> (Vec<Arc<str>>, Vec<Arc<str>>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agents::built_in;
+    use crate::agents::{built_in, executor};
 
     #[test]
     fn a_hand_off_and_an_asking_are_tools_named_after_the_agent() {

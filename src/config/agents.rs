@@ -11,7 +11,7 @@ use crate::{
         backends::NamedBackend,
         named_agents::{self, Named},
         names,
-        reader::{Count, Origin, Reader, SettingValue, Spare},
+        reader::{Count, Origin, Reader, Spare, either},
     },
     domain::{
         budget::{Budget, RoleBudgets},
@@ -74,47 +74,8 @@ fn repository(reader: &mut Reader<'_>) -> Vec<String> {
     names
 }
 
-impl SettingValue for Consequence {
-    fn from_text(text: &str) -> Result<Self, String> {
-        match text {
-            "veto" => Ok(Self::Veto),
-            "report" => Ok(Self::Report),
-            _ => Err(format!("{text:?} is neither veto nor report")),
-        }
-    }
-
-    fn from_scalar(value: &Value) -> Result<Self, String> {
-        Self::from_text(&String::from_scalar(value)?)
-    }
-
-    fn shown(&self) -> String {
-        match self {
-            Self::Veto => "veto".into(),
-            Self::Report => "report".into(),
-        }
-    }
-}
-
-impl SettingValue for OnVeto {
-    fn from_text(text: &str) -> Result<Self, String> {
-        match text {
-            "keep" => Ok(Self::Keep),
-            "restore" => Ok(Self::Restore),
-            _ => Err(format!("{text:?} is neither keep nor restore")),
-        }
-    }
-
-    fn from_scalar(value: &Value) -> Result<Self, String> {
-        Self::from_text(&String::from_scalar(value)?)
-    }
-
-    fn shown(&self) -> String {
-        match self {
-            Self::Keep => "keep".into(),
-            Self::Restore => "restore".into(),
-        }
-    }
-}
+either!(Consequence, "veto" => Veto, "report" => Report);
+either!(OnVeto, "keep" => Keep, "restore" => Restore);
 
 fn budgets(reader: &mut Reader<'_>, configured: &[Agent]) -> RoleBudgets {
     let Some((path, node)) = reader.node(KEY) else { return RoleBudgets::new() };

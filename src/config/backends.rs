@@ -11,7 +11,7 @@ use crate::{
         credential,
         entry::{self, Entry},
         names,
-        reader::{Count, Reader, SettingValue},
+        reader::{Count, Reader, SettingValue, either},
     },
     domain::backend::{BackendName, ProfileName},
     engine::{Fallback, Mind},
@@ -215,23 +215,4 @@ impl SettingValue for ProfileName {
     }
 }
 
-impl SettingValue for Readiness {
-    fn from_text(text: &str) -> Result<Self, String> {
-        match text {
-            "models" => Ok(Self::Models),
-            "request" => Ok(Self::Request),
-            _ => Err(format!("{text:?} is neither models nor request")),
-        }
-    }
-
-    fn from_scalar(value: &Value) -> Result<Self, String> {
-        Self::from_text(value.as_str().unwrap_or_default())
-    }
-
-    fn shown(&self) -> String {
-        match self {
-            Self::Models => "models".into(),
-            Self::Request => "request".into(),
-        }
-    }
-}
+either!(Readiness, "models" => Models, "request" => Request);

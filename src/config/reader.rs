@@ -222,6 +222,34 @@ pub(super) fn wanted(what: &str, value: &Value) -> String {
     format!("is {is}; {what} is wanted")
 }
 
+/// A setting that is one of two words.
+macro_rules! either {
+    ($setting:ty, $one:literal => $first:ident, $other:literal => $second:ident) => {
+        impl $crate::config::reader::SettingValue for $setting {
+            fn from_text(text: &str) -> Result<Self, String> {
+                match text {
+                    $one => Ok(Self::$first),
+                    $other => Ok(Self::$second),
+                    _ => Err(format!(concat!("{:?} is neither ", $one, " nor ", $other), text)),
+                }
+            }
+
+            fn from_scalar(value: &serde_json::Value) -> Result<Self, String> {
+                Self::from_text(&String::from_scalar(value)?)
+            }
+
+            fn shown(&self) -> String {
+                let word = match self {
+                    Self::$first => $one,
+                    Self::$second => $other,
+                };
+                word.to_owned()
+            }
+        }
+    };
+}
+pub(super) use either;
+
 impl SettingValue for String {
     fn from_text(text: &str) -> Result<Self, String> {
         Ok(text.to_owned())

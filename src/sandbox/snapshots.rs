@@ -38,29 +38,23 @@ const COPIES: &str = "copies";
 const CONFIG: &str = "[core]\n\trepositoryformatversion = 0\n\tbare = true\n\tlooseCompression = 1\n\
                       \tfsmonitor = false\n\tautocrlf = false\n\tsafecrlf = false\n\
                       \tprecomposeUnicode = false\n[gc]\n\tauto = 0\n";
-/// Takes everything that git would take in, and says which tree that is. Repositories within are links in
-/// the index; those of the time before are dropped first, since git would ask such a repository, with its own
-/// configuration, whether it has changed.
+/// For the scripts below. `relink`: repositories within are links in the index; those of the time before are dropped, since
+/// git would ask such a repository, with its own configuration, whether it has changed. `hidden`: takes in each `.gitignore`
+/// that ignores itself, unless all that is around it is ignored; or a run could hide files by one, or have a person's taken
+/// for its own by removing one.
+const FUNCTIONS: &str = "relink() { git ls-files --stage -z \
+    | sed -z -n 's/^160000 [0-9a-f]* 0\\t/0 0000000000000000000000000000000000000000 0\\t/p' \
+    | git update-index -z --index-info; }; \
+    hidden() { git status --porcelain -z --ignored=matching --untracked-files=all --ignore-submodules=all \
+       -- ':(glob)**/.gitignore' \
+    | sed -z -n 's/^!! \\(\\(.*\\/\\)\\?\\.gitignore\\)$/\\1/p' | git update-index --add -z --stdin; }; ";
+/// Takes everything that git would take in, and says which tree that is; into a copy, also what is `hidden`.
 ///
 /// The index is a copy of the one that was kept, which takes its place afterwards: several may look at one workspace at
 /// the same time, and one that was killed leaves no lock in anybody's way. Its time goes with it, by which git knows which
 /// files may have changed since.
 const SNAPSHOT: &str = "if [ -e \"$KEPT\" ]; then cp -p \"$KEPT\" \"$GIT_INDEX_FILE\"; fi; \
-    git ls-files --stage -z \
-    | sed -z -n 's/^160000 [0-9a-f]* 0\\t/0 0000000000000000000000000000000000000000 0\\t/p' \
-    | git update-index -z --index-info \
-    && git add --all --ignore-errors -- . && git write-tree && mv -f \"$GIT_INDEX_FILE\" \"$KEPT\"; \
-    status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\"; exit $status";
-/// The same for a copy, in which a `.gitignore` that ignores itself is too, unless all that is around it is ignored: or a run
-/// could hide files by one, or have a person's taken for its own by removing one.
-const COPY: &str = "if [ -e \"$KEPT\" ]; then cp -p \"$KEPT\" \"$GIT_INDEX_FILE\"; fi; \
-    git ls-files --stage -z \
-    | sed -z -n 's/^160000 [0-9a-f]* 0\\t/0 0000000000000000000000000000000000000000 0\\t/p' \
-    | git update-index -z --index-info \
-    && git add --all --ignore-errors -- . \
-    && git status --porcelain -z --ignored=matching --untracked-files=all --ignore-submodules=all \
-       -- ':(glob)**/.gitignore' \
-    | sed -z -n 's/^!! \\(\\(.*\\/\\)\\?\\.gitignore\\)$/\\1/p' | git update-index --add -z --stdin \
+    relink && git add --all --ignore-errors -- . && { [ -z \"$BYTES\" ] || hidden; } \
     && git write-tree && mv -f \"$GIT_INDEX_FILE\" \"$KEPT\"; \
     status=$?; rm -f \"$GIT_INDEX_FILE\" \"$GIT_INDEX_FILE.lock\"; exit $status";
 /// Gives every file back that a copy has, and removes those that it has not and that git would take in.
@@ -71,11 +65,7 @@ const COPY: &str = "if [ -e \"$KEPT\" ]; then cp -p \"$KEPT\" \"$GIT_INDEX_FILE\
 /// One path that git cannot take in does not keep the others from coming back; in the end it is looked at whether all have:
 /// git warns of what it cannot remove, and calls that well.
 const RESTORE: &str = "take() { git add --all --ignore-errors --pathspec-from-file=\"$GIT_INDEX_FILE.paths\" \
-    --pathspec-file-nul; added=$?; \
-    git status --porcelain -z --ignored=matching --untracked-files=all --ignore-submodules=all \
-       -- ':(glob)**/.gitignore' \
-    | sed -z -n 's/^!! \\(\\(.*\\/\\)\\?\\.gitignore\\)$/\\1/p' | git update-index --add -z --stdin \
-    && return $added; }; \
+    --pathspec-file-nul; added=$?; hidden && return $added; }; \
     back() { take; git read-tree --reset -u \"$TREE\"; }; \
     git read-tree \"$TREE\" \
     && { printf '.\\0'; git ls-tree -r -z \"$TREE\" \
@@ -127,11 +117,7 @@ impl Snapshots {
         }
         self.prepare(keeping).map_err(|source| SnapshotError::Store { source })?;
         let work = (workspace, Access::ReadOnly, keeping);
-        let script = match keeping {
-            Keeping::AsGitWould => SNAPSHOT,
-            Keeping::Bytes => COPY,
-        };
-        self.launch(scene, limits, work, script, BTreeMap::new())
+        self.launch(scene, limits, work, SNAPSHOT, BTreeMap::new())
     }
 
     /// What to launch to give a snapshot's files back. Blocking.
@@ -191,7 +177,8 @@ impl Snapshots {
         };
         let mut environment = self.environment(scene, keeping);
         environment.extend(more);
-        let argv = ["sh", "-c", script].map(str::to_owned).to_vec();
+        let script = format!("{FUNCTIONS}{script}");
+        let argv = ["sh", "-c", &script].map(str::to_owned).to_vec();
         let (paths, read_only, protected) = (Vec::new(), Vec::new(), Vec::new());
         let (least_isolation, grant) = (Isolation::Landlock, None);
         let orders = Orders {
@@ -210,6 +197,7 @@ impl Snapshots {
     fn environment(&self, scene: &Scene, keeping: Keeping) -> BTreeMap<String, String> {
         let repository = self.repository(keeping).display();
         let own = format!("{}-{}", std::process::id(), self.taken.fetch_add(1, Ordering::Relaxed));
+        let bytes = if keeping == Keeping::Bytes { "1" } else { "" };
         // Kept from run to run: a file that looks unchanged need not be read again. One run at a time
         // has a workspace.
         let workspace = hex(&Sha256::digest(scene.workspace.as_os_str().as_encoded_bytes())[..8]);
@@ -218,6 +206,7 @@ impl Snapshots {
                 ("PATH", scene.program_directories.join(":")),
                 ("HOME", "/nonexistent".into()),
                 ("LANG", "C.UTF-8".into()),
+                ("BYTES", bytes.to_owned()),
                 ("GIT_DIR", repository.to_string()),
                 ("GIT_WORK_TREE", ".".into()),
                 ("KEPT", format!("{repository}/index-{workspace}")),

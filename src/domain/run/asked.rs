@@ -9,7 +9,7 @@ use crate::domain::{
     ids::{CallKey, RoleName, Timestamp},
     journal::{AgentBegan, Colleague, Errand, Record, ToolCalled},
     run::{
-        Ending, Failure, OpenCall, Phase, Progress, RunState, Seat, Strikes, Work, fold::settled,
+        Ending, Failure, OpenCall, Phase, Progress, RunState, Strikes, Work, fold::settled,
         stage::Part,
     },
     tool::ToolCall,
@@ -177,12 +177,5 @@ impl Work {
         let mut calls = asking.calls;
         calls.iter_mut().for_each(|open| open.fold(record, state));
         Some(settled(calls, state))
-    }
-}
-
-impl Seat {
-    /// Whether it hears nothing but what it was asked.
-    pub(super) fn is_asked(self) -> bool {
-        self == Self::Asked
     }
 }

@@ -207,7 +207,7 @@ impl Stage {
 
     fn parts_of(&self, seat: Seat, length: usize) -> Vec<(&Part, Range<usize>)> {
         let ends = self.parts.iter().skip(1).map(|part| part.from).chain([length]);
-        let call = self.parts.last().filter(|_| seat.is_asked()).and_then(|last| last.call);
+        let call = self.parts.last().filter(|_| seat == Seat::Asked).and_then(|last| last.call);
         let is_its = |part: &Part| part.seat == seat && part.call == call;
         let parts = self.parts.iter().zip(ends).filter(|(part, _)| is_its(part));
         // The conversation may be cut off before its end.
